@@ -1,0 +1,50 @@
+"""What every test shares: the browser, and the promise that integration runs skip nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+# Telemetry and network look-ups are off before any library can read its settings.
+os.environ.update(
+    GRADIO_ANALYTICS_ENABLED="False",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    NO_PROXY="localhost,127.0.0.1",
+)
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-browser",
+        action="store_true",
+        help="fail instead of skipping when no Chromium is installed",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if browser_path() is not None:
+        return
+    reason = f"no browser: none of {', '.join(BROWSERS)} is installed"
+    if config.getoption("--require-browser"):
+        raise pytest.UsageError(f"{reason}, and --require-browser was given")
+    for item in items:
+        if "browser" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def browser_path() -> str | None:
+    """Returns the path of an installed Chromium, or None."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the browser; tests that use it carry the `browser` mark."""
+    path = browser_path()
+    assert path is not None
+    return path

@@ -1,0 +1,205 @@
+"""What every weight codec is: settings in, an exact storage promise, packed tensors out.
+
+A codec sees a matrix [out, in]. A convolution arrives as [out, kh*kw*channels], channels last, so
+that neighbouring columns are neighbouring input channels of one tap (`layers` does the reshape,
+nobody else).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+
+from vqdq.errors import UserError
+from vqdq.params import Params
+from vqdq.progress import Report, silent
+from vqdq.tensors import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightShape:
+    """Shape of a weight as the codecs see it.
+
+    Attributes:
+        out_features: rows.
+        in_features: columns, taps * channels.
+        taps: kernel positions (kh*kw); 1 for a linear layer.
+    """
+
+    out_features: int
+    in_features: int
+    taps: int = 1
+
+    @property
+    def channels(self) -> int:
+        """Input channels of one tap: a rotation or a group must not cross into the next tap."""
+        return self.in_features // self.taps
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Storage:
+    """What a packed weight takes, everything counted: codes, scales, codebooks, padding."""
+
+    tensors: tuple[TensorSpec, ...]
+    num_weights: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.num_bytes for spec in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits per weight: 8 * total_bytes / num_weights."""
+        return 8 * self.total_bytes / self.num_weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputStats:
+    """Second moments of a layer's inputs, in the column order of its weight.
+
+    Attributes:
+        hessian: E[x xᵀ], float32 [in, in], or None when the codec works from the weight alone.
+        mean: E[x], float32 [in], or None.
+        num_samples: independent input vectors behind the moments.
+    """
+
+    hessian: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    num_samples: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """An encoded weight: what is stored, and nothing that depends on a kernel or a device.
+
+    Attributes:
+        codec: registered name of the codec.
+        params: its settings.
+        shape: shape of the weight as the codec saw it.
+        tensors: named tensors, exactly those of the codec's `layout`.
+    """
+
+    codec: str
+    params: Params
+    shape: WeightShape
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def storage(self) -> Storage:
+        """Measured storage of the tensors held here."""
+        specs = tuple(TensorSpec.of(name, tensor) for name, tensor in self.tensors.items())
+        return Storage(tensors=specs, num_weights=self.shape.count)
+
+    def decode(self) -> torch.Tensor:
+        """Returns the reconstructed weight, float32 [out, in]."""
+        from vqdq.codecs import create  # the registry imports this module
+
+        return create(self.codec, self.params).decode(self)
+
+
+P = TypeVar("P", bound=Params)
+
+
+class Codec(ABC, Generic[P]):
+    """A weight codec with fixed settings. Subclasses are final and registered with `@register`.
+
+    Class attributes: `name` (registered), `title` (for people), `summary` (one sentence),
+    `reference` (arXiv id and section, or the standard), `settings` (its `Params` class).
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+    settings: ClassVar[type[Params]]
+
+    def __init__(self, params: P) -> None:
+        self.params = params
+
+    @abstractmethod
+    def check(self, shape: WeightShape) -> None:
+        """Raises `UserError` when this shape cannot be encoded (no `where`: callers add it)."""
+
+    @abstractmethod
+    def layout(self, shape: WeightShape) -> tuple[TensorSpec, ...]:
+        """Returns the exact tensors that `encode` will produce for this shape, in closed form."""
+
+    @abstractmethod
+    def _encode(
+        self,
+        weight: torch.Tensor,
+        shape: WeightShape,
+        stats: InputStats,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        """Returns the packed tensors of a finite float32 weight [out, in] that passed `check`."""
+
+    @abstractmethod
+    def decode(self, packed: Packed) -> torch.Tensor:
+        """Returns the reconstructed weight, float32 [out, in], on the tensors' device."""
+
+    def storage(self, shape: WeightShape) -> Storage:
+        """Returns the predicted storage; equal to the measured one by contract."""
+        return Storage(tensors=self.layout(shape), num_weights=shape.count)
+
+    def encode(
+        self,
+        weight: torch.Tensor,
+        *,
+        taps: int = 1,
+        stats: InputStats | None = None,
+        generator: torch.Generator | None = None,
+        report: Report = silent,
+    ) -> Packed:
+        """Returns the encoded weight.
+
+        Args:
+            weight: [out, in], any float dtype; convolutions as [out, taps*channels].
+            taps: kernel positions of a convolution.
+            stats: moments of the layer's inputs; None encodes from the weight alone.
+            generator: source of all randomness; None is seed 0. Same seed, same bytes.
+            report: progress; may raise `Cancelled`.
+
+        Raises:
+            UserError: not a matrix, NaN or infinite values, or a shape the codec cannot take.
+        """
+        del report  # one layer is the unit of progress; a slow codec overrides `encode`
+        shape = checked_shape(weight, taps)
+        self.check(shape)
+        source = generator if generator is not None else torch.Generator().manual_seed(0)
+        tensors = self._encode(weight.detach().float().cpu(), shape, stats or InputStats(), source)
+        return Packed(codec=self.name, params=self.params, shape=shape, tensors=tensors)
+
+
+def checked_shape(weight: torch.Tensor, taps: int) -> WeightShape:
+    """Returns the shape of a weight matrix after checking that it can be encoded at all.
+
+    Raises:
+        UserError: not a non-empty matrix, `taps` does not divide its columns, or non-finite values.
+    """
+    if weight.ndim != 2 or weight.numel() == 0:
+        raise UserError(
+            f"a weight of shape {list(weight.shape)} is not a matrix.",
+            remedy="Pass [out_features, in_features] with at least one row and one column.",
+        )
+    if taps < 1 or weight.shape[1] % taps:
+        raise UserError(
+            f"{weight.shape[1]} columns are not {taps} taps.", remedy="Pass taps = kh*kw."
+        )
+    bad = int((~torch.isfinite(weight)).sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {weight.numel()} weights are NaN or infinite.",
+            remedy="The checkpoint is damaged or diverged: use another one.",
+        )
+    return WeightShape(out_features=weight.shape[0], in_features=weight.shape[1], taps=taps)
