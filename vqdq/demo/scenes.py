@@ -274,23 +274,34 @@ def _apart(
     return moved
 
 
-def _background(
-    scene: Scene, x: NDArray[np.float32], y: NDArray[np.float32]
+def background_tones(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The colour [3] of a background and that of the stripes or dots on it, sRGB 0-255."""
+    base = np.array(BACKGROUND_COLOURS[name], np.float32)
+    return base, base + np.float32(26) if base.mean() < 128 else base * np.float32(0.885)
+
+
+def pattern_weight(
+    pattern: str, x: NDArray[np.float32], y: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    base = np.array(BACKGROUND_COLOURS[scene.background], np.float32)
-    accent = base + 26.0 if base.mean() < 128 else base * 0.885
-    if scene.pattern == "striped":
+    """How much of the second tone a background has at `x` [1, w] and `y` [h, 1] (units), 0..1, [h, w]."""
+    if pattern == "striped":
         # Diagonal bands, 16 units wide along x.
-        weight = np.clip(8.0 - np.abs((x + y) % 32.0 - 16.0) + 0.5, 0.0, 1.0)
-    elif scene.pattern == "dotted":
+        return np.clip(8.5 - np.abs((x + y) % 32.0 - 16.0), 0.0, 1.0)
+    if pattern == "dotted":
         # Two interleaved grids of dots, 16 units apart.
         first = np.hypot((x + 4.0) % 16.0 - 8.0, (y + 4.0) % 16.0 - 8.0)
         second = np.hypot((x - 4.0) % 16.0 - 8.0, (y - 4.0) % 16.0 - 8.0)
-        weight = np.clip(3.4 - np.minimum(first, second), 0.0, 1.0)
-    else:
-        weight = np.zeros((y.shape[0], x.shape[1]), np.float32)
+        return np.clip(3.4 - np.minimum(first, second), 0.0, 1.0)
+    return np.zeros((y.shape[0], x.shape[1]), np.float32)
+
+
+def _background(
+    scene: Scene, x: NDArray[np.float32], y: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    base, accent = background_tones(scene.background)
+    weight = pattern_weight(scene.pattern, x, y)[..., None]
     fade = 1.03 - 0.06 * (y / 128.0) * np.ones_like(x)  # a little brighter at the top
-    return ((base + weight[..., None] * (accent - base)) * fade[..., None]).astype(np.float32)
+    return ((base + weight * (accent - base)) * fade[..., None]).astype(np.float32)
 
 
 def _smooth(value: NDArray[np.float32], width: float) -> NDArray[np.float32]:
