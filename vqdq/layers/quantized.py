@@ -1,0 +1,231 @@
+"""Layers that hold a packed weight in plain buffers and compute with its decoded values.
+
+They are subclasses of `nn.Linear` and `nn.Conv2d` with unchanged constructors, because adapters
+(PEFT) ask for the type and call it again to make their own small dense layers. A layer becomes a
+packed one through `pack`; its tensors appear in the state dict as `<layer>.<tensor>`, and no cast
+ever touches them: a codebook that was rounded to bfloat16 would decode to another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vqdq.codecs import create
+from vqdq.codecs.base import Codec, Packed, WeightShape
+from vqdq.errors import UserError
+from vqdq.layers.matrix import from_matrix, kind_of, weight_shape
+
+Residency = Literal["resident", "streaming"]
+
+
+class DecodedWeight(torch.Tensor):
+    """A decoded weight that can be read but not written: a write would be lost."""
+
+    @property
+    def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Raises `UserError`: an adapter merged into `weight.data` would vanish silently."""
+        raise _read_only()
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        del value
+        raise _read_only()
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        inplace = (name.endswith("_") and not name.endswith("__")) or name in _WRITES
+        if inplace and args and isinstance(args[0], DecodedWeight):
+            raise _read_only()
+        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
+            return func(*args, **(kwargs or {}))
+
+
+_WRITES = ("__setitem__", "__set__", *(f"__i{op}__" for op in ("add", "sub", "mul", "truediv")))
+
+
+def _read_only() -> UserError:
+    return UserError(
+        "a packed weight cannot be changed in place, so an adapter cannot be merged into it.",
+        where="weight",
+        remedy="Keep it unmerged, or merge it into the full-precision model and compress that.",
+    )
+
+
+class QuantizedLayer(nn.Module):
+    """What both packed layers share; a plain dense layer until `hold_`."""
+
+    _codec: Codec[Any]
+    _shape: WeightShape
+    _names: tuple[str, ...]
+    _dtype: torch.dtype
+    _dense: torch.Tensor | None
+    residency: Residency
+
+    def hold_(self, packed: Packed, *, dtype: torch.dtype, residency: Residency) -> None:
+        """Replaces the dense weight by packed tensors; computation runs in `dtype` afterwards.
+
+        Args:
+            packed: its tensors become buffers and are not copied; they may be on the meta device.
+            dtype: of the decoded weight that `weight` shows; a forward follows its input instead.
+            residency: "resident" decodes once and keeps it; "streaming" decodes at each forward.
+        """
+        del self._parameters["weight"]
+        self._codec = create(packed.codec, packed.params)
+        self._shape = packed.shape
+        self._names = tuple(packed.tensors)
+        self._dtype = dtype
+        self._dense = None
+        self.residency = residency
+        for name, tensor in packed.tensors.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def packed(self) -> Packed:
+        """The packed weight as it is stored."""
+        tensors = {name: self.get_buffer(name) for name in self._names}
+        return Packed(
+            codec=self._codec.name, params=self._codec.params, shape=self._shape, tensors=tensors
+        )
+
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        """Names of the buffers that hold the packed weight."""
+        return self._names
+
+    def set_dtype_(self, dtype: torch.dtype) -> None:
+        """Changes the dtype that `weight` shows; the packed tensors stay as they are."""
+        self._dtype = dtype
+        self._dense = None
+
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the decoded weight in the layer's own layout: decoded in float32, then cast."""
+        kept = self._dense
+        device = self.get_buffer(self._names[0]).device
+        if kept is not None and kept.dtype == dtype and kept.device == device:
+            return kept
+        if device.type == "meta":
+            matrix = torch.empty(self._shape.out_features, self._shape.in_features, device="meta")
+            return from_matrix(matrix, self).to(dtype)
+        # Never an inference tensor: the kept weight may serve a forward that records gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            weight = from_matrix(self._codec.decode(self.packed), self).to(dtype)
+        if self.residency == "resident":
+            self._dense = weight
+        return weight
+
+    def release(self) -> None:
+        """Forgets the decoded weight; the next forward decodes again."""
+        self._dense = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "_codec" in self.__dict__:
+            return self.dense(self._dtype).as_subclass(DecodedWeight)
+        return super().__getattr__(name)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        if "_codec" not in self.__dict__:
+            return super()._apply(fn, recurse)
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self.get_buffer(self._names[0]).device))
+        moved = {name: _moved(self.get_buffer(name), fn) for name in self._names}
+        held = {name: self._buffers.pop(name) for name in self._names}
+        try:
+            super()._apply(fn, recurse)
+            held = cast(dict[str, torch.Tensor | None], moved)
+            self._dtype = probe.dtype
+        finally:
+            self._buffers.update(held)
+            self._dense = None
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._dense = None
+
+
+def _moved(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Returns `tensor` after the move in `fn` but never its cast: `fn` only sees its bytes."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    moved = fn(flat)
+    if moved.dtype != torch.uint8:  # module.type(...) casts integers too
+        moved = flat.to(moved.device)
+    return moved.view(tensor.dtype).reshape(tensor.shape)
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A linear layer with a packed weight: y = F.linear(x, decode(packed), bias), bit for bit."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns x Wᵀ + bias, [..., out]."""
+        if "_codec" not in self.__dict__:
+            return super().forward(input)
+        return functional.linear(input, self.dense(input.dtype), self.bias)
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """A convolution with a packed weight: y = conv2d(x, decode(packed), bias), bit for bit."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns the convolution of [batch, channels, height, width]."""
+        if "_codec" not in self.__dict__:
+            return super().forward(input)
+        return self._conv_forward(input, self.dense(input.dtype), self.bias)
+
+
+def pack(
+    module: nn.Module, packed: Packed, *, residency: Residency = "resident"
+) -> QuantizedLinear | QuantizedConv2d:
+    """Returns a packed layer that takes the place of a dense one; its bias is shared, not copied.
+
+    Raises:
+        UserError: the layer is of another kind, or the packed weight has another shape.
+    """
+    expected = weight_shape(module)
+    if kind_of(module) is None:
+        raise UserError(
+            f"{type(module).__name__} is not a plain layer.",
+            remedy="Only nn.Linear and nn.Conv2d themselves can be replaced.",
+        )
+    if packed.shape != expected:
+        raise UserError(
+            f"the packed weight is {packed.shape.out_features} x {packed.shape.in_features} "
+            f"with {packed.shape.taps} taps, the layer needs {expected.out_features} x "
+            f"{expected.in_features} with {expected.taps}.",
+            remedy="The file belongs to another model: use the folder it was compressed from.",
+        )
+    weight = module.get_parameter("weight")
+    layer = _hollow(module)
+    if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        layer.bias = cast(nn.Parameter, module.bias)
+    layer.hold_(packed, dtype=weight.dtype, residency=residency)
+    return layer.train(module.training)
+
+
+def _hollow(module: nn.Module) -> QuantizedLinear | QuantizedConv2d:
+    biased = module.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
+    if isinstance(module, nn.Conv2d):
+        return QuantizedConv2d(
+            module.in_channels,
+            module.out_channels,
+            cast(Any, module.kernel_size),
+            stride=cast(Any, module.stride),
+            padding=cast(Any, module.padding),
+            dilation=cast(Any, module.dilation),
+            groups=module.groups,
+            bias=biased,
+            padding_mode=module.padding_mode,
+            device="meta",
+        )
+    linear = cast(nn.Linear, module)
+    return QuantizedLinear(linear.in_features, linear.out_features, bias=biased, device="meta")
