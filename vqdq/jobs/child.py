@@ -1,0 +1,155 @@
+"""The worker's process: owns the device, takes queued runs in order, and ends when its parent
+ends.
+
+Started by `Worker` as `python -m vqdq.jobs.child WORKSPACE`; commands arrive on its standard
+input, one a line ("wake", "stop"). The end of that stream means that the parent is gone, even
+by kill -9.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import psutil
+
+from vqdq.errors import Cancelled, UserError
+from vqdq.jobs import run
+from vqdq.jobs.faults import as_user_error, disk_faults
+from vqdq.jobs.requests import Request
+from vqdq.jobs.run import RunRecord
+from vqdq.jobs.store import Workspace
+from vqdq.jobs.tracker import Tracker
+from vqdq.progress import Report
+
+BEAT_SECONDS = 0.5
+IDLE_SECONDS = 0.25
+
+
+class Engine(Protocol):
+    """What does the work: `vqdq.jobs.engine`, or a toy in tests; chosen by module name."""
+
+    def __init__(self, workspace: Workspace) -> None: ...
+
+    def execute(self, request: Request, folder: Path, *, report: Report) -> Mapping[str, Any]:
+        """Returns the result of a request as JSON values; pictures go to `folder`."""
+        ...
+
+    def idle(self) -> bool:
+        """Returns True after a small step of preparation, False when nothing is left to prepare."""
+        ...
+
+
+class _Orders:
+    """The parent's commands, read by a thread that ends the process when the parent is gone."""
+
+    def __init__(self) -> None:
+        self.wake = threading.Event()
+        self.stopping = threading.Event()
+        threading.Thread(target=self._listen, daemon=True, name="orders").start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            if line.strip() == "stop":
+                self.stopping.set()
+            self.wake.set()
+        if not self.stopping.is_set():
+            os._exit(
+                3
+            )  # the parent died: nobody would see the result; the run becomes `interrupted`
+
+
+def _beat(workspace: Workspace, born: float) -> None:
+    while True:
+        workspace.beat(os.getpid(), born)
+        time.sleep(BEAT_SECONDS)
+
+
+def perform(
+    workspace: Workspace, record: RunRecord, engine: Engine, stopping: threading.Event
+) -> None:
+    """Runs one taken run to its end and stores how it ended."""
+    tracker = Tracker(workspace, record, stopping)
+    result: dict[str, Any] | None = None
+    error: dict[str, str] | None = None
+    try:
+        with disk_faults(record.folder):
+            run.describe_environment(record.folder)
+        result = dict(engine.execute(record.request, record.folder, report=tracker))
+        state = "done"
+    except Cancelled:
+        state = "interrupted" if stopping.is_set() else "cancelled"
+    except UserError as fault:
+        state, error = "failed", _error(fault)
+    except OSError as fault:
+        known = as_user_error(fault, record.folder)
+        state, error = "failed", _error(known) if known else _unexpected(record, fault)
+    except MemoryError as fault:
+        del fault
+        state, error = "failed", _error(OUT_OF_MEMORY)
+    except (
+        Exception
+    ) as fault:  # the process boundary: kept whole in error.txt and shown, not swallowed
+        out_of_memory = type(fault).__name__ == "OutOfMemoryError"
+        state, error = (
+            "failed",
+            _error(OUT_OF_MEMORY) if out_of_memory else _unexpected(record, fault),
+        )
+    try:
+        tracker.flush()
+        workspace.finish(record.id, state, result=result, error=error)
+    except (
+        UserError
+    ) as fault:  # the disk filled up at the very end: say so instead of "running" forever
+        workspace.finish(record.id, "failed", error=_error(fault))
+
+
+OUT_OF_MEMORY = UserError(
+    "there was not enough memory.", where="worker", remedy="Close other programs, then resume."
+)
+
+
+def _error(fault: UserError) -> dict[str, str]:
+    return {"what": fault.what, "where": fault.where, "remedy": fault.remedy}
+
+
+def _unexpected(record: RunRecord, fault: BaseException) -> dict[str, str]:
+    text = "".join(traceback.format_exception(fault))
+    print(text, file=sys.stderr, flush=True)
+    path = record.folder / "error.txt"
+    remedy = "This is a fault of the program."
+    try:
+        path.write_text(text, encoding="utf-8")
+        remedy += f" Details are in {path.name} of the run's folder."
+    except OSError:
+        remedy += " Details are in worker.log."
+    return {"what": f"{type(fault).__name__}: {fault}", "where": record.kind, "remedy": remedy}
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 0 after a stop was asked for; serves the workspace until then."""
+    folder, module = arguments
+    orders = _Orders()
+    workspace = Workspace.open(folder)
+    born = psutil.Process().create_time()
+    threading.Thread(target=_beat, args=(workspace, born), daemon=True, name="heartbeat").start()
+    engine = cast(Engine, importlib.import_module(module).Engine(workspace))
+    while not orders.stopping.is_set():
+        orders.wake.clear()
+        record = workspace.take()
+        if record is not None:
+            perform(workspace, record, engine, orders.stopping)
+        elif not engine.idle():
+            orders.wake.wait(IDLE_SECONDS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,37 @@
+"""When a stage will be done: the median of recent rates, silent until there are three of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+_WINDOW = 9  # intervals; long enough to smooth one slow layer, short enough to follow a change
+_ENOUGH = 3
+
+
+class Eta:
+    """Remaining seconds of the current stage, from its own progress only."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._last: tuple[float, int] | None = None
+        self._paces: deque[float] = deque(maxlen=_WINDOW)  # seconds per unit
+
+    def update(self, stage: str, done: int, total: int, now: float) -> float | None:
+        """Returns the expected remaining seconds, or None before three samples.
+
+        Args:
+            stage: a new name starts anew.
+            done, total: units; a total of 0 is unknown.
+            now: seconds of a clock that does not go back.
+        """
+        if stage != self._stage or self._last is None or done < self._last[1]:
+            self._stage, self._last = stage, (now, done)
+            self._paces.clear()
+        elif done > self._last[1]:
+            self._paces.append((now - self._last[0]) / (done - self._last[1]))
+            self._last = (now, done)
+        if len(self._paces) < _ENOUGH or total <= 0:
+            return None
+        waited = now - self._last[0]
+        return max(0.0, statistics.median(self._paces) * (total - done) - waited)

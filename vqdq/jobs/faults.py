@@ -1,0 +1,64 @@
+"""Faults of the machine, said as `UserError`: a full or read-only disk, a path without rights,
+no memory.
+
+Each is caught exactly where a job or the workspace touches the disk; anything unexpected passes
+through.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vqdq.errors import UserError
+
+_REMEDIES = {
+    errno.ENOSPC: ("the disk is full.", "Free some space; finished work is kept, then resume."),
+    errno.EDQUOT: ("the disk quota is used up.", "Free some space, then resume."),
+    errno.EROFS: ("the disk is read-only.", "Choose a folder that can be written."),
+    errno.EACCES: ("access is denied.", "Choose another path, or change its permissions."),
+    errno.EPERM: ("access is denied.", "Choose another path, or change its permissions."),
+    errno.ENAMETOOLONG: ("the name is too long.", "Use a shorter one."),
+    errno.ENOTDIR: ("a part of the path is a file.", "Choose another path."),
+    errno.EIO: ("the disk reports a fault.", "Check the disk; choose another folder."),
+    errno.EMFILE: ("too many files are open.", "Close other programs and try again."),
+    errno.ENFILE: ("too many files are open.", "Close other programs and try again."),
+}
+
+
+@contextmanager
+def disk_faults(where: str | Path) -> Generator[None]:
+    """Raises `UserError` in place of an expected fault of the disk or index inside the block."""
+    try:
+        yield
+    except OSError as error:
+        known = as_user_error(error, where)
+        if known is None:
+            raise
+        raise known from error
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        for words, what, remedy in _INDEX_FAULTS:
+            if words in text:
+                raise UserError(what, where=str(where), remedy=remedy) from error
+        raise
+
+
+_INDEX_FAULTS = (
+    ("disk is full", "the disk is full.", "Free some space, then resume."),
+    ("readonly", "the workspace is read-only.", "Choose a folder that can be written."),
+    ("unable to open", "the workspace cannot be opened.", "Choose a folder that can be written."),
+    ("disk I/O", "the disk reports a fault.", "Check the disk; choose another folder."),
+    ("locked", "the index is busy.", "Close other programs that use this workspace, try again."),
+)
+
+
+def as_user_error(error: OSError, where: str | Path) -> UserError | None:
+    """Returns the fault in plain words, or None when it is not one of the expected kinds."""
+    if error.errno not in _REMEDIES:
+        return None
+    what, remedy = _REMEDIES[error.errno]
+    return UserError(what, where=str(error.filename or where), remedy=remedy)

@@ -1,0 +1,97 @@
+"""The compressed models of a workspace: what the page offers as variants, found by looking at
+the folders.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.run import RunRecord
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelEntry:
+    """A compressed model; fields that only its run knows are None when the run was deleted.
+
+    Attributes:
+        name: unique in the workspace; valid as `variant`.
+        path: its diffusers folder.
+        created: seconds since the epoch.
+        run_id: the run that made it.
+        model: what it was made from.
+        recipe: name of the recipe; `title`: its name for people.
+        bits_per_weight: true bits over the quantized layers.
+        measured_bytes, reference_bytes: weight file of the denoiser, compressed and in 16 bits.
+    """
+
+    name: str
+    path: Path
+    created: float
+    run_id: str | None = None
+    model: str | None = None
+    recipe: str | None = None
+    title: str | None = None
+    bits_per_weight: float | None = None
+    measured_bytes: int | None = None
+    reference_bytes: int | None = None
+
+
+def partial(output: Path) -> Path:
+    """Returns the folder that holds the unfinished work of `output`."""
+    return output.with_name(output.name + ".partial")
+
+
+def entries(folder: Path, done: Sequence[RunRecord]) -> tuple[ModelEntry, ...]:
+    """Returns the models in `folder`, newest first, with what their finished runs know."""
+    found: list[ModelEntry] = []
+    by_output = {
+        Path(run.request.output): run
+        for run in reversed(done)
+        if isinstance(run.request, CompressRequest)
+    }
+    for path in folder.iterdir():
+        index = path / "model_index.json"
+        if not _NAME.fullmatch(path.name) or path.name.endswith(".partial") or not index.is_file():
+            continue
+        known: dict[str, Any] = {}
+        run = by_output.get(path)
+        if run is not None and isinstance(run.request, CompressRequest):
+            result = run.result or {}
+            recipe = run.request.recipe
+            known = {
+                "run_id": run.id,
+                "model": run.request.model,
+                "recipe": recipe.name,
+                "title": recipe.title or recipe.name,
+                "bits_per_weight": result.get("bits_per_weight"),
+                "measured_bytes": result.get("measured_bytes"),
+                "reference_bytes": result.get("reference_bytes"),
+            }
+        found.append(ModelEntry(name=path.name, path=path, created=index.stat().st_mtime, **known))
+    return tuple(sorted(found, key=lambda entry: (-entry.created, entry.name)))
+
+
+def locate(folder: Path, reference: str) -> str:
+    """Returns the path of the model called `reference` in `folder`, or `reference` itself."""
+    if not _NAME.fullmatch(reference) or reference == "demo":
+        return reference
+    path = folder / reference
+    return str(path) if (path / "model_index.json").is_file() else reference
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder at once: renamed first, so that a killed process leaves no half of it."""
+    if not folder.exists():
+        return
+    trash = folder.with_name(f".trash-{secrets.token_hex(4)}")
+    folder.rename(trash)
+    shutil.rmtree(trash)

@@ -1,0 +1,213 @@
+"""The page's side of the worker: starts one process that owns the device, and watches over it.
+
+A cancel is cooperative first: the job notices at its next report. When one long call gives it
+no chance within `PATIENCE_SECONDS`, the process is ended and started anew. That is safe because
+a job publishes files only by a rename: a compression keeps its finished layers in
+`<output>.partial` and can be resumed. The price is that warm pipelines are loaded again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+
+from vqdq.errors import UserError
+from vqdq.jobs.lock import Lock
+from vqdq.jobs.requests import Request
+from vqdq.jobs.store import Workspace
+
+PATIENCE_SECONDS = 1.2  # of the two seconds that a cancel may take
+WATCH_SECONDS = 0.1
+GRACE_SECONDS = 2.0  # for a worker that was asked to stop
+STARTS_ALLOWED = 3  # in a row, without any run taken
+ENGINE = "vqdq.jobs.engine"
+
+
+class Worker:
+    """Owner of one workspace and of its worker process.
+
+    Args:
+        workspace: where runs are queued.
+        engine: module whose `Engine` does the work; another one only in tests.
+    """
+
+    def __init__(self, workspace: Workspace, *, engine: str = ENGINE) -> None:
+        self.workspace = workspace
+        self._engine = engine
+        self._lock: Lock | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._guard = threading.RLock()
+        self._crashes = 0
+        self._fault: UserError | None = None
+
+    def start(self) -> None:
+        """Takes the workspace, marks what a dead worker left as `interrupted`, starts the process.
+
+        Raises:
+            UserError: another server uses the workspace.
+        """
+        if self._lock is not None:
+            return
+        self._lock = Lock(self.workspace.path)
+        self._end_orphan()
+        self.workspace.recover()
+        self._closing.clear()
+        self._spawn()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="worker-watch")
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Ends the process; a running job becomes `interrupted` and can be resumed."""
+        if self._lock is None:
+            return
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        process = self._process
+        if process is not None:
+            self._order("stop")
+            _hang_up(process)
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._process = None
+        self.workspace.recover()
+        self._lock.release()
+        self._lock = None
+
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, or None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def fault(self) -> UserError | None:
+        """Why the worker cannot run, or None."""
+        return self._fault
+
+    def submit(self, request: Request) -> str:
+        """Returns the id of a new run after waking the worker."""
+        run_id = self.workspace.submit(request)
+        self.wake()
+        return run_id
+
+    def wake(self) -> None:
+        """Tells the worker to look at the queue now; without it, it looks four times a second."""
+        self._order("wake")
+
+    def _order(self, word: str) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                process.stdin.write(f"{word}\n".encode())
+                process.stdin.flush()
+
+    def _spawn(self) -> None:
+        with self._guard, (self.workspace.path / "worker.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vqdq.jobs.child", str(self.workspace.path), self._engine],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops us
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )
+
+    def _watch(self) -> None:
+        while not self._closing.wait(WATCH_SECONDS):
+            process = self._process
+            if process is None:
+                continue
+            if process.poll() is not None:
+                _hang_up(process)
+                self._replace(process.returncode, None)
+                continue
+            overdue = self.workspace.overdue(PATIENCE_SECONDS)
+            if overdue is not None:
+                process.kill()
+                process.wait()
+                _hang_up(process)
+                self._replace(process.returncode, overdue)
+
+    def _replace(self, code: int, cancelled: str | None) -> None:
+        """Closes what the dead process was running and starts another one."""
+        running = self.workspace.active()
+        if running is not None and running.state == "running":
+            self._crashes = 0
+            if running.id == cancelled or running.cancelling:
+                self.workspace.finish(running.id, "cancelled")
+            elif (
+                cancelled is not None
+            ):  # it finished the run we meant to end and had taken the next
+                self.workspace.requeue(running.id)
+            else:
+                self.workspace.finish(running.id, "interrupted", error=_death(code))
+        else:
+            self._crashes += 1
+        if self._crashes >= STARTS_ALLOWED:
+            self._process = None
+            self._fault = UserError(
+                "the worker does not start.",
+                where=str(self.workspace.path / "worker.log"),
+                remedy="The reason is at the end of this file; start the program again.",
+            )
+            self._fail_queue(self._fault)
+            return
+        self._spawn()
+
+    def _fail_queue(self, fault: UserError) -> None:
+        error = {"what": fault.what, "where": fault.where, "remedy": fault.remedy}
+        while (record := self.workspace.take()) is not None:
+            self.workspace.finish(record.id, "failed", error=error)
+
+    def _end_orphan(self) -> None:
+        """Waits for the worker of a killed parent to leave, then ends it: one owner a device."""
+        known = self.workspace.worker()
+        if known is None:
+            return
+        pid, born, _ = known
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if abs(process.create_time() - born) > 1e-3 or process.status() == psutil.STATUS_ZOMBIE:
+                return  # the number was given to another process, or nobody has buried it yet
+            deadline = time.monotonic() + GRACE_SECONDS
+            while process.is_running() and time.monotonic() < deadline:
+                time.sleep(WATCH_SECONDS)
+            process.kill()
+
+
+def _hang_up(process: subprocess.Popen[bytes]) -> None:
+    """Closes our end of the worker's standard input."""
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def _death(code: int) -> dict[str, str]:
+    name = (
+        signal.Signals(-code).name if -code in {int(item) for item in signal.Signals} else f"{code}"
+    )
+    hint = " The system may have run out of memory." if code == -9 else ""
+    return {
+        "what": f"the worker ended unexpectedly ({name}).{hint}",
+        "where": "worker",
+        "remedy": "Resume continues it; finished work was kept.",
+    }
