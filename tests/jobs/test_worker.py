@@ -1,4 +1,6 @@
-"""The worker with a toy engine: queueing, cancelling, dying, resuming. One process start per test."""
+"""The worker with a toy engine: queueing, cancelling, dying, resuming. One process start per
+test.
+"""
 
 from __future__ import annotations
 

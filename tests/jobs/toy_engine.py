@@ -1,7 +1,8 @@
-"""An engine for tests: "compresses" by writing seeded bytes, layer by layer, the way the real one does.
+"""An engine for tests: "compresses" by writing seeded bytes, layer by layer, the way the real
+one does.
 
-The model's name says how it behaves: `toy-<layers>-<milliseconds a layer>`, `stuck` (one long call that never
-reports), `crash` (kill -9 of itself), `fault`, `refuse`, `full`.
+The model's name says how it behaves: `toy-<layers>-<milliseconds a layer>`, `stuck` (one long
+call that never reports), `crash` (kill -9 of itself), `fault`, `refuse`, `full`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vqdq.progress import Event
 
 
 class Engine:
-    def __init__(self, workspace):
+    def __init__(self, _workspace):
         if os.environ.get("TOY_ENGINE") == "broken":
             raise RuntimeError("cannot start")
 

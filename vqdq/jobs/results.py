@@ -1,0 +1,164 @@
+"""What finished runs return, as the JSON that lies in `result.json`.
+
+File names are relative to the run's folder; a compressed model's `output` is a folder of its own.
+`psnr` is None for equal pictures (JSON knows no infinity). Byte counts of a compressed model are
+those of its denoiser's weight file.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class LayerRow(TypedDict):
+    """One layer of a compression; see `vqdq.models.checkpoint.LayerResult`."""
+
+    name: str
+    method: str | None
+    bits_per_weight: float
+    error_db: float | None
+    bytes: int
+    reference_bytes: int
+    seconds: float
+
+
+class CompressResult(TypedDict):
+    """A finished compression. `predicted_bytes` was known before; it equals `measured_bytes`."""
+
+    output: str
+    recipe: str
+    recipe_digest: str
+    predicted_bytes: int
+    measured_bytes: int
+    reference_bytes: int
+    bits_per_weight: float
+    seconds: float
+    peak_memory_bytes: int
+    layers: list[LayerRow]
+
+
+class VerdictResult(TypedDict):
+    """What the judge of the demo model saw: does the picture show what was asked?"""
+
+    passed: bool
+    count: bool
+    shapes: bool
+    colours: bool
+    sizes: bool
+    relation: bool
+    background: bool
+
+
+class Picture(TypedDict):
+    """One drawn picture.
+
+    Attributes:
+        variant: what the request calls the model; `label`: for people.
+        image: file name of the lossless PNG; its recipe is in the tEXt chunk "vqdq".
+        seconds: of drawing, without loading; `load_seconds`: 0 when the model was warm.
+        peak_memory_bytes: the model's tensors and the growth of the process while it drew.
+        verdict: None when it cannot be judged; `verdict_reason` says why.
+        bits_per_weight: true bits over the quantized layers; 16 for a model that is not compressed.
+        bytes: of the denoiser's weight file; `reference_bytes`: in 16 bits.
+        initial_latent_sha256: of the noise that the picture started from.
+    """
+
+    variant: str
+    label: str
+    image: str
+    seconds: float
+    load_seconds: float
+    peak_memory_bytes: int
+    verdict: VerdictResult | None
+    verdict_reason: str | None
+    bits_per_weight: float
+    bytes: int
+    reference_bytes: int
+    initial_latent_sha256: str
+
+
+class ComparedPicture(Picture):
+    """A picture beside the reference.
+
+    Attributes:
+        psnr: dB; None for equal pictures. `ssim`: 1 for equal pictures.
+        mean_error, max_error: absolute difference of channels in 0 ... 1.
+        changed: share of the pixels that differ at all.
+        latent_cosine: cosine between the final latents.
+        error_map: file name of a PNG, black where nothing changed, bright at `error_scale` or more.
+    """
+
+    psnr: float | None
+    ssim: float
+    mean_error: float
+    max_error: float
+    changed: float
+    latent_cosine: float | None
+    error_map: str
+    error_scale: float
+
+
+class Certificate(TypedDict):
+    """Proof that the pictures differ by the model only.
+
+    Attributes:
+        same_start: every picture started from the same noise, bit for bit.
+        initial_latent_sha256: of that noise.
+        scheduler: its class; `text_encoder_same`: both models read the prompt with equal weights.
+        problems: one sentence for each thing that differs and should not.
+    """
+
+    same_start: bool
+    initial_latent_sha256: str
+    scheduler: str
+    text_encoder_same: bool
+    problems: list[str]
+    versions: dict[str, str]
+    device: str
+
+
+class GenerateResult(Picture):
+    """One picture and what decided it."""
+
+    model: str
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+
+
+class CompareResult(TypedDict):
+    """Pictures of one prompt and seed: the reference, then each variant in the asked order."""
+
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    reference: Picture
+    variants: list[ComparedPicture]
+    images: dict[str, str]
+    certificate: Certificate
+    seconds: float
+
+
+class InspectedModel(TypedDict):
+    """Records of one model: `activations` and `attention` are `.npz` files of `vqdq.capture`."""
+
+    variant: str
+    label: str
+    image: str
+    activations: str
+    attention: str | None
+    attention_reason: str | None
+
+
+class InspectResult(TypedDict):
+    """What was recorded; `words`: the prompt's words with the positions of their tokens."""
+
+    prompt: str
+    layer: str
+    step: int
+    steps: int
+    reference: InspectedModel
+    variant: InspectedModel | None
+    seconds: float
