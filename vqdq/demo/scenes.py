@@ -208,7 +208,7 @@ def render(scene: Scene, generator: torch.Generator, size: int = 128) -> NDArray
     unit = 128.0 / size
     axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(unit)
     x, y = axis[None, :], axis[:, None]
-    picture = _background(scene, x, y)
+    picture = background(scene, x, y)
     for item, (centre_x, centre_y, radius) in zip(
         scene.objects, _places(scene, generator), strict=True
     ):
@@ -246,20 +246,24 @@ def _pick(words: tuple[str, ...], generator: torch.Generator) -> str:
     return words[int(torch.randint(len(words), (), generator=generator))]
 
 
+def nominal_places(scene: Scene) -> list[tuple[float, float, float]]:
+    """Centre x, centre y and radius of each object before any jitter, in units."""
+    direction = RELATIONS[scene.relation] if scene.relation else (0, 0)
+    # The nominal centre lies in the middle of its half: the outer margin equals the inner one.
+    return [
+        (64.0 + sign * 30.0 * direction[0], 64.0 + sign * 30.0 * direction[1], SIZES[item.size])
+        for sign, item in zip((1, -1), scene.objects, strict=False)
+    ]
+
+
 def _places(scene: Scene, generator: torch.Generator) -> list[tuple[float, float, float]]:
     """Centre x, centre y and radius of each object, in units."""
     jitter = (torch.rand(len(scene.objects), 3, generator=generator) * 2 - 1).tolist()
-    direction = RELATIONS[scene.relation] if scene.relation else (0, 0)
-    places: list[tuple[float, float, float]] = []
-    for index, (item, (dx, dy, dr)) in enumerate(zip(scene.objects, jitter, strict=True)):
-        sign = 1 if index == 0 else -1
-        radius = SIZES[item.size] + _SIZE_JITTER * dr
-        # The nominal centre lies in the middle of its half; the outer margin equals the inner one.
-        centre = [64.0 + sign * 30.0 * step for step in direction]
-        places.append((centre[0] + _JITTER * dx, centre[1] + _JITTER * dy, radius))
-    if len(places) == 2:
-        places = _apart(places, direction)
-    return places
+    places = [
+        (x + _JITTER * dx, y + _JITTER * dy, radius + _SIZE_JITTER * dr)
+        for (x, y, radius), (dx, dy, dr) in zip(nominal_places(scene), jitter, strict=True)
+    ]
+    return _apart(places, RELATIONS[scene.relation]) if scene.relation else places
 
 
 def _apart(
@@ -295,9 +299,10 @@ def pattern_weight(
     return np.zeros((y.shape[0], x.shape[1]), np.float32)
 
 
-def _background(
+def background(
     scene: Scene, x: NDArray[np.float32], y: NDArray[np.float32]
 ) -> NDArray[np.float32]:
+    """The background of `scene` without objects at `x` [1, w] and `y` [h, 1] (units), [h, w, 3]."""
     base, accent = background_tones(scene.background)
     weight = pattern_weight(scene.pattern, x, y)[..., None]
     fade = 1.03 - 0.06 * (y / 128.0) * np.ones_like(x)  # a little brighter at the top
