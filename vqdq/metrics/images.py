@@ -86,7 +86,7 @@ def ssim(a: Picture, b: Picture) -> float:
     """Returns the mean structural similarity over positions and channels; 1 for equal pictures.
 
     Wang, Bovik, Sheikh and Simoncelli 2004 (IEEE TIP 13(4), section III-C): 11×11 Gaussian window
-    with σ = 1.5, K1 = 0.01, K2 = 0.03, population variances, only windows that lie inside the picture.
+    with σ = 1.5, K1 = 0.01, K2 = 0.03, population variances, only windows inside the picture.
     Deviation: the paper takes luminance of 8 bits, this is the mean over the channels.
 
     Raises:

@@ -1,0 +1,162 @@
+"""What a capture of cross-attention leaves behind: masses, score histograms and word maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from vqdq.capture import archive
+from vqdq.capture.tokens import PromptTokens
+from vqdq.errors import UserError
+from vqdq.params import nearest
+
+Floats = npt.NDArray[np.float32]
+
+FLOOR_OCTAVES = 24
+"""Scores from 2^-24 to 1 are told apart; softmax in fp32 needs about this much."""
+SCORE_BINS = 2 * FLOOR_OCTAVES + 1
+"""Two bins an octave and one, the first, for everything below."""
+
+_KIND, _VERSION = "attention", 1
+
+
+def score_edges() -> npt.NDArray[np.float64]:
+    """Returns the score bins' edges in octaves (log2), [SCORE_BINS + 1]; the first is open."""
+    return np.arange(-1, SCORE_BINS) / 2 - FLOOR_OCTAVES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AttentionRecord:
+    """Cross-attention of one generation.
+
+    Attributes:
+        layers: names in the order they ran; `halves`: ("uncond", "cond") or ("all",).
+        timesteps: of each sampler step; `tokens`: the prompt of each half.
+        mapped: positions of the tokens that have maps (all but padding, of the last half).
+        mass: mean score of each token over the picture, [halves, layers, steps, heads, tokens];
+            sums to 1 over tokens; NaN for heads that a layer does not have.
+        histogram: counts of scores, [halves, layers, steps, groups, SCORE_BINS].
+        layer_maps: by layer, mean over heads and steps, [mapped, h, w]; guided half only.
+        step_maps: mean over heads and layers, resized to the latent, [steps, mapped, h, w].
+        context: what the caller wanted remembered.
+    """
+
+    layers: tuple[str, ...]
+    halves: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    tokens: tuple[PromptTokens, ...]
+    mapped: tuple[int, ...]
+    mass: Floats
+    histogram: Floats
+    layer_maps: Mapping[str, Floats]
+    step_maps: Floats
+    context: Mapping[str, str | int | float]
+
+    @property
+    def prompt(self) -> PromptTokens:
+        """The tokens of the conditional half."""
+        return self.tokens[-1]
+
+    def half(self, name: str) -> int:
+        """Returns the index of a half; a record without guidance has one half for every name."""
+        return self.halves.index(name) if name in self.halves else len(self.halves) - 1
+
+    def row(self, layer: str) -> int:
+        """Returns the index of a layer.
+
+        Raises:
+            UserError: the layer was not recorded.
+        """
+        if layer not in self.layers:
+            raise UserError(
+                "This layer's attention was not recorded.",
+                where=layer,
+                remedy=nearest(layer, self.layers, "layer"),
+            )
+        return self.layers.index(layer)
+
+    def token_map(
+        self, tokens: tuple[int, ...], *, layer: str | None = None, step: int | None = None
+    ) -> Floats:
+        """Returns how much each place looks at these tokens together, [h, w], in 0 ... 1.
+
+        Args:
+            tokens: positions, for instance those of a word; their scores are added.
+            layer: one layer, mean over steps.
+            step: one step, mean over layers; with neither it is the mean of both.
+
+        Raises:
+            UserError: a padding token, an unknown layer, or both a layer and a step.
+        """
+        if layer is not None and step is not None:
+            raise UserError(
+                "Word maps are kept by layer or by step, not by both.",
+                where="map",
+                remedy="Choose one layer over all steps, or one step over all layers.",
+            )
+        missing = [at for at in tokens if at not in self.mapped]
+        if missing:
+            raise UserError(f"Token {missing[0]} is padding and has no map.", where="map")
+        if layer is not None:
+            self.row(layer)
+            maps = self.layer_maps[layer]  # [mapped, h, w]
+        else:
+            maps = self.step_maps.mean(axis=0) if step is None else self.step_maps[step]
+        chosen = [self.mapped.index(at) for at in tokens]
+        return maps[chosen].sum(axis=0)
+
+    def word_mass(self) -> Floats:
+        """Returns the mean score of each token of the guided half, over layers, steps and heads."""
+        return np.nanmean(self.mass[-1], axis=(0, 1, 2))
+
+    def save(self, path: Path) -> None:
+        """Writes the record to one `.npz` file, atomically."""
+        arrays: dict[str, archive.Array] = {
+            "mass": self.mass,
+            "histogram": self.histogram,
+            "step_maps": self.step_maps,
+        }
+        arrays |= {f"layer_maps/{name}": maps for name, maps in self.layer_maps.items()}
+        header = {
+            "kind": _KIND,
+            "version": _VERSION,
+            "layers": self.layers,
+            "halves": self.halves,
+            "timesteps": [None if np.isnan(time) else time for time in self.timesteps],
+            "tokens": [tokens.to_json() for tokens in self.tokens],
+            "mapped": self.mapped,
+            "context": dict(self.context),
+        }
+        archive.save(path, header, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Returns the record saved at `path`.
+
+        Raises:
+            UserError: no record, a damaged one, or one of another version.
+        """
+        header, arrays = archive.load(path, kind=_KIND, version=_VERSION)
+        place = "layer_maps/"
+        times = tuple(float("nan") if time is None else float(time) for time in header["timesteps"])
+        return cls(
+            layers=tuple(header["layers"]),
+            halves=tuple(header["halves"]),
+            timesteps=times,
+            tokens=tuple(PromptTokens.from_json(values) for values in header["tokens"]),
+            mapped=tuple(header["mapped"]),
+            mass=arrays["mass"],
+            histogram=arrays["histogram"],
+            layer_maps={
+                name.removeprefix(place): maps
+                for name, maps in arrays.items()
+                if name.startswith(place)
+            },
+            step_maps=arrays["step_maps"],
+            context=header["context"],
+        )
