@@ -1,0 +1,1 @@
+"""Scripts that measure; never collected by pytest. `make bench` rewrites RESULTS.md from one run."""
