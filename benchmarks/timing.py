@@ -44,8 +44,9 @@ def machine() -> str:
     flags = torch.backends.cpu.get_cpu_capability()
     load = os.getloadavg()[0]
     return (
-        f"{platform.machine()} with {flags}, {os.cpu_count()} cores, {torch.get_num_threads()} torch "
-        f"threads, Python {platform.python_version()}, torch {torch.__version__}, load {load:.1f}"
+        f"{platform.machine()} with {flags}, {os.cpu_count()} cores, {torch.get_num_threads()} "
+        f"torch threads, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"load {load:.1f}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The worked example of the contributor's guide is a real codec: it is taken from the page and run."""
+"""The worked example of the contributor's guide is a real codec: it is taken from there and run."""
 
 from __future__ import annotations
 
