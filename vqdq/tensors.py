@@ -47,16 +47,20 @@ class TensorSpec:
         return cls(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape))
 
 
-def safetensors_bytes(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
-    """Returns the exact size in bytes of the safetensors file that holds `specs` and `metadata`.
+def safetensors_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Returns the specs in the order of their data in the file: wide dtypes first, then by name."""
+    return sorted(specs, key=lambda spec: (-_alignment(spec.dtype), spec.name))
 
-    Offsets in the header depend on the order of the tensors (wider dtypes first, then by name), and
-    their decimal digits on the offsets, so the header is built and measured instead of estimated.
+
+def safetensors_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Returns everything in the file before the data: the length, and the JSON padded to 8 bytes.
+
+    Offsets in the header depend on the order of the tensors, and their decimal digits on the
+    offsets, so the header is built and measured instead of estimated.
     """
-    ordered = sorted(specs, key=lambda spec: (-_alignment(spec.dtype), spec.name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for spec in ordered:
+    for spec in safetensors_order(specs):
         end = offset + spec.num_bytes
         header[spec.name] = {
             "dtype": _CODES[spec.dtype],
@@ -65,7 +69,19 @@ def safetensors_bytes(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) 
         }
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return 8 + (len(text) + 7) // 8 * 8 + offset
+    padded = text + b" " * (-len(text) % 8)
+    return len(padded).to_bytes(8, "little") + padded
+
+
+def safetensors_bytes(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
+    """Returns the exact size in bytes of the safetensors file that holds `specs` and `metadata`."""
+    known = tuple(specs)
+    return len(safetensors_header(known, metadata)) + sum(spec.num_bytes for spec in known)
+
+
+def dtype_of(code: str) -> torch.dtype | None:
+    """Returns the dtype that a safetensors header calls `code`, or None for one we do not know."""
+    return next((dtype for dtype, name in _CODES.items() if name == code), None)
 
 
 def _alignment(dtype: torch.dtype) -> int:

@@ -9,7 +9,7 @@ ever touches them: a codebook that was rounded to bfloat16 would decode to anoth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -103,6 +103,11 @@ class QuantizedLayer(nn.Module):
     def packed_names(self) -> tuple[str, ...]:
         """Names of the buffers that hold the packed weight."""
         return self._names
+
+    @property
+    def shown_dtype(self) -> torch.dtype:
+        """The dtype of `weight`; a forward follows its input instead."""
+        return self._dtype
 
     def set_dtype_(self, dtype: torch.dtype) -> None:
         """Changes the dtype that `weight` shows; the packed tensors stay as they are."""
@@ -205,17 +210,34 @@ def pack(
             remedy="The file belongs to another model: use the folder it was compressed from.",
         )
     weight = module.get_parameter("weight")
-    layer = _hollow(module)
+    layer = _hollow(module, QuantizedLinear, QuantizedConv2d)
     if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
         layer.bias = cast(nn.Parameter, module.bias)
     layer.hold_(packed, dtype=weight.dtype, residency=residency)
     return layer.train(module.training)
 
 
-def _hollow(module: nn.Module) -> QuantizedLinear | QuantizedConv2d:
+def unpack(layer: QuantizedLayer) -> nn.Linear | nn.Conv2d:
+    """Returns the dense layer with the decoded weight; the bias is shared."""
+    dense = _hollow(layer, nn.Linear, nn.Conv2d)
+    weight = layer.dense(layer.shown_dtype).detach().clone()
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        dense.bias = cast(nn.Parameter, layer.bias)
+    return dense.train(layer.training)
+
+
+_Linear = TypeVar("_Linear", bound=nn.Linear)
+_Conv2d = TypeVar("_Conv2d", bound=nn.Conv2d)
+
+
+def _hollow(
+    module: nn.Module, linear: type[_Linear], convolution: type[_Conv2d]
+) -> _Linear | _Conv2d:
+    """Returns a layer of the same settings, without any values (on the meta device)."""
     biased = module.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
     if isinstance(module, nn.Conv2d):
-        return QuantizedConv2d(
+        return convolution(
             module.in_channels,
             module.out_channels,
             cast(Any, module.kernel_size),
@@ -227,5 +249,5 @@ def _hollow(module: nn.Module) -> QuantizedLinear | QuantizedConv2d:
             padding_mode=module.padding_mode,
             device="meta",
         )
-    linear = cast(nn.Linear, module)
-    return QuantizedLinear(linear.in_features, linear.out_features, bias=biased, device="meta")
+    plain = cast(nn.Linear, module)
+    return linear(plain.in_features, plain.out_features, bias=biased, device="meta")

@@ -1,0 +1,78 @@
+"""The model card of a compressed folder: front matter for the hub, and what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vqdq.models.checkpoint import LayerResult
+from vqdq.models.sources import Source
+from vqdq.recipe import Plan
+
+_LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
+
+
+def base_name(source: Source) -> str:
+    """Returns how a card names the base model: a hub id, "demo", or the last part of a path."""
+    return source.reference if not Path(source.reference).exists() else source.folder.resolve().name
+
+
+def card(source: Source, plan: Plan, layers: Sequence[LayerResult]) -> str:
+    """Returns the text of README.md; the same whenever and wherever it was made."""
+    base = base_name(source)
+    lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    if (licence := _licence(source.folder / "README.md")) is not None:
+        lines.append(f"license: {licence}")
+    if "/" in base:
+        lines.append(f"base_model: {base}")
+    lines += ["base_model_relation: quantized", "tags:", "  - vqdq"]
+    lines += [f"  - {round(plan.bits_per_weight, 2):g}-bit", "---", ""]
+    methods = sorted({layer.method for layer in layers if layer.method is not None})
+    kept = sum(layer.method is None for layer in layers)
+    ratio = plan.reference_bytes / plan.predicted_bytes
+    lines += [
+        f"# {base}, {plan.recipe.title or plan.recipe.name}",
+        "",
+        f"The {plan.component.name} of {base}, compressed with VQDQ to "
+        f"{plan.bits_per_weight:.3g} bits per weight.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| Weight file | {_size(plan.predicted_bytes)} instead of "
+        f"{_size(plan.reference_bytes)} in 16 bits ({ratio:.3g} times smaller) |",
+        f"| Method | {', '.join(methods) or 'none'} |",
+        f"| Layers | {len(layers) - kept} packed, {kept} kept in 16 bits |",
+        f"| Bits per weight | {plan.bits_per_weight:.4g} over the packed layers, "
+        "codes, scales and codebooks counted |",
+        f"| Recipe | `recipe.json` ({plan.recipe.name}, seed {plan.recipe.seed}) |",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import vqdq  # teaches diffusers the format",
+        "from diffusers import DiffusionPipeline",
+        "",
+        'pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")',
+        "```",
+        "",
+        "Without `import vqdq` diffusers refuses the folder. `vqdq verify` checks its checksums",
+        "and decodes every layer; the error of each layer stands in `vqdq.json`.",
+        "",
+        "Everything but the listed layers is as in the base model, whose terms of use apply.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _licence(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    front = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
+    found = _LICENCE.search(front)
+    return found.group(1) if found else None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"

@@ -1,0 +1,105 @@
+"""The denoiser: found in a pipeline, or built without weights on the meta device.
+
+Layer kinds come from the architecture itself, never from guesses about tensor shapes. For the
+UNets of the Stable Diffusion family one dry run tells in which order the layers are executed
+(their up blocks are registered before the middle); other denoisers are listed in the order of
+registration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from vqdq.errors import UserError
+from vqdq.layers.surgery import candidates
+from vqdq.recipe import Layer
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+DENOISERS = ("unet", "transformer")
+
+
+def denoiser(pipeline: DiffusionPipeline) -> tuple[str, nn.Module]:
+    """Returns the name and the module of a pipeline's denoiser.
+
+    Raises:
+        UserError: the pipeline has neither a unet nor a transformer.
+    """
+    for name in DENOISERS:
+        module = getattr(pipeline, name, None)
+        if isinstance(module, nn.Module):
+            return name, module
+    raise UserError(
+        "has no unet and no transformer.",
+        where=type(pipeline).__name__,
+        remedy="Use a text-to-image diffusion pipeline.",
+    )
+
+
+def skeleton(config: Mapping[str, Any], *, where: str = "config.json") -> nn.Module:
+    """Returns the denoiser of a config on the meta device, unquantized.
+
+    Raises:
+        UserError: a class that diffusers does not know, or settings it does not take.
+    """
+    import diffusers
+
+    name = config.get("_class_name")
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.ModelMixin):
+        raise UserError(
+            f"the class {name!r} is not part of diffusers {diffusers.__version__}.",
+            where=where,
+            remedy="Use a model that diffusers itself can load, without code of its own.",
+        )
+    plain = {
+        key: value
+        for key, value in config.items()
+        if key != "quantization_config" and (not key.startswith("_") or key == "_class_name")
+    }
+    try:
+        with torch.device("meta"):
+            model = cast(Any, kind).from_config(plain)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"does not describe a {name}: {error}.", where=where, remedy="Copy the model again."
+        ) from error
+    return cast(nn.Module, model)
+
+
+def layers_of(model: nn.Module) -> tuple[Layer, ...]:
+    """Returns the candidate layers of a skeleton, in the order of execution where it is known."""
+    inputs = _dry_inputs(model)
+    if inputs is None:
+        return candidates(model)
+    with torch.no_grad():
+        return candidates(model, lambda: model(**inputs))
+
+
+def _dry_inputs(model: nn.Module) -> dict[str, Any] | None:
+    """Returns inputs for one dry call of a known UNet, or None when we do not know them."""
+    config = getattr(model, "config", None)
+    if type(model).__name__ != "UNet2DConditionModel" or config is None:
+        return None
+    width, addition = config.cross_attention_dim, config.addition_embed_type
+    plain = config.encoder_hid_dim_type is None and config.class_embed_type is None
+    if not isinstance(width, int) or not plain or addition not in (None, "text", "text_time"):
+        return None
+    down = 2 ** (len(config.block_out_channels) - 1)
+    inputs: dict[str, Any] = {
+        "sample": torch.empty(1, config.in_channels, 2 * down, 2 * down, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+        "encoder_hidden_states": torch.empty(1, 4, width, device="meta"),
+    }
+    if addition == "text_time":  # the size conditioning of SDXL: pooled text and six numbers
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.empty(1, pooled, device="meta"),
+            "time_ids": torch.empty(1, 6, device="meta"),
+        }
+    return inputs

@@ -1,0 +1,183 @@
+"""Unfinished work of a compression: each finished layer in its own file, for a run to go on.
+
+`<output>.partial/` holds `state.json` (what is being made, of what), `layers/<n>.safetensors`
+and, at the very end, `final/`, which one rename turns into the output. A lock keeps two processes
+apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from vqdq.codecs.base import Packed
+from vqdq.errors import UserError
+from vqdq.models.checkpoint import dump
+from vqdq.models.weights import WeightFile, open_weights, sync_folder, write_text, write_weights
+from vqdq.recipe import PlannedLayer
+from vqdq.tensors import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedLayer:
+    """A layer on disk: its tensors, and what was measured when it was encoded."""
+
+    weights: WeightFile
+    error_db: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partial:
+    """The folder of unfinished work."""
+
+    folder: Path
+
+    @property
+    def final(self) -> Path:
+        """Where the finished folder is put together."""
+        return self.folder / "final"
+
+    def finished(self, number: int, planned: PlannedLayer) -> FinishedLayer | None:
+        """Returns the layer if an earlier run finished it; a file that does not fit is removed."""
+        path = self._path(number)
+        if not path.is_file():
+            return None
+        try:
+            file = open_weights(path)
+        except UserError:
+            path.unlink()
+            return None
+        wanted = {spec.name: spec for spec in planned.storage.tensors}
+        if dict(file.tensors) != wanted or file.metadata.get("layer") != planned.layer.name:
+            path.unlink()
+            return None
+        error = file.metadata["error_db"]
+        return FinishedLayer(
+            weights=file,
+            error_db=None if error == "exact" else float(error),
+            seconds=float(file.metadata["seconds"]),
+        )
+
+    def keep(
+        self, number: int, name: str, packed: Packed, *, error_db: float | None, seconds: float
+    ) -> None:
+        """Writes a finished layer, whole or not at all."""
+        specs = [TensorSpec.of(key, tensor) for key, tensor in packed.tensors.items()]
+        measured = {
+            "layer": name,
+            "error_db": "exact" if error_db is None else repr(error_db),
+            "seconds": repr(seconds),
+        }
+
+        def read(spec: TensorSpec) -> torch.Tensor:
+            return packed.tensors[spec.name]
+
+        write_weights(self._path(number), specs, measured, read)
+
+    def publish(self, output: Path) -> None:
+        """Turns `final` into the output by one rename and removes the rest.
+
+        Raises:
+            UserError: something took the output's name meanwhile; the work is kept.
+        """
+        refuse_existing(output)
+        self.final.rename(output)
+        sync_folder(output.parent)
+        shutil.rmtree(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / "layers" / f"{number:05d}.safetensors"
+
+
+@contextmanager
+def open_partial(output: Path, state: Mapping[str, str]) -> Generator[Partial, None, None]:
+    """Lends the folder of unfinished work for `output`, new or left by a run of the same work.
+
+    Args:
+        state: what decides the bytes (recipe digest, fingerprint of the source, versions).
+
+    Raises:
+        UserError: the output exists, another process works on it, or the folder holds other work.
+    """
+    refuse_existing(output)
+    folder = output.with_name(f"{output.name}.partial")
+    try:
+        (folder / "layers").mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"cannot be created: {error.strerror}.",
+            where=str(folder),
+            remedy="Choose an output folder that you may write to.",
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                "another process is working on it.",
+                where=str(output),
+                remedy="Wait for it, or choose another output folder.",
+            ) from error
+        partial = Partial(folder=folder)
+        _check_state(partial, state)
+        shutil.rmtree(partial.final, ignore_errors=True)
+        yield partial
+
+
+def refuse_existing(output: Path) -> None:
+    """Raises `UserError` when something already has the output's name: nothing is overwritten."""
+    if output.exists() or output.is_symlink():
+        raise UserError(
+            "already exists; nothing was changed.",
+            where=str(output),
+            remedy="Remove it or choose another output folder.",
+        )
+
+
+def version() -> str:
+    """Returns the program's version: another one may encode other bytes, so work is not mixed."""
+    try:
+        return metadata.version("vqdq")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def fingerprint(files: tuple[WeightFile, ...], config: Mapping[str, object]) -> str:
+    """Returns a digest of a config and of the name, size, time and header of each weight file."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for file in files:
+        facts = file.path.stat()
+        digest.update(f"{file.path.name} {facts.st_size} {facts.st_mtime_ns}".encode())
+        digest.update(file.header)
+    return digest.hexdigest()
+
+
+def _check_state(partial: Partial, state: Mapping[str, str]) -> None:
+    path = partial.folder / "state.json"
+    if not path.exists():
+        write_text(path, dump(state))
+        return
+    try:
+        found: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != dict(state):
+        known = cast(dict[str, str], found) if isinstance(found, dict) else {}
+        what = next((key for key in state if known.get(key) != state[key]), "state")
+        raise UserError(
+            f"holds unfinished work with another {what.replace('_', ' ')}.",
+            where=str(partial.folder),
+            remedy="Remove that folder to start anew, or choose another output folder.",
+        )

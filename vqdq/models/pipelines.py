@@ -1,0 +1,196 @@
+"""Pipelines and what is in them: load one, or list its layers without loading weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from vqdq.errors import UserError
+from vqdq.models.denoisers import denoiser, layers_of, skeleton
+from vqdq.models.generate import GenerateResult, generate
+from vqdq.models.sources import DEMO, Source, demo_folder, locate, presets_folder
+from vqdq.progress import Event, Report, silent
+from vqdq.recipe import Component
+from vqdq.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = [
+    "DEMO",
+    "GenerateResult",
+    "ModelInfo",
+    "component",
+    "demo_folder",
+    "denoiser",
+    "describe",
+    "generate",
+    "load",
+    "presets_folder",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """What is known of a model without loading it.
+
+    Attributes:
+        title: for people; `reference`: what loads it again.
+        pipeline_class: diffusers' class name.
+        component: name of the denoiser ("unet" or "transformer").
+        parameters: of the denoiser, as if it were not compressed.
+        resolution: width and height in pixels of a picture at its default size, or None.
+        latent_shape: [channels, height, width] of its latent, or None.
+        is_quantized: the denoiser is compressed.
+        recipe: name of the recipe it was compressed with, or None.
+        bytes: size of the denoiser's weight files on disk.
+    """
+
+    title: str
+    reference: str
+    pipeline_class: str
+    component: str
+    parameters: int
+    resolution: tuple[int, int] | None
+    latent_shape: tuple[int, int, int] | None
+    is_quantized: bool
+    recipe: str | None
+    bytes: int
+
+
+def load(model: str | Path, *, report: Report = silent) -> DiffusionPipeline:
+    """Returns the pipeline of "demo", a folder or a hub id: float32, on the CPU, compressed or not.
+
+    Raises:
+        UserError: the model cannot be found, opened or trusted.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils import logging
+
+    report(Event(stage="load", done=0, total=2, message=str(model)))
+    source = locate(model)
+    for file in source.weights():  # a damaged file is named here, not deep inside a loader
+        del file
+    _refuse_code(source)
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    report(Event(stage="load", done=1, total=2, message=source.title))
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            source.folder,
+            dtype=torch.float32,
+            variant=source.variant,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"diffusers cannot open it: {_first_line(error)}",
+            where=str(source.folder),
+            remedy="Copy the model again; every component needs safetensors weights.",
+        ) from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+    pipeline.set_progress_bar_config(disable=True)
+    report(Event(stage="load", done=2, total=2, message=source.title))
+    return pipeline
+
+
+def component(model: str | Path | DiffusionPipeline) -> Component:
+    """Returns the layers and the stored tensors of a model's denoiser; reads no weights.
+
+    Raises:
+        UserError: the model cannot be found, its file is damaged, or it does not fit its config.
+    """
+    if isinstance(model, str | Path):
+        return source_component(locate(model))
+    name, module = denoiser(model)
+    ghost = skeleton(cast(Any, module).config)
+    specs = [TensorSpec.of(key, tensor) for key, tensor in module.state_dict().items()]
+    return Component(name=name, layers=layers_of(ghost), tensors=tuple(specs))
+
+
+def source_component(source: Source) -> Component:
+    """Returns the component of a located source; see `component`."""
+    place = str(source.folder / source.denoiser)
+    ghost = skeleton(source.config, where=f"{place}/config.json")
+    stored = {key: spec for file in source.weights() for key, spec in file.tensors.items()}
+    if not source.is_quantized:
+        for key, tensor in ghost.state_dict().items():
+            if key not in stored or stored[key].shape != tuple(tensor.shape):
+                found = f"is {list(stored[key].shape)}" if key in stored else "is missing"
+                raise UserError(
+                    f"{key} {found}, config.json says {list(tensor.shape)}.",
+                    where=place,
+                    remedy="Weights and config do not belong together: copy the model again.",
+                )
+        stored = {key: stored[key] for key in ghost.state_dict()}  # diffusers ignores the rest too
+    return Component(name=source.denoiser, layers=layers_of(ghost), tensors=tuple(stored.values()))
+
+
+def describe(model: str | Path) -> ModelInfo:
+    """Returns what is known of a model without loading weights.
+
+    Raises:
+        UserError: the model cannot be found or its files are damaged.
+    """
+    source = locate(model)
+    ghost = skeleton(source.config, where=str(source.folder / source.denoiser / "config.json"))
+    quantization = source.config.get("quantization_config") or {}
+    recipe = quantization.get("recipe", {}).get("name") if source.is_quantized else None
+    latent = _latent_shape(source)
+    scale = _vae_scale(source)
+    size = None
+    if latent is not None and scale is not None:
+        size = (latent[2] * scale, latent[1] * scale)
+    return ModelInfo(
+        title=source.title,
+        reference=source.reference,
+        pipeline_class=str(source.index.get("_class_name", "")),
+        component=source.denoiser,
+        parameters=sum(math.prod(tensor.shape) for tensor in ghost.parameters()),
+        resolution=size,
+        latent_shape=latent,
+        is_quantized=source.is_quantized,
+        recipe=recipe,
+        bytes=sum(file.path.stat().st_size for file in source.weights()),
+    )
+
+
+def _latent_shape(source: Source) -> tuple[int, int, int] | None:
+    size, channels = source.config.get("sample_size"), source.config.get("in_channels")
+    if not isinstance(size, int) or not isinstance(channels, int):
+        return None
+    return (channels, size, size)
+
+
+def _vae_scale(source: Source) -> int | None:
+    try:
+        values = json.loads((source.folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    widths = values.get("block_out_channels")
+    return 2 ** (len(widths) - 1) if isinstance(widths, list) else None
+
+
+def _refuse_code(source: Source) -> None:
+    """Raises when a component brings its own program: opening a model must not run one."""
+    for name, value in source.index.items():
+        if isinstance(value, list) and len(cast(list[Any], value)) == 2:
+            library = cast(list[Any], value)[0]
+            if (source.folder / name / f"{library}.py").is_file():
+                raise UserError(
+                    f"{name} brings its own program ({library}.py), which is not run.",
+                    where=str(source.folder),
+                    remedy="Use a model that diffusers itself can load.",
+                )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:300]

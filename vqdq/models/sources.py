@@ -1,0 +1,190 @@
+"""From what a person types ("demo", a folder, a hub id) to a checked folder on this disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from vqdq.errors import UserError
+from vqdq.models.denoisers import DENOISERS
+from vqdq.models.download import download
+from vqdq.models.weights import WeightFile, open_weights, unreadable
+
+DEMO = "demo"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A diffusers folder with the place of its denoiser.
+
+    Attributes:
+        reference: what the person typed.
+        folder: the pipeline's folder.
+        index: the values of `model_index.json`.
+        denoiser: name of the denoiser's component ("unet" or "transformer").
+        config: the values of the denoiser's `config.json`.
+        variant: "fp16" when the denoiser exists only as a file of that variant, else None.
+    """
+
+    reference: str
+    folder: Path
+    index: dict[str, Any]
+    denoiser: str
+    config: dict[str, Any]
+    variant: str | None
+
+    @property
+    def title(self) -> str:
+        """The model's name for people."""
+        if self.reference == DEMO:
+            return "Embedded demo model"
+        is_hub = not Path(self.reference).exists()
+        return self.reference if is_hub else self.folder.resolve().name
+
+    @property
+    def is_quantized(self) -> bool:
+        """True when the denoiser is already compressed (by whatever program)."""
+        return self.config.get("quantization_config") is not None
+
+    def weights(self) -> tuple[WeightFile, ...]:
+        """Returns the denoiser's weight files, headers checked, shards in order.
+
+        Raises:
+            UserError: pickled, missing or damaged weights.
+        """
+        return tuple(open_weights(path) for path in _weight_paths(self.folder / self.denoiser))
+
+
+def demo_folder() -> Path:
+    """Returns the folder of the embedded demo model: `assets/demo` next to the package.
+
+    Raises:
+        UserError: the installation does not carry it.
+    """
+    folder = _REPOSITORY / "assets" / "demo"
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            "the embedded demo model is not installed.",
+            where=DEMO,
+            remedy="Run from a clone of the repository (`make demo-model` trains it again), "
+            "or name a folder.",
+        )
+    return folder
+
+
+def presets_folder() -> Path:
+    """Returns the folder of the named recipes: `presets` next to the package."""
+    return _REPOSITORY / "presets"
+
+
+def locate(model: str | Path) -> Source:
+    """Returns the checked source of "demo", a folder or a hub id; downloads only for a hub id.
+
+    Raises:
+        UserError: no such folder, no diffusers pipeline, no denoiser, pickled weights, or offline.
+    """
+    reference = str(model)
+    if reference == DEMO:
+        folder = demo_folder()
+    elif Path(model).exists() or not _HUB_ID.fullmatch(reference):
+        folder = Path(model).expanduser()
+    else:
+        folder = download(reference)
+    index = _read_json(folder / "model_index.json", folder)
+    name = next((name for name in DENOISERS if _is_component(index.get(name))), None)
+    if name is None:
+        raise UserError(
+            "the pipeline has no unet and no transformer.",
+            where=str(folder / "model_index.json"),
+            remedy="Use a text-to-image diffusion pipeline.",
+        )
+    config = _read_json(folder / name / "config.json", folder)
+    paths = _weight_paths(folder / name)
+    variant = "fp16" if all(".fp16" in path.name for path in paths) else None
+    return Source(
+        reference=reference,
+        folder=folder,
+        index=index,
+        denoiser=name,
+        config=config,
+        variant=variant,
+    )
+
+
+def _is_component(value: object) -> bool:
+    return isinstance(value, list) and bool(cast(list[Any], value)) and value[0] is not None
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    remedy = "Name the folder of a diffusers pipeline (it holds model_index.json) or a hub id."
+    try:
+        if not folder.exists():
+            raise UserError("does not exist.", where=str(folder), remedy=remedy)
+        if not folder.is_dir():
+            raise _no_folder(folder)
+        values: object = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        name = path.relative_to(folder)
+        raise UserError(
+            f"is no diffusers model: there is no {name}.", where=str(folder), remedy=remedy
+        ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError("is not JSON.", where=str(path), remedy="Copy the model again.") from error
+    if not isinstance(values, dict):
+        raise UserError("is not a JSON object.", where=str(path), remedy="Copy the model again.")
+    return cast(dict[str, Any], values)
+
+
+def _no_folder(path: Path) -> UserError:
+    if path.suffix.lower() in _PICKLES:
+        return _pickled(path)
+    return UserError(
+        "is a file, not the folder of a model.",
+        where=str(path),
+        remedy="Convert it with diffusers (from_single_file, save_pretrained), name the folder.",
+    )
+
+
+def _pickled(path: Path) -> UserError:
+    return UserError(
+        "is a pickled checkpoint, which can run any program when it is opened; it is refused.",
+        where=str(path),
+        remedy="Use the safetensors version of the model, or convert it where you trust the file "
+        "(save_pretrained writes safetensors).",
+    )
+
+
+def _weight_paths(folder: Path) -> list[Path]:
+    """Returns the safetensors files of a component: plain before fp16, shards by their index."""
+    try:
+        names = sorted(item.name for item in folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    for suffix in ("", ".fp16"):
+        single = f"diffusion_pytorch_model{suffix}.safetensors"
+        if single in names:
+            return [folder / single]
+        index = f"diffusion_pytorch_model.safetensors.index{suffix}.json"
+        if index in names:
+            weight_map = _read_json(folder / index, folder).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise UserError("has no weight_map.", where=str(folder / index))
+            return [
+                folder / name for name in sorted(set(cast(dict[str, str], weight_map).values()))
+            ]
+    pickled = next((name for name in names if Path(name).suffix in _PICKLES), None)
+    if pickled is not None:
+        raise _pickled(folder / pickled)
+    raise UserError(
+        "there is no weight file.",
+        where=str(folder),
+        remedy="Expected diffusion_pytorch_model.safetensors: copy the model again.",
+    )
