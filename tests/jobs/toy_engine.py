@@ -20,7 +20,7 @@ from vqdq.progress import Event
 
 
 class Engine:
-    def __init__(self, _workspace):
+    def __init__(self, _workspace, _warm):
         if os.environ.get("TOY_ENGINE") == "broken":
             raise RuntimeError("cannot start")
 
@@ -68,5 +68,6 @@ def compress(request, report):
         part.rename(path)
         time.sleep(int(milliseconds) / 1000)
     (partial / "model_index.json").write_text("{}")
+    (partial / "vqdq.json").write_text('{"recipe": "toy", "bits_per_weight": 3.0}')
     partial.rename(output)
     return {"output": str(output), "fresh_layers": fresh, "bits_per_weight": 3.0}

@@ -1,9 +1,9 @@
 """The worker's process: owns the device, takes queued runs in order, and ends when its parent
 ends.
 
-Started by `Worker` as `python -m vqdq.jobs.child WORKSPACE`; commands arrive on its standard
-input, one a line ("wake", "stop"). The end of that stream means that the parent is gone, even
-by kill -9.
+Started by `Worker` as `python -m vqdq.jobs.child WORKSPACE ENGINE MODEL…`; commands arrive on
+its standard input, one a line ("wake", "stop"). The end of that stream means that the parent is
+gone, even by kill -9.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ IDLE_SECONDS = 0.25
 
 class Engine(Protocol):
     """What does the work: `vqdq.jobs.engine`, or a toy in tests; chosen by module name."""
-
-    def __init__(self, workspace: Workspace) -> None: ...
 
     def execute(self, request: Request, folder: Path, *, report: Report) -> Mapping[str, Any]:
         """Returns the result of a request as JSON values; pictures go to `folder`."""
@@ -86,22 +84,9 @@ def perform(
         state = "done"
     except Cancelled:
         state = "interrupted" if stopping.is_set() else "cancelled"
-    except UserError as fault:
-        state, error = "failed", _error(fault)
-    except OSError as fault:
-        known = as_user_error(fault, record.folder)
+    except Exception as fault:  # the process boundary: told to the person, details kept in full
+        known = as_user_error(fault, record.kind)
         state, error = "failed", _error(known) if known else _unexpected(record, fault)
-    except MemoryError as fault:
-        del fault
-        state, error = "failed", _error(OUT_OF_MEMORY)
-    except (
-        Exception
-    ) as fault:  # the process boundary: kept whole in error.txt and shown, not swallowed
-        out_of_memory = type(fault).__name__ == "OutOfMemoryError"
-        state, error = (
-            "failed",
-            _error(OUT_OF_MEMORY) if out_of_memory else _unexpected(record, fault),
-        )
     try:
         tracker.flush()
         workspace.finish(record.id, state, result=result, error=error)
@@ -109,11 +94,6 @@ def perform(
         UserError
     ) as fault:  # the disk filled up at the very end: say so instead of "running" forever
         workspace.finish(record.id, "failed", error=_error(fault))
-
-
-OUT_OF_MEMORY = UserError(
-    "there was not enough memory.", where="worker", remedy="Close other programs, then resume."
-)
 
 
 def _error(fault: UserError) -> dict[str, str]:
@@ -135,12 +115,12 @@ def _unexpected(record: RunRecord, fault: BaseException) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Returns 0 after a stop was asked for; serves the workspace until then."""
-    folder, module = arguments
+    folder, module, *warm = arguments
     orders = _Orders()
     workspace = Workspace.open(folder)
     born = psutil.Process().create_time()
     threading.Thread(target=_beat, args=(workspace, born), daemon=True, name="heartbeat").start()
-    engine = cast(Engine, importlib.import_module(module).Engine(workspace))
+    engine = cast(Engine, importlib.import_module(module).Engine(workspace, warm))
     while not orders.stopping.is_set():
         orders.wake.clear()
         record = workspace.take()

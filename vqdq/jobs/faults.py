@@ -56,9 +56,19 @@ _INDEX_FAULTS = (
 )
 
 
-def as_user_error(error: OSError, where: str | Path) -> UserError | None:
-    """Returns the fault in plain words, or None when it is not one of the expected kinds."""
-    if error.errno not in _REMEDIES:
-        return None
-    what, remedy = _REMEDIES[error.errno]
-    return UserError(what, where=str(error.filename or where), remedy=remedy)
+def as_user_error(error: BaseException, where: str | Path) -> UserError | None:
+    """Returns an expected fault of the machine in plain words, or None for any other exception."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        what, remedy = _REMEDIES[error.errno]
+        return UserError(what, where=str(error.filename or where), remedy=remedy)
+    # torch says it in words on the CPU, and by a class of its own on a GPU
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
+        return UserError(
+            "there was not enough memory.",
+            where=str(where),
+            remedy="Close other programs, then resume; finished work is kept.",
+        )
+    return None

@@ -10,23 +10,22 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vqdq.jobs.requests import CompressRequest
-from vqdq.jobs.run import RunRecord
+from vqdq.jobs.run import RunRecord, read_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEntry:
-    """A compressed model; fields that only its run knows are None when the run was deleted.
+    """A compressed model, as its own `vqdq.json` describes it; None where that says nothing.
 
     Attributes:
         name: unique in the workspace; valid as `variant`.
         path: its diffusers folder.
         created: seconds since the epoch.
-        run_id: the run that made it.
+        run_id: the run that made it, or None when it was deleted.
         model: what it was made from.
         recipe: name of the recipe; `title`: its name for people.
         bits_per_weight: true bits over the quantized layers.
@@ -62,21 +61,22 @@ def entries(folder: Path, done: Sequence[RunRecord]) -> tuple[ModelEntry, ...]:
         index = path / "model_index.json"
         if not _NAME.fullmatch(path.name) or path.name.endswith(".partial") or not index.is_file():
             continue
-        known: dict[str, Any] = {}
+        facts = read_json(path / "vqdq.json") or {}
+        recipe = read_json(path / "recipe.json") or {}
         run = by_output.get(path)
-        if run is not None and isinstance(run.request, CompressRequest):
-            result = run.result or {}
-            recipe = run.request.recipe
-            known = {
-                "run_id": run.id,
-                "model": run.request.model,
-                "recipe": recipe.name,
-                "title": recipe.title or recipe.name,
-                "bits_per_weight": result.get("bits_per_weight"),
-                "measured_bytes": result.get("measured_bytes"),
-                "reference_bytes": result.get("reference_bytes"),
-            }
-        found.append(ModelEntry(name=path.name, path=path, created=index.stat().st_mtime, **known))
+        entry = ModelEntry(
+            name=path.name,
+            path=path,
+            created=index.parent.stat().st_mtime,
+            run_id=run.id if run is not None else None,
+            model=run.request.model if run is not None else facts.get("base_model"),
+            recipe=facts.get("recipe"),
+            title=recipe.get("title") or facts.get("recipe"),
+            bits_per_weight=facts.get("bits_per_weight"),
+            measured_bytes=facts.get("weight_bytes"),
+            reference_bytes=facts.get("reference_bytes"),
+        )
+        found.append(entry)
     return tuple(sorted(found, key=lambda entry: (-entry.created, entry.name)))
 
 

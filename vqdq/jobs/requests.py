@@ -23,7 +23,7 @@ from vqdq.recipe import Recipe
 MAX_PROMPT_CHARACTERS = 2000  # CLIP reads 77 tokens; a text beyond this is a mistake, not a prompt
 MAX_SEED = 2**63 - 1  # what SQLite and torch both hold
 MAX_STEPS = 1000  # the training steps of every scheduler in diffusers
-MAX_GUIDANCE = 50.0
+MAX_GUIDANCE = 100.0
 MAX_VARIANTS = 8
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

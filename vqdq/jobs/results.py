@@ -104,27 +104,29 @@ class Certificate(TypedDict):
     Attributes:
         same_start: every picture started from the same noise, bit for bit.
         initial_latent_sha256: of that noise.
-        scheduler: its class; `text_encoder_same`: both models read the prompt with equal weights.
+        scheduler: its class.
+        same_components: everything beside the denoiser is equal, weight by weight.
         problems: one sentence for each thing that differs and should not.
     """
 
     same_start: bool
     initial_latent_sha256: str
     scheduler: str
-    text_encoder_same: bool
+    same_components: bool
     problems: list[str]
     versions: dict[str, str]
     device: str
 
 
 class GenerateResult(Picture):
-    """One picture and what decided it."""
+    """One picture and what decided it; `notice`: what a person should know, or ""."""
 
     model: str
     prompt: str
     seed: int
     steps: int
     guidance: float
+    notice: str
 
 
 class CompareResult(TypedDict):
@@ -138,6 +140,7 @@ class CompareResult(TypedDict):
     variants: list[ComparedPicture]
     images: dict[str, str]
     certificate: Certificate
+    notices: list[str]
     seconds: float
 
 
@@ -153,12 +156,14 @@ class InspectedModel(TypedDict):
 
 
 class InspectResult(TypedDict):
-    """What was recorded; `words`: the prompt's words with the positions of their tokens."""
+    """What was recorded of the reference and, if there is one, of the variant."""
 
     prompt: str
+    seed: int
     layer: str
     step: int
     steps: int
+    guidance: float
     reference: InspectedModel
     variant: InspectedModel | None
     seconds: float

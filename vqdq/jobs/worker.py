@@ -36,10 +36,14 @@ class Worker:
     Args:
         workspace: where runs are queued.
         engine: module whose `Engine` does the work; another one only in tests.
+        warm: models to load while there is nothing else to do, so that the first picture is quick.
     """
 
-    def __init__(self, workspace: Workspace, *, engine: str = ENGINE) -> None:
+    def __init__(
+        self, workspace: Workspace, *, engine: str = ENGINE, warm: tuple[str, ...] = ()
+    ) -> None:
         self.workspace = workspace
+        self._warm = warm
         self._engine = engine
         self._lock: Lock | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,9 +125,10 @@ class Worker:
                 process.stdin.flush()
 
     def _spawn(self) -> None:
+        folder = str(self.workspace.path)
         with self._guard, (self.workspace.path / "worker.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vqdq.jobs.child", str(self.workspace.path), self._engine],
+                [sys.executable, "-m", "vqdq.jobs.child", folder, self._engine, *self._warm],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,47 @@
+"""Compress a model; the same function serves the page and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import cast
+
+from vqdq.errors import UserError
+from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.results import CompressResult, LayerRow
+from vqdq.jobs.warm import WarmPipelines
+from vqdq.progress import Report, silent
+
+
+def execute(
+    request: CompressRequest,
+    folder: Path | None = None,
+    *,
+    report: Report = silent,
+    cache: WarmPipelines | None = None,
+) -> CompressResult:
+    """Returns what was made, after writing the model to `request.output`.
+
+    A run that was stopped continues in `<output>.partial`, with the same bytes at the end.
+
+    Raises:
+        UserError: the model, the recipe or the output folder does not allow it.
+    """
+    from vqdq.models.compressor import compress_folder  # heavy: diffusers
+
+    del folder, cache  # nothing of this job belongs into the run's folder, and weights are streamed
+    if not request.output:
+        raise UserError("no output folder is named.", where="output", remedy="Name a new folder.")
+    result = compress_folder(request.model, request.recipe, Path(request.output), report=report)
+    return CompressResult(
+        output=str(result.output),
+        recipe=request.recipe.name,
+        recipe_digest=request.recipe.digest,
+        predicted_bytes=result.predicted_bytes,
+        measured_bytes=result.measured_bytes,
+        reference_bytes=result.plan.reference_bytes,
+        bits_per_weight=result.bits_per_weight,
+        seconds=result.seconds,
+        peak_memory_bytes=result.peak_memory_bytes,
+        layers=[cast(LayerRow, dataclasses.asdict(layer)) for layer in result.layers],
+    )

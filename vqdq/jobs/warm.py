@@ -1,0 +1,151 @@
+"""The last pipelines stay loaded, so that a second picture starts at once; the oldest leave
+first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import torch
+
+from vqdq.jobs.run import read_json
+from vqdq.progress import Event, Report, silent
+
+SHARE_OF_MEMORY = 0.4
+MAX_MODELS = 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Warm:
+    """A loaded pipeline and what is known about its model.
+
+    Attributes:
+        reference: as the request names it; `label`: for people.
+        pipeline: a diffusers pipeline, ready to draw.
+        load_seconds: how long loading took; 0 when it was already warm.
+        facts: the content of `vqdq.json` of a compressed model, else empty.
+        file_bytes: size of the denoiser's weights as the folder stores them, or as 16 bits need.
+    """
+
+    reference: str
+    label: str
+    pipeline: Any
+    load_seconds: float
+    tensor_bytes: int
+    facts: dict[str, Any]
+    file_bytes: int
+    is_demo: bool
+
+
+def unchanged(reference: str) -> str:
+    """Returns the reference itself: without a workspace there are no names to look up."""
+    return reference
+
+
+class WarmPipelines:
+    """Least recently used pipelines up to a share of the machine's memory.
+
+    Args:
+        locate: from a model's name to "demo", a folder or a hub id.
+        limit_bytes: of all pipelines together; the one in use always stays.
+    """
+
+    def __init__(
+        self, locate: Callable[[str], str] = unchanged, limit_bytes: int | None = None
+    ) -> None:
+        self._locate = locate
+        total = int(psutil.virtual_memory().total)
+        self._limit = int(total * SHARE_OF_MEMORY) if limit_bytes is None else limit_bytes
+        self._kept: OrderedDict[tuple[str, int], Warm] = OrderedDict()
+
+    def get(self, reference: str, *, report: Report = silent) -> Warm:
+        """Returns the pipeline of a model, loaded if it is not warm.
+
+        Raises:
+            UserError: the model cannot be opened.
+        """
+        from vqdq.models import pipelines  # heavy: diffusers
+
+        place = self._locate(reference)
+        key = (place, _changed(place))
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            kept = self._kept[key]
+            return _named(kept, reference, 0.0)
+        report(Event(stage="load", message=reference))
+        info = pipelines.describe(place)
+        self._make_room(4 * info.parameters)
+        start = time.perf_counter()
+        pipeline = pipelines.load(place, report=report)
+        seconds = time.perf_counter() - start
+        folder = Path(place)
+        facts = (read_json(folder / "vqdq.json") or {}) if folder.is_dir() else {}
+        entry = Warm(
+            reference=reference,
+            label=_label(reference, facts, info.title),
+            pipeline=pipeline,
+            load_seconds=seconds,
+            # a quantized layer decodes into 32 bits at its first use
+            tensor_bytes=max(tensor_bytes(pipeline), 4 * info.parameters),
+            facts=facts,
+            file_bytes=int(facts.get("weight_bytes", info.bytes)),
+            is_demo="demo" in (place, facts.get("base_model")),
+        )
+        self._kept[key] = entry
+        self._make_room(0)
+        return entry
+
+    def drop(self) -> None:
+        """Lets all pipelines go."""
+        self._kept.clear()
+
+    def _make_room(self, needed: int) -> None:
+        while self._kept and (
+            sum(entry.tensor_bytes for entry in self._kept.values()) + needed > self._limit
+            or len(self._kept) > MAX_MODELS - (needed > 0)
+        ):
+            if needed == 0 and len(self._kept) == 1:
+                return
+            self._kept.popitem(last=False)
+
+
+def _changed(place: str) -> int:
+    """A number that changes when a folder's model is replaced."""
+    index = (demo() if place == "demo" else Path(place)) / "model_index.json"
+    return index.stat().st_mtime_ns if index.is_file() else 0
+
+
+def demo() -> Path:
+    """Returns the folder of the embedded model."""
+    from vqdq.models import sources
+
+    return sources.demo_folder()
+
+
+def _named(entry: Warm, reference: str, load_seconds: float) -> Warm:
+    return dataclasses.replace(entry, reference=reference, load_seconds=load_seconds)
+
+
+def _label(reference: str, facts: dict[str, Any], title: str) -> str:
+    if not facts:
+        return "FP16"
+    bits = facts.get("bits_per_weight")
+    name = str(facts.get("recipe") or Path(reference).name or title)
+    return f"{name} · {bits:.3g} bits" if isinstance(bits, float) else name
+
+
+def tensor_bytes(pipeline: Any) -> int:
+    """Returns the bytes of all weights of a pipeline, each storage counted once."""
+    seen: dict[int, int] = {}
+    for part in cast(dict[str, Any], pipeline.components).values():
+        if isinstance(part, torch.nn.Module):
+            for tensor in (*part.parameters(), *part.buffers()):
+                storage = tensor.untyped_storage()
+                seen[storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())
