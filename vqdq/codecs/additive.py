@@ -1,0 +1,166 @@
+"""Additive quantization: groups of neighbouring weights as sums of codewords, one from each codebook.
+
+The weight quantizer of VQDM (arXiv 2409.00492, section 3; AQLM, arXiv 2401.06118, section 3). What
+differs, and why: codebooks are refitted in closed form instead of by Adam; small layers share
+codebooks trained once on Gaussian vectors, because their own would cost more than the codes (24
+bits a weight at 64×64); rows weigh alike after division by their scale, so a row of large weights
+does not take the codebook from the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vqdq import kernels
+from vqdq.codecs import codebooks, register, scales, tables
+from vqdq.codecs.base import Codec, InputStats, Packed, WeightShape
+from vqdq.errors import UserError
+from vqdq.params import Params, param
+from vqdq.tensors import TensorSpec
+
+_AUTO_BITS = 0.1  # "auto": a layer has its own codebooks where they cost at most this much a weight
+_SAMPLE = 32768  # vectors that a layer's codebooks are trained on
+_SIZES = (16, 8, 4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdditiveParams(Params):
+    """Settings of the additive codec; bits per weight = 8 * num_codebooks / group_size, scales apart."""
+
+    num_codebooks: int = param(
+        3,
+        label="Codebooks",
+        help="Codewords added up for each group; with groups of 8, one more is one more bit a weight.",
+        low=1,
+        high=4,
+        reference="arXiv 2409.00492, section 3",
+    )
+    group_size: int = param(
+        8,
+        label="Group size",
+        help="Neighbouring input channels coded together.",
+        unit="weights",
+        choices=(4, 8, 16),
+        reference="arXiv 2409.00492, section 3",
+    )
+    codebooks: str = param(
+        "auto",
+        label="Codebooks kept",
+        help="Its own for each layer, one universal set, or its own where that costs at most 0.1 bit a weight.",
+        choices=("auto", "layer", "universal"),
+        advanced=True,
+    )
+    beam: int = param(
+        8,
+        label="Beam",
+        help="Partial sums kept in the search: more is better and slower.",
+        low=1,
+        high=32,
+        reference="arXiv 2401.06118, section 3.3",
+        advanced=True,
+    )
+    rounds: int = param(
+        8,
+        label="Training rounds",
+        help="How often a layer's own codes and codebooks are refitted in turn.",
+        low=0,
+        high=100,
+        advanced=True,
+    )
+
+
+@register
+class AdditiveCodec(Codec[AdditiveParams]):
+    """Sums of codewords for groups of input channels, with one scale a row."""
+
+    name = "additive"
+    title = "Additive codebooks"
+    summary = "Groups of weights become sums of codewords: the vector quantizer of VQDM."
+    reference = "VQDM, arXiv 2409.00492, section 3"
+    settings = AdditiveParams
+
+    def check(self, shape: WeightShape) -> None:
+        if shape.channels % self.params.group_size:
+            fits = [str(size) for size in _SIZES if shape.channels % size == 0]
+            remedy = (
+                f"Use group_size {' or '.join(fits)}."
+                if fits
+                else 'Use "trellis" or "uniform", or keep this layer in 16 bits.'
+            )
+            raise UserError(
+                f"{shape.channels} input channels cannot be split into groups of "
+                f"{self.params.group_size}.",
+                remedy=remedy,
+            )
+
+    def layout(self, shape: WeightShape) -> tuple[TensorSpec, ...]:
+        groups = shape.in_features // self.params.group_size
+        codes = (shape.out_features, groups, self.params.num_codebooks)
+        specs = [
+            TensorSpec(name="codes", dtype=torch.uint8, shape=codes),
+            TensorSpec(name="scales", dtype=torch.float16, shape=(shape.out_features,)),
+        ]
+        if self._own_codebooks(shape):
+            specs.append(
+                TensorSpec(name="codebooks", dtype=torch.float16, shape=self._codebook_shape())
+            )
+        return tuple(specs)
+
+    def _codebook_shape(self) -> tuple[int, int, int]:
+        return (self.params.num_codebooks, codebooks.CODEWORDS, self.params.group_size)
+
+    def _own_codebooks(self, shape: WeightShape) -> bool:
+        if self.params.codebooks != "auto":
+            return self.params.codebooks == "layer"
+        spec = TensorSpec(name="", dtype=torch.float16, shape=self._codebook_shape())
+        return 8 * spec.num_bytes <= _AUTO_BITS * shape.count
+
+    def _encode(
+        self,
+        weight: torch.Tensor,
+        shape: WeightShape,
+        stats: InputStats,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        if stats.hessian is not None:
+            raise UserError(
+                'a Hessian was given, but "additive" works from the weight alone so far.',
+                remedy="Leave the Hessian out.",
+            )
+        start = scales.to_half(scales.row_rms(weight)).float()
+        unit = scales.unit_rows(weight, start)
+        vectors = codebooks.to_grid(unit).reshape(-1, self.params.group_size)
+        books = self._universal()
+        if self._own_codebooks(shape):
+            picked = torch.randperm(len(vectors), generator=generator)[:_SAMPLE]
+            books = codebooks.refine(
+                vectors[picked], books, beam=self.params.beam, rounds=self.params.rounds
+            )
+        codes = kernels.additive_encode(vectors, books, self.params.beam)
+        values = books.float() / codebooks.GRID
+        groups = shape.in_features // self.params.group_size
+        ones = torch.ones(shape.out_features)
+        levels = kernels.additive_decode(codes, values, ones, groups)
+        fitted = scales.fitted_scales(weight, levels)
+        packed = {
+            "codes": codes.reshape(shape.out_features, groups, self.params.num_codebooks),
+            "scales": scales.to_half(fitted),
+        }
+        return packed | {"codebooks": values.half()} if self._own_codebooks(shape) else packed
+
+    def _universal(self) -> torch.Tensor:
+        shipped = tables.additive(self.params.num_codebooks, self.params.group_size)
+        return codebooks.to_grid(shipped.float())
+
+    def decode(self, packed: Packed) -> torch.Tensor:
+        if "codebooks" in packed.tensors:
+            values = packed.tensors["codebooks"].cpu().float()
+        else:
+            values = self._universal().float() / codebooks.GRID
+        codes = packed.tensors["codes"].cpu()
+        row_scales = packed.tensors["scales"].cpu().float()
+        return kernels.additive_decode(
+            codes.reshape(-1, codes.shape[2]), values, row_scales, codes.shape[1]
+        )

@@ -1,0 +1,49 @@
+"""Row scales in 16 bits: fitted by least squares, safe for rows of zeros, loud where fp16 cannot hold them."""
+
+from __future__ import annotations
+
+import torch
+
+from vqdq.errors import UserError
+
+LARGEST = torch.finfo(torch.float16).max
+
+
+def row_rms(weight: torch.Tensor) -> torch.Tensor:
+    """Returns the root mean square of every row, float32 [rows]; float64 inside, so 1e30 does not overflow."""
+    return weight.double().square().mean(dim=1).sqrt().float()
+
+
+def fitted_scales(weight: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Returns argmin_s ‖weight_r − s·levels_r‖² for every row r, float32 [rows]; 0 where the levels are all 0.
+
+    Args:
+        weight: float32 [rows, columns]; `levels`: what it was rounded to before scaling, same
+            shape.
+    """
+    exact, rounded = weight.double(), levels.double()
+    power = rounded.square().sum(dim=1)
+    product = (exact * rounded).sum(dim=1)
+    return torch.where(power > 0, product / power.clamp_min(1e-300), 0.0).float()
+
+
+def to_half(scales: torch.Tensor) -> torch.Tensor:
+    """Returns scales as float16; below 6e-8 they become 0 and their row decodes to zeros.
+
+    Raises:
+        UserError: a scale beyond 65504, the largest number of 16-bit floating point.
+    """
+    largest = float(scales.abs().max())
+    if largest > LARGEST:
+        raise UserError(
+            f"a scale of {largest:.3g} does not fit in 16 bits (largest 65504).",
+            remedy="Weights this large are damaged or unnormalised: check the checkpoint, or keep this layer.",
+        )
+    return scales.half()
+
+
+def unit_rows(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Returns weight / scales by row, zeros where the scale is 0, float32 [rows, columns]."""
+    safe = torch.where(scales > 0, scales, torch.ones_like(scales)).double()
+    unit = weight.double() / safe[:, None]
+    return torch.where(scales[:, None] > 0, unit, 0.0).float()

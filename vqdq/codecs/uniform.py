@@ -1,0 +1,165 @@
+"""Round to nearest on an even grid: the baseline every other method must beat, and the 8-bit choice.
+
+Symmetric grids are ±½, ±1½, … steps (the even-level grid whose MSE-optimal step gives the textbook
+.1188, .0374, .0115 at 2, 3, 4 bits); asymmetric ones have an integer zero point, as in Jacob et
+al., arXiv 1712.05877, section 2.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vqdq import kernels, packing
+from vqdq.codecs import register, scales
+from vqdq.codecs.base import Codec, InputStats, Packed, WeightShape
+from vqdq.errors import UserError
+from vqdq.params import Params, param
+from vqdq.tensors import TensorSpec
+
+_SHRINKS = 48  # candidate ranges of the MSE search, from the full range down to 1/5 of it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UniformParams(Params):
+    """Settings of round to nearest."""
+
+    bits: int = param(4, label="Bits per weight", unit="bits", low=2, high=8)
+    group_size: int = param(
+        0,
+        label="Group size",
+        help="Weights that share a scale: 0 is a whole row.",
+        unit="weights",
+        choices=(0, 16, 32, 64, 128),
+        advanced=True,
+    )
+    symmetric: bool = param(
+        True,
+        label="Symmetric",
+        help="One grid around zero; off stores a zero point beside each scale.",
+        reference="arXiv 1712.05877, section 2.1",
+        advanced=True,
+    )
+    clip: str = param(
+        "mse",
+        label="Range",
+        help="The largest weight decides the range, or the range of least squared error.",
+        choices=("mse", "absmax"),
+        advanced=True,
+    )
+
+
+@register
+class UniformCodec(Codec[UniformParams]):
+    """Round to nearest, per row or per group, bit-packed."""
+
+    name = "uniform"
+    title = "Round to nearest"
+    summary = "Each weight goes to the nearest of 2^bits even steps: instant, and the baseline."
+    reference = "Jacob et al., arXiv 1712.05877, section 2"
+    settings = UniformParams
+
+    def check(self, shape: WeightShape) -> None:
+        size = self.params.group_size
+        if size and shape.channels % size:
+            fits = [str(item) for item in (128, 64, 32, 16) if shape.channels % item == 0]
+            raise UserError(
+                f"{shape.channels} input channels cannot be split into groups of {size}.",
+                remedy=f"Use group_size {' or '.join([*fits, '0'])}; 0 shares a scale over the row.",
+            )
+
+    def layout(self, shape: WeightShape) -> tuple[TensorSpec, ...]:
+        stream = packing.packed_bytes(shape.count, self.params.bits)
+        groups = shape.in_features // self._size(shape)
+        specs = [
+            TensorSpec(name="codes", dtype=torch.uint8, shape=(stream,)),
+            TensorSpec(name="scales", dtype=torch.float16, shape=(shape.out_features, groups)),
+        ]
+        if not self.params.symmetric:
+            specs.append(
+                TensorSpec(
+                    name="zero_points", dtype=torch.uint8, shape=(shape.out_features, groups)
+                )
+            )
+        return tuple(specs)
+
+    def _size(self, shape: WeightShape) -> int:
+        return self.params.group_size or shape.in_features
+
+    def _encode(
+        self,
+        weight: torch.Tensor,
+        shape: WeightShape,
+        stats: InputStats,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        del generator  # nothing is random here
+        if stats.hessian is not None:
+            raise UserError(
+                'a Hessian was given, but "uniform" works from the weight alone so far.',
+                remedy="Leave the Hessian out.",
+            )
+        grouped = weight.reshape(-1, self._size(shape))  # [groups, size]
+        step, zero = self._full_range(grouped)
+        if self.params.clip == "mse":
+            step, zero = self._least_error(grouped)
+        codes = self._codes(grouped, step, zero)
+        stored = {
+            "codes": kernels.pack_bits(codes, self.params.bits),
+            "scales": step.reshape(shape.out_features, -1).half(),
+        }
+        if self.params.symmetric:
+            return stored
+        return stored | {"zero_points": zero.to(torch.uint8).reshape(shape.out_features, -1)}
+
+    def _full_range(
+        self, grouped: torch.Tensor, shrink: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the step (already fp16-exact) and the zero point that cover `shrink` of the range, [groups]."""
+        highest = (1 << self.params.bits) - 1
+        if self.params.symmetric:
+            largest = grouped.double().abs().amax(dim=1) * shrink
+            return _half_exact(2 * largest / highest), torch.full(largest.shape, highest / 2)
+        low = grouped.double().amin(dim=1).clamp_max(0) * shrink
+        high = grouped.double().amax(dim=1).clamp_min(0) * shrink
+        step = _half_exact((high - low) / highest)
+        zero = torch.where(step > 0, -low / step.clamp_min(1e-30), 0.0).round()
+        return step, zero.clamp(0, highest).float()
+
+    def _least_error(self, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the step and zero point of least squared error among shrunken ranges, per group."""
+        best_step, best_zero = self._full_range(grouped)
+        least = torch.full((len(grouped),), torch.inf, dtype=torch.float64)
+        for index in range(_SHRINKS):
+            step, zero = self._full_range(grouped, 1.0 - 0.8 * index / _SHRINKS)
+            codes = self._codes(grouped, step, zero)
+            off = (codes.float() - zero[:, None]) * step[:, None] - grouped
+            error = off.double().square().sum(dim=1)
+            better = error < least
+            least = torch.where(better, error, least)
+            best_step = torch.where(better, step, best_step)
+            best_zero = torch.where(better, zero, best_zero)
+        return best_step, best_zero
+
+    def _codes(self, grouped: torch.Tensor, step: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        safe = torch.where(step > 0, step, 1.0)[:, None]
+        highest = (1 << self.params.bits) - 1
+        return (grouped / safe + zero[:, None]).round().clamp(0, highest).to(torch.uint8)
+
+    def decode(self, packed: Packed) -> torch.Tensor:
+        shape, size = packed.shape, self._size(packed.shape)
+        codes = kernels.unpack_bits(packed.tensors["codes"].cpu(), self.params.bits, shape.count)
+        step = packed.tensors["scales"].cpu().float().reshape(-1, 1)
+        if self.params.symmetric:
+            zero = torch.tensor(((1 << self.params.bits) - 1) / 2)
+        else:
+            zero = packed.tensors["zero_points"].cpu().float().reshape(-1, 1)
+        return ((codes.reshape(-1, size).float() - zero) * step).reshape(
+            shape.out_features, shape.in_features
+        )
+
+
+def _half_exact(step: torch.Tensor) -> torch.Tensor:
+    """Returns steps as float32 that fp16 holds exactly: what is searched with is what is stored."""
+    return scales.to_half(step.float()).float()

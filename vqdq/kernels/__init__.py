@@ -1,0 +1,148 @@
+"""The few inner loops that decide the speed, each declared once and implemented twice.
+
+`reference` (plain torch) is the definition of truth; `cpu` (numba) returns the same bits faster.
+Every operation here is exact: inputs are integers, or floats whose sums and products are exact, or
+elementwise IEEE arithmetic in a stated order. So what is stored never depends on the kernel, the
+number of threads or the machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+import torch
+
+OPERATIONS = (
+    "pack_bits",
+    "unpack_bits",
+    "hadamard",
+    "trellis_encode",
+    "trellis_decode",
+    "additive_encode",
+    "additive_decode",
+)
+COST_UNITS = 8  # trellis targets are given in 1/8 of a table step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelStatus:
+    """Which implementation an operation uses, and why."""
+
+    op: str
+    backend: str
+    reason: str
+
+
+def status() -> tuple[KernelStatus, ...]:
+    """Returns the implementation chosen for every operation."""
+    module, reason = _backend()
+    name = module.__name__.rsplit(".", 1)[-1]
+    return tuple(KernelStatus(op=op, backend=name, reason=reason) for op in OPERATIONS)
+
+
+def warm() -> None:
+    """Compiles every kernel, or loads it from the cache, so that no later call waits for it."""
+    levels = torch.zeros((48, 16), dtype=torch.int16)
+    for bits in (2, 3, 4):
+        table = torch.zeros(256, dtype=torch.int8)
+        codes = trellis_encode(levels, table, bits)
+        trellis_decode(codes, table, bits, 48)
+    codebooks = torch.zeros((2, 256, 8), dtype=torch.int16)
+    picked = additive_encode(levels.reshape(-1, 8), codebooks, 2)
+    additive_decode(picked, codebooks.float(), torch.ones(48), 2)
+    unpack_bits(pack_bits(torch.zeros(8, dtype=torch.uint8), 3), 3, 8)
+    hadamard(torch.zeros(16, 16), 16)
+
+
+def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Returns `vqdq.packing.pack(values, bits)` for uint8 values of 1 to 8 bits.
+
+    Raises:
+        UserError: bits out of range or a value that does not fit.
+    """
+    return _backend()[0].pack_bits(values, bits)
+
+
+def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """Returns the first `count` values of a stream of `bits` <= 8 bit integers, uint8 [count].
+
+    Raises:
+        UserError: bits out of range or a stream that is too short.
+    """
+    return _backend()[0].unpack_bits(stream, bits, count)
+
+
+def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Returns x with every run of `block` columns multiplied by the orthonormal Hadamard matrix.
+
+    Butterflies in float32 with strides 1, 2, 4, …, then one multiplication by block**-0.5: the
+    order of additions is part of the definition, so that every implementation gives the same bits.
+
+    Args:
+        x: float32 [rows, columns].
+        block: a power of two that divides the columns.
+    """
+    return _backend()[0].hadamard(x, block)
+
+
+def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
+    """Returns the tail-biting bit-shift trellis codes of every column, uint8 [ceil(rows*bits/8), columns].
+
+    Column c holds a circular stream of rows*bits bits, bit i in byte i // 8 at position i % 8. Row
+    r is reproduced by table[state], its state being the log2(len(table)) bits that start at bit
+    r*bits (QTIP, arXiv 2406.11235, sections 3.1 and 3.2; there the window ends at the weight, here
+    it starts there). Viterbi minimises the squared error; `reference.trellis_encode` defines the
+    search to the last tie.
+
+    Args:
+        targets: int16 [rows, columns] in 1/8 of a table step; at least one state per column, so
+            rows*bits >= log2(len(table)).
+        table: int8 [2**state_bits], the reproduction values in table steps.
+        bits: 2, 3 or 4 bits per weight.
+    """
+    return _backend()[0].trellis_encode(targets, table, bits)
+
+
+def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
+    """Returns the table values of a trellis code, int8 [rows, columns]; the inverse layout of `trellis_encode`."""
+    return _backend()[0].trellis_decode(codes, table, bits, rows)
+
+
+def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -> torch.Tensor:
+    """Returns the codes of the sums of codewords nearest to each vector, uint8 [n, num_codebooks].
+
+    Beam search in the order of the codebooks (VQDM, arXiv 2409.00492, section 3; AQLM, arXiv
+    2401.06118, section 3.3). Integers keep it exact; `reference.additive_encode` defines ties.
+
+    Args:
+        vectors: int16 [n, dim], on the grid of the codebooks.
+        codebooks: int16 [num_codebooks, 256, dim].
+        beam: partial sums kept after each codebook, 1 to 32.
+    """
+    return _backend()[0].additive_encode(vectors, codebooks, beam)
+
+
+def additive_decode(
+    codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor, groups: int
+) -> torch.Tensor:
+    """Returns the weight that additive codes stand for, float32 [rows, groups*dim].
+
+    Args:
+        codes: uint8 [rows*groups, num_codebooks].
+        codebooks: float32 [num_codebooks, 256, dim], values whose sums are exact in float32.
+        scales: float32 [rows].
+        groups: vectors per row.
+    """
+    return _backend()[0].additive_decode(codes, codebooks, scales, groups)
+
+
+@cache
+def _backend() -> tuple[ModuleType, str]:
+    try:
+        return importlib.import_module("vqdq.kernels.cpu"), "compiled by numba for this processor"
+    except ImportError as error:
+        module = importlib.import_module("vqdq.kernels.reference")
+        return module, f"plain torch, slow: numba cannot be used ({error})"

@@ -1,0 +1,126 @@
+"""The beam search of additive codes, compiled: whole rows of 256 candidates at a time, in exact integers.
+
+|q + c|² − 2x·(q + c) grows by |c|² − 2x·c + 2q·c when the codeword c joins the partial sum q. The
+first two terms are computed once per vector, q·c is a sum of rows of precomputed Gram tables: no
+dot product inside the search.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Array: TypeAlias = npt.NDArray[Any]
+
+CODEWORDS = 256
+_CHUNK = 16  # candidates whose minimum is compared with the worst survivor before any is looked at
+
+
+@njit(nogil=True, cache=True)
+def gram_tables(books: Array, gram: Array) -> None:
+    """Fills gram int32 [M, M, 256, 256] with 2·(codeword a of m)·(codeword b of n) for m < n."""
+    for first in range(books.shape[0]):
+        for second in range(first + 1, books.shape[0]):
+            for a in range(CODEWORDS):
+                for b in range(CODEWORDS):
+                    total = np.int32(0)
+                    for d in range(books.shape[2]):
+                        total += np.int32(books[first, a, d]) * np.int32(books[second, b, d])
+                    gram[first, second, a, b] = np.int32(2) * total
+
+
+@njit(nogil=True, cache=True)
+def encode_vectors(
+    vectors: Array, books: Array, gram: Array, beam: int, codes: Array, first: int, last: int
+) -> None:
+    """Writes codes uint8 [n, M] of vectors first..last-1; see `reference.additive_encode`."""
+    count, dim = books.shape[0], books.shape[2]
+    columns = np.empty((count, dim, CODEWORDS), np.float32)  # dot products below 2**24: exact
+    power = np.empty((count, CODEWORDS), np.int32)
+    for m in range(count):
+        for a in range(CODEWORDS):
+            total = np.int32(0)
+            for d in range(dim):
+                value = np.int32(books[m, a, d])
+                total += value * value
+                columns[m, d, a] = np.float32(-2 * value)
+            power[m, a] = total
+    dots = np.empty(CODEWORDS, np.float32)
+    base = np.empty((count, CODEWORDS), np.int32)
+    grown = np.empty(CODEWORDS, np.int32)
+    costs = np.empty(beam, np.int32)
+    names = np.empty(beam, np.int64)
+    old_costs = np.empty(beam, np.int32)
+    history = np.empty((beam, count), np.int64)
+    old_history = np.empty((beam, count), np.int64)
+    for index in range(first, last):
+        for m in range(count):
+            dots[:] = np.float32(0)
+            for d in range(dim):
+                x, line = np.float32(vectors[index, d]), columns[m, d]
+                for a in range(CODEWORDS):
+                    dots[a] += x * line[a]
+            for a in range(CODEWORDS):
+                base[m, a] = power[m, a] + np.int32(dots[a])
+        parents = 1
+        old_costs[0] = np.int32(0)
+        for m in range(count):
+            width = 1 if m == count - 1 else min(beam, parents * CODEWORDS)
+            kept = 0
+            for parent in range(parents):
+                offset, row = old_costs[parent], base[m]
+                for a in range(CODEWORDS):
+                    grown[a] = row[a] + offset
+                for earlier in range(m):
+                    table = gram[earlier, m, old_history[parent, earlier]]
+                    for a in range(CODEWORDS):
+                        grown[a] += table[a]
+                for start in range(0, CODEWORDS, _CHUNK):
+                    low = grown[start]
+                    for a in range(start + 1, start + _CHUNK):
+                        low = min(low, grown[a])
+                    if kept == width and low >= costs[kept - 1]:
+                        continue
+                    for a in range(start, start + _CHUNK):
+                        cost = grown[a]
+                        if kept == width and cost >= costs[kept - 1]:
+                            continue
+                        place = kept if kept < width else kept - 1
+                        kept = place + 1
+                        while place > 0 and costs[place - 1] > cost:
+                            costs[place], names[place] = costs[place - 1], names[place - 1]
+                            place -= 1
+                        costs[place], names[place] = cost, parent * CODEWORDS + a
+            for slot in range(kept):
+                parent = names[slot] // CODEWORDS
+                for earlier in range(m):
+                    history[slot, earlier] = old_history[parent, earlier]
+                history[slot, m] = names[slot] % CODEWORDS
+            for slot in range(kept):
+                old_costs[slot] = costs[slot]
+                for earlier in range(m + 1):
+                    old_history[slot, earlier] = history[slot, earlier]
+            parents = kept
+        for m in range(count):
+            codes[index, m] = np.uint8(old_history[0, m])
+
+
+@njit(nogil=True, cache=True)
+def decode_rows(
+    codes: Array, books: Array, scales: Array, groups: int, out: Array, first: int, last: int
+) -> None:
+    """Writes rows first..last-1 of out float32 [rows, groups*dim]: the scaled sums of codewords."""
+    count, dim = books.shape[0], books.shape[2]
+    for row in range(first, last):
+        scale = scales[row]
+        for group in range(groups):
+            code = codes[row * groups + group]
+            start = group * dim
+            for d in range(dim):
+                total = books[0, code[0], d]
+                for m in range(1, count):
+                    total += books[m, code[m], d]
+                out[row, start + d] = total * scale

@@ -1,0 +1,213 @@
+"""Every kernel compiled by numba, in threads that release the interpreter: as many as torch uses.
+
+Work is cut into ranges that write disjoint outputs, so the result cannot depend on the number of
+threads. Plain threads instead of numba's own parallel loops: those abort the process when two
+threads of ours enter them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+
+from vqdq import packing
+from vqdq.kernels import beam as beam_search
+from vqdq.kernels import reference, viterbi
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """See `vqdq.kernels.pack_bits`."""
+    flat = values.contiguous().reshape(-1)
+    if flat.dtype != torch.uint8 or not 1 <= bits <= 8 or (len(flat) and int(flat.max()) >> bits):
+        return packing.pack(values, bits)  # also words the faults
+    out = np.zeros(packing.packed_bytes(len(flat), bits), np.uint8)
+    _pack(flat.numpy(), bits, out)
+    return torch.from_numpy(out)
+
+
+def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """See `vqdq.kernels.unpack_bits`."""
+    flat = stream.contiguous().reshape(-1)
+    if not 1 <= bits <= 8 or len(flat) < packing.packed_bytes(count, bits):
+        return reference.unpack_bits(stream, bits, count)
+    out = np.empty(count, np.uint8)
+    _unpack(flat.numpy(), bits, out)
+    return torch.from_numpy(out)
+
+
+def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
+    """See `vqdq.kernels.hadamard`."""
+    out = x.detach().float().contiguous().clone().numpy()
+    scale = np.float32(torch.tensor(block**-0.5, dtype=torch.float32).item())
+    _spread(lambda a, b: _hadamard(out, block, scale, a, b), out.shape[0], 64)
+    return torch.from_numpy(out)
+
+
+def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
+    """See `vqdq.kernels.trellis_encode`."""
+    rows, columns = targets.shape
+    codes = np.zeros((packing.packed_bytes(rows, bits), columns), np.uint8)
+    wanted = targets.to(torch.int16).contiguous().numpy()
+    values = (table.float() * 8).contiguous().numpy()
+    side, step = reference.seam_rows(bits), 2 if bits == 2 else 4
+
+    def encode(first: int, last: int) -> None:
+        viterbi.encode_columns(wanted, values, bits, side, step, codes, first, last)
+
+    _spread(encode, columns, viterbi.LANES)
+    return torch.from_numpy(codes)
+
+
+def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
+    """See `vqdq.kernels.trellis_decode`."""
+    stream = codes.contiguous().numpy()
+    states = len(table)
+    tail = np.zeros((8, codes.shape[1]), np.uint8)
+    out = np.empty((rows, codes.shape[1]), np.int8)
+    values = table.contiguous().numpy()
+    inner = _tail(stream, rows * bits, tail)
+    _spread(lambda a, b: _decode(stream, tail, inner, values, states, bits, out, a, b), rows, 32)
+    return torch.from_numpy(out)
+
+
+def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -> torch.Tensor:
+    """See `vqdq.kernels.additive_encode`."""
+    wanted = vectors.to(torch.int16).contiguous().numpy()
+    books = codebooks.to(torch.int16).contiguous().numpy()
+    gram = np.empty(
+        (len(books), len(books), beam_search.CODEWORDS, beam_search.CODEWORDS), np.int32
+    )
+    beam_search.gram_tables(books, gram)
+    codes = np.empty((len(wanted), len(books)), np.uint8)
+
+    def encode(first: int, last: int) -> None:
+        beam_search.encode_vectors(wanted, books, gram, beam, codes, first, last)
+
+    _spread(encode, len(wanted), 256)
+    return torch.from_numpy(codes)
+
+
+def additive_decode(
+    codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor, groups: int
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_decode`."""
+    picked, books = codes.contiguous().numpy(), codebooks.contiguous().numpy()
+    factors = scales.contiguous().numpy()
+    out = np.empty((len(factors), groups * books.shape[2]), np.float32)
+
+    def decode(first: int, last: int) -> None:
+        beam_search.decode_rows(picked, books, factors, groups, out, first, last)
+
+    _spread(decode, len(factors), 32)
+    return torch.from_numpy(out)
+
+
+def _spread(work: Callable[[int, int], None], count: int, grain: int) -> None:
+    """Calls work(first, last) on ranges that cover 0..count-1 and start at multiples of `grain`."""
+    threads = torch.get_num_threads()
+    grains = -(-count // grain)
+    if threads == 1 or grains == 1:
+        work(0, count)
+        return
+    pieces = min(grains, 4 * threads)
+    edges = [min(count, grains * piece // pieces * grain) for piece in range(pieces + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [
+            pool.submit(work, a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b
+        ]:
+            done.result()
+
+
+@njit(nogil=True, cache=True)
+def _pack(values: Array, bits: int, out: Array) -> None:
+    held, have, place = np.uint32(0), 0, 0
+    for value in values:
+        held |= np.uint32(value) << np.uint32(have)
+        have += bits
+        while have >= 8:
+            out[place] = np.uint8(held & np.uint32(255))
+            held >>= np.uint32(8)
+            have -= 8
+            place += 1
+    if have:
+        out[place] = np.uint8(held)
+
+
+@njit(nogil=True, cache=True)
+def _unpack(stream: Array, bits: int, out: Array) -> None:
+    held, have, place = np.uint32(0), 0, 0
+    mask = np.uint32((1 << bits) - 1)
+    for index in range(out.shape[0]):
+        if have < bits:
+            held |= np.uint32(stream[place]) << np.uint32(have)
+            have += 8
+            place += 1
+        out[index] = np.uint8(held & mask)
+        held >>= np.uint32(bits)
+        have -= bits
+
+
+@njit(nogil=True, cache=True)
+def _hadamard(x: Array, block: int, scale: float, first: int, last: int) -> None:
+    for row in range(first, last):
+        stride = 1
+        while stride < block:
+            for start in range(0, x.shape[1], 2 * stride):
+                for index in range(start, start + stride):
+                    a, b = x[row, index], x[row, index + stride]
+                    x[row, index] = a + b
+                    x[row, index + stride] = a - b
+            stride *= 2
+        for index in range(x.shape[1]):
+            x[row, index] *= scale
+
+
+@njit(nogil=True, cache=True)
+def _tail(codes: Array, length: int, tail: Array) -> int:
+    """Fills `tail` with the stream from its last whole bytes on, continued circularly; returns its first byte."""
+    first = max(0, (length >> 3) - 2)
+    for byte in range(tail.shape[0]):
+        for bit in range(8):
+            place = ((first + byte) * 8 + bit) % length
+            for column in range(codes.shape[1]):
+                value = (codes[place >> 3, column] >> np.uint8(place & 7)) & np.uint8(1)
+                tail[byte, column] |= np.uint8(value << np.uint8(bit))
+    return first
+
+
+@njit(nogil=True, cache=True)
+def _decode(
+    codes: Array,
+    tail: Array,
+    inner: int,
+    table: Array,
+    states: int,
+    bits: int,
+    out: Array,
+    first: int,
+    last: int,
+) -> None:
+    mask = np.uint32(states - 1)
+    for row in range(first, last):
+        place = row * bits
+        byte, shift = place >> 3, np.uint32(place & 7)
+        if byte < inner:
+            a, b, c = codes[byte], codes[byte + 1], codes[byte + 2]
+        else:
+            a, b, c = tail[byte - inner], tail[byte - inner + 1], tail[byte - inner + 2]
+        line = out[row]
+        for column in range(out.shape[1]):
+            window = (
+                np.uint32(a[column])
+                | (np.uint32(b[column]) << np.uint32(8))
+                | (np.uint32(c[column]) << np.uint32(16))
+            )
+            line[column] = table[(window >> shift) & mask]
