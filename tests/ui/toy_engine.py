@@ -1,0 +1,144 @@
+"""An engine for the page's tests: the real shapes of results, pictures of the demo world, no model.
+
+A prompt that holds "slow" takes ten seconds, one that holds "fault" fails. A compression takes as long as
+`VQDQ_TOY_LAYER_SECONDS` says for each layer; a model whose name holds "broken" fails in the middle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqdq.demo import scenes
+from vqdq.errors import UserError
+from vqdq.jobs.requests import CompareRequest, CompressRequest
+from vqdq.models import pipelines
+from vqdq.progress import Event
+from vqdq.recipe import resolve
+
+SIDE = 128
+PARTS = ("count", "shapes", "colours", "sizes", "relation", "background")
+
+
+class Engine:
+    def __init__(self, _workspace, _warm=()):
+        self.pace = float(os.environ.get("VQDQ_TOY_LAYER_SECONDS", "0.004"))
+
+    def idle(self):
+        return False
+
+    def execute(self, request, folder, *, report):
+        report(Event(stage="load", done=0, total=1, message=request.model))
+        if isinstance(request, CompressRequest):
+            return self.compress(request, report)
+        assert isinstance(request, CompareRequest)
+        return self.compare(request, folder, report)
+
+    def compress(self, request, report):
+        plan = resolve(request.recipe, pipelines.component(request.model))
+        layers = []
+        for number, item in enumerate(plan.layers):
+            report(Event(stage="encode", done=number, total=len(plan.layers), message=item.layer.name))
+            time.sleep(self.pace)
+            if "broken" in request.name and number == 20:
+                raise UserError(
+                    "3 of 4096 weights are NaN or infinite.",
+                    where=item.layer.name,
+                    remedy="The checkpoint is damaged or diverged: use another one.",
+                )
+            layers.append(
+                {
+                    "name": item.layer.name,
+                    "method": item.method,
+                    "bits_per_weight": item.bits_per_weight,
+                    "error_db": None if item.method is None else -17.0 - (number % 7) * 0.4,
+                    "bytes": item.storage.total_bytes,
+                    "reference_bytes": 2 * item.storage.num_weights,
+                    "seconds": 0.1,
+                }
+            )
+        report(Event(stage="save", done=1, total=1))
+        output = Path(request.output)
+        part = output.with_name(output.name + ".partial")
+        part.mkdir(parents=True)
+        (part / "model_index.json").write_text("{}")
+        part.rename(output)
+        return {
+            "output": str(output),
+            "recipe": request.recipe.name,
+            "recipe_digest": request.recipe.digest,
+            "predicted_bytes": plan.predicted_bytes,
+            "measured_bytes": plan.predicted_bytes,
+            "reference_bytes": plan.reference_bytes,
+            "bits_per_weight": plan.bits_per_weight,
+            "seconds": 1.25,
+            "peak_memory_bytes": 812_000_000,
+            "layers": layers,
+        }
+
+    def compare(self, request, folder, report):
+        if "fault" in request.prompt:
+            raise UserError("there was not enough memory.", where="worker", remedy="Close other programs.")
+        pause = 1.0 if "slow" in request.prompt else 0.01
+        names = (request.model, *request.variants)
+        total = request.steps * len(names)
+        clean = picture(request.prompt, request.seed)
+        noise = np.random.default_rng(request.seed)
+        drawn = []
+        for place, name in enumerate(names):
+            for step in range(request.steps):
+                report(Event(stage="generate", done=place * request.steps + step, total=total, message=name))
+                time.sleep(pause)
+            pixels = clean.astype(np.float32) + 6 * place * noise.standard_normal(clean.shape)
+            file = "reference.png" if place == 0 else f"{place}-variant.png"
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / file)
+            row = {
+                "variant": name,
+                "label": "FP16" if place == 0 else name,
+                "image": file,
+                "seconds": 0.91 - 0.2 * place,
+                "load_seconds": 0.0,
+                "peak_memory_bytes": 412_000_000,
+                "verdict": dict.fromkeys(("passed", *PARTS), True) | ({"sizes": False, "passed": False} if place else {}),
+                "verdict_reason": None,
+                "bits_per_weight": 3.02 if place else 16.0,
+                "bytes": 11_200_000 if place else 57_000_000,
+                "reference_bytes": 57_000_000,
+                "initial_latent_sha256": "3fa9c1" + 58 * "0",
+            }
+            if place:
+                error = np.abs(pixels - clean).mean(axis=2)
+                Image.fromarray(np.clip(error * 6, 0, 255).astype(np.uint8)).save(folder / f"{place}-error.png")
+                row |= {"psnr": 29.41, "ssim": 0.951, "mean_error": 0.01, "max_error": 0.2, "changed": 0.9}
+                row |= {"latent_cosine": 0.98, "error_map": f"{place}-error.png", "error_scale": 0.25}
+            drawn.append(row)
+        return json.loads(
+            json.dumps(
+                {
+                    "prompt": request.prompt,
+                    "seed": request.seed,
+                    "steps": request.steps,
+                    "guidance": request.guidance,
+                    "reference": drawn[0],
+                    "variants": drawn[1:],
+                    "images": {row["variant"]: row["image"] for row in drawn},
+                    "certificate": {"initial_latent_sha256": "3fa9c1" + 58 * "0", "problems": []},
+                    "notices": [],
+                    "seconds": 2.0,
+                }
+            )
+        )
+
+
+def picture(prompt, seed):
+    try:
+        scene = scenes.parse(prompt)
+    except UserError:
+        scene = scenes.parse(scenes.EXAMPLE_PROMPTS[0])
+    return scenes.render(scene, torch.Generator().manual_seed(seed), SIDE)

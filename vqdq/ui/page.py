@@ -1,0 +1,229 @@
+"""The page: header, tabs, one clock. What it shows is in the store; a reload attaches again.
+
+Every event of the page itself is private; programs use the named endpoints of `api`.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from vqdq.errors import UserError
+from vqdq.jobs.store import Workspace
+from vqdq.ui import api, compare, compress, header, runs, theme
+from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
+from vqdq.ui.live import Region, Session, clicked, follow, html, markup
+from vqdq.ui.wording import escape
+
+TICK_SECONDS = 0.7
+TABS = ("compress", "compare", "inspect", "runs")
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.Blocks:
+    """Returns the page for one workspace and one model; `desk` is another one only in tests."""
+    desk = desk or Desk(workspace, model)
+    with gr.Blocks(title="VQDQ", analytics_enabled=False, fill_width=True) as page:
+        session = gr.State(Session())
+        with gr.Row(elem_id="vq-header"):
+            identity = html(header.identity(desk.model, ""), "vq-identity")
+            pill = html(header.pill(None), "vq-pill")
+            html(header.tools(), "vq-tools")
+        with gr.Tabs(elem_id="vq-tabs") as tabs:
+            with gr.Tab("Compress", id="compress", render_children=True):
+                compress_regions, _, made = compress.build(desk)
+                with made["table"]:
+                    first = html("", "vq-first", elem_classes=["vq-table"])
+            with gr.Tab("Compare", id="compare", render_children=True):
+                compare_regions, drawn = compare.build(desk)
+            with gr.Tab("Inspect", id="inspect"):
+                _inspect(desk)
+            with gr.Tab("Runs", id="runs", render_children=True):
+                history_regions, history = runs.build(desk)
+        html(header.HELP, "vq-help")
+        clock = gr.Timer(TICK_SECONDS)
+        api.build(desk)
+
+        regions = [
+            Region("pill", pill, markup(lambda _: _pill(desk))),
+            Region("first look", first, markup(lambda _: _first(desk))),
+            *compress_regions,
+            *compare_regions,
+            *history_regions,
+        ]
+        targets = [region.component for region in regions]
+
+        def refresh(state: Session) -> list[Any]:
+            return follow(regions, state)
+
+        def arrive(state: Session, request: gr.Request) -> list[Any]:
+            """A page was opened: attach to what its address names, or to what is going on."""
+            asked = {key: str(value)[:200] for key, value in request.query_params.items()}
+            state = _opened(desk, state, asked.get("run", ""))
+            tab = asked.get("tab", "")
+            chosen = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
+            card = _identity(desk)
+            return [card, chosen, *follow(regions, Session(**_shown(state)))]
+
+        arrived = page.load(arrive, session, [identity, tabs, *targets, session], **PRIVATE)
+        look, inputs, views = made["look"]
+        arrived.then(look, inputs, views, **PRIVATE)
+        clock.tick(refresh, session, [*targets, session], trigger_mode="once", **PRIVATE)
+
+        def then_refresh(event: Any) -> None:
+            event.then(refresh, session, [*targets, session], **PRIVATE)
+
+        button, start, inputs = made["start"]
+        then_refresh(button.click(start, [session, *inputs], session, **PRIVATE))
+        draw, prompt, begin, inputs, shown = drawn["start"]
+        for trigger in (draw.click, prompt.submit):
+            then_refresh(trigger(begin, [session, *inputs], [session, *shown], **PRIVATE))
+
+        def act(state: Session, event: gr.EventData) -> list[Any]:
+            return _act(desk, state, clicked(event))
+
+        for component in (pill, made["status"], drawn["first_model"], history):
+            outputs = [session, tabs, drawn["chosen"]]
+            then_refresh(component.click(act, session, outputs, **PRIVATE))
+        for component, function in (drawn["stage"], drawn["gallery"]):
+            then_refresh(component.click(function, session, session, **PRIVATE))
+    return page
+
+
+def wait() -> None:
+    """Returns never: the server works in its own thread until Ctrl-C."""
+    threading.Event().wait()
+
+
+def launch_options(workspace: Workspace, *, host: str, port: int, auth: tuple[str, str] | None) -> dict[str, Any]:
+    """Returns what `Blocks.launch` needs so that the page is ours, local and private."""
+    return {
+        "server_name": host,
+        "server_port": port,
+        "auth": auth,
+        "theme": theme.build(),
+        "head": theme.head(),
+        "favicon_path": str(ASSETS / "favicon.png"),
+        "allowed_paths": [str(workspace.runs_folder)],
+        "blocked_paths": [str(workspace.models_folder), str(workspace.path / "index.sqlite")],
+        "ssr_mode": False,
+        "run_history": False,
+        "share": False,
+        "enable_monitoring": False,
+        "footer_links": [],
+        "show_error": False,
+        "max_file_size": "1mb",
+        "quiet": True,
+        "pwa": False,
+    }
+
+
+def check_address(host: str, auth: tuple[str, str] | None) -> None:
+    """Raises `UserError` for an address that others could reach without a login."""
+    if host not in ("127.0.0.1", "localhost", "::1") and auth is None:
+        raise UserError(
+            f"{host} can be reached by other computers, and there is no login.",
+            where="--host",
+            remedy="Add --auth USER:PASSWORD (or a file with that line), or leave --host out.",
+        )
+
+
+def login(text: str | None) -> tuple[str, str] | None:
+    """Returns user and password from "USER:PASSWORD" or from a file whose first line is that.
+
+    Raises:
+        UserError: there is no colon, or one side is empty.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    line = path.read_text(encoding="utf-8").strip().splitlines()[0] if path.is_file() else text
+    user, colon, password = line.partition(":")
+    if not colon or not user or not password:
+        raise UserError(
+            "is not USER:PASSWORD.", where="--auth", remedy="Write --auth anna:a-long-secret."
+        )
+    return user, password
+
+
+def _act(desk: Desk, state: Session, data: dict[str, str]) -> list[Any]:
+    """Answers a button inside our own markup: session, tabs and chosen models."""
+    run, kind = data.get("run", ""), data.get("kind", "")
+    tab: Any = gr.skip()
+    chosen: Any = gr.skip()
+    try:
+        match data.get("act"):
+            case "cancel":
+                desk.workspace.cancel(run)
+            case "resume":
+                desk.workspace.resume(run)
+                state = state.showing(dismissed="")
+            case "dismiss":
+                state = state.showing(dismissed=run)
+            case "delete":
+                desk.workspace.delete(run)
+            case "reveal":
+                runs.reveal(desk.workspace.run(run).folder)
+            case "open":
+                state, tab = _opened(desk, state, run), gr.Tabs(selected=kind if kind in TABS else "runs")
+            case "compare":
+                tab, chosen = gr.Tabs(selected="compare"), gr.update(value=[data.get("name", "")])
+            case "start":
+                tab = gr.Tabs(selected="compress")
+            case "first":
+                goal = data.get("goal", DEFAULT_GOAL)
+                state = state.showing(compress_run=compress.submit(desk, desk.preset(goal)))
+            case _:
+                pass
+    except UserError as error:
+        raise gr.Error(escape(str(error)), title="That did not work", print_exception=False) from error
+    return [state, tab, chosen]
+
+
+def _opened(desk: Desk, state: Session, run_id: str) -> Session:
+    """The session with that run on display, when there is one."""
+    if not run_id:
+        return state
+    try:
+        run = desk.workspace.run(run_id)
+    except UserError:
+        return state  # an old link: the newest is shown instead
+    if run.kind == "compress":
+        return state.showing(compress_run=run.id, dismissed="")
+    return state.showing(compare_run=run.id, chosen=0) if run.kind == "compare" else state
+
+
+def _shown(state: Session) -> dict[str, Any]:
+    """What a session shows, without the memory of what was sent: a page that opens has received nothing."""
+    names = ("compress_run", "compare_run", "dismissed", "chosen")
+    return {name: getattr(state, name) for name in names}
+
+
+def _identity(desk: Desk) -> str:
+    try:
+        card = desk.card
+    except UserError as error:
+        return header.identity(f"{desk.model}: cannot be opened", str(error))
+    return header.identity(card.title, card.details)
+
+
+def _pill(desk: Desk) -> str:
+    active = desk.workspace.active()
+    waiting = len(desk.workspace.queue()) - (active is not None and active.state == "queued")
+    return header.pill(active, max(0, waiting))
+
+
+def _first(desk: Desk) -> str:
+    found = compare.latest(desk)
+    if found is None:
+        return compare.viewer.empty("Compress, then compare: both pictures will be here.")
+    return compare.comparison.light_table(found) + compare.comparison.caption(found)
+
+
+def _inspect(desk: Desk) -> None:
+    """The Inspect tab, from its own file."""
+    del desk
+    html('<div class="vq-history-empty"><h2>Inspect</h2></div>', "vq-inspect-empty")

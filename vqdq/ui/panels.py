@@ -1,0 +1,191 @@
+"""What the Compress tab shows, as markup: goals, the prediction, the result and its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.run import RunRecord
+from vqdq.recipe import Plan
+from vqdq.ui import header
+from vqdq.ui.desk import GOALS, Estimate, as_fault
+from vqdq.ui.viewer import swatch
+from vqdq.ui.wording import chip, count, decibels, digits, duration, escape, size
+
+FIRST_ROWS = 8
+
+
+def goals(sizes: dict[str, int | None], pressed: str) -> str:
+    """Returns the cards of the goals; `sizes` are the exact bytes each would give."""
+    cards = "".join(
+        f'<button type="button" class="vq-goal" data-act="goal" data-goal="{escape(goal.name)}"'
+        f' aria-pressed="{str(goal.name == pressed).lower()}"><b>{escape(goal.title)}</b>'
+        f'<span class="vq-goal-size">{size(sizes.get(goal.name))}</span>'
+        f"<span>{escape(goal.words)}</span></button>"
+        for goal in GOALS
+    )
+    return f'<div class="vq-goals" role="group" aria-label="What matters to you?">{cards}</div>'
+
+
+def prediction(plan: Plan, cost: Estimate) -> str:
+    """Returns the sizes before and after and what it will cost, each with the chip that says what it is."""
+    exact = chip("exact", "Calculated to the byte from the recipe: the file will have this size.")
+    kept = len(plan.layers) - len(plan.quantized)
+    return (
+        f"{bars(plan.reference_bytes, plan.predicted_bytes, exact)}"
+        '<dl class="vq-figures">'
+        f"{_figure('Bits per weight', digits(plan.bits_per_weight), exact)}"
+        f"{_figure('Time', '≈ ' + duration(cost.seconds), chip('estimated', cost.seconds_source))}"
+        f"{_figure('Memory', '≈ ' + size(cost.memory_bytes), chip('estimated', cost.memory_source))}"
+        f"{_figure('Layers', str(len(plan.quantized)), escape(f'{kept} kept in 16 bits') if kept else '')}"
+        "</dl>"
+    )
+
+
+def bars(reference: int, yours: int, note: str) -> str:
+    """Returns the two sizes as bars of one scale; `note` is a ready chip."""
+    share = 100 * yours / reference if reference else 100
+    return (
+        '<div class="vq-sizes">'
+        f'<div class="vq-size"><span>FP16</span><div><i class="vq-swatch-0" style="width:100%"></i></div>'
+        f"<b>{size(reference)}</b><span></span></div>"
+        f'<div class="vq-size"><span>Yours</span><div><i class="vq-swatch-1" style="width:{share:.2f}%"></i>'
+        f"</div><b>{size(yours)}</b><span>{note}</span></div></div>"
+    )
+
+
+def unknown(error_panel: str) -> str:
+    """Returns the place of the prediction while the settings do not fit; the fault says why."""
+    return f'<div class="vq-unknown">{error_panel}</div>'
+
+
+def welcome() -> str:
+    """Returns the first words, where later the progress and the result stand."""
+    return (
+        '<div class="vq-progress vq-welcome"><p>Choose what matters to you and press <b>Compress</b>. Your model'
+        " stays as it is: a smaller copy is written beside it, and you can stop at any time.</p></div>"
+    )
+
+
+def status(run: RunRecord | None) -> str:
+    """Returns the state of a compression: the words before it, its progress, its fault or its result."""
+    if run is None or not isinstance(run.request, CompressRequest):
+        return welcome()
+    if run.state in ("queued", "running"):
+        return header.progress(run)
+    if run.state == "done":
+        return result(run, run.result or {})
+    identity = escape(run.id)
+    resume = (
+        f'<button type="button" class="vq-button" data-act="resume" data-run="{identity}">Resume</button>'
+    )
+    away = (
+        '<button type="button" class="vq-button vq-button-quiet" data-act="dismiss"'
+        f' data-run="{identity}">Dismiss</button>'
+    )
+    if run.state == "cancelled":
+        done = f" after {count(run.done, 'layer')}" if run.done else ""
+        return (
+            f'<div class="vq-progress"><div class="vq-progress-head"><b>Stopped{done}</b></div>'
+            '<p class="vq-muted">Nothing half-written was left behind. Finished layers are kept.</p>'
+            f'<div class="vq-actions">{resume}{away}</div></div>'
+        )
+    title = {"interrupted": "Interrupted"}.get(run.state, "The compression failed")
+    fault = as_fault(run.error)
+    keeps = f"{fault.remedy} Finished layers are kept.".strip()
+    return header.fault(
+        fault.what, where=fault.where, remedy=keeps, title=title, actions=resume + away
+    )
+
+
+def result(run: RunRecord, values: dict[str, Any]) -> str:
+    """Returns the result of a finished compression, sizes first."""
+    request = run.request
+    assert isinstance(request, CompressRequest)
+    before, after = values.get("reference_bytes"), values.get("measured_bytes")
+    times = f"{digits(before / after)} times smaller" if before and after else ""
+    facts = [
+        times,
+        f"{digits(values.get('bits_per_weight'))} bits per weight",
+        duration(values.get("seconds", run.seconds)),
+        f"{size(values.get('peak_memory_bytes'))} of memory at most",
+    ]
+    measured = chip("measured", "Read from the file and from this run, not predicted.")
+    folder = escape(values.get("output") or request.output)
+    name = escape(request.name)
+    return (
+        '<div class="vq-progress vq-result" role="status">'
+        f"<p class='vq-large'>{size(after)} <span>instead of {size(before)}</span></p>"
+        f"<p class='vq-muted'>{' · '.join(escape(fact) for fact in facts if fact)} {measured}</p>"
+        '<div class="vq-actions">'
+        f'<button type="button" class="vq-button" data-act="compare" data-name="{name}">Compare with FP16'
+        "</button>"
+        f'<button type="button" class="vq-button vq-button-quiet" data-copy="{folder}">Copy folder path</button>'
+        f'<span class="vq-code vq-path" title="{folder}">{folder}</span></div></div>'
+    )
+
+
+def layers_heading(run: RunRecord | None) -> str:
+    """Returns the table of a finished compression's layers, the worst first; a quiet line before it."""
+    rows: Sequence[dict[str, Any]] = (run.result or {}).get("layers", ()) if run else ()
+    if run is None or run.state != "done" or not rows:
+        return ""
+    packed = [row for row in rows if row.get("method")]
+    kept = [row for row in rows if not row.get("method")]
+    by_error = sorted(packed, key=lambda row: -(row.get("error_db") or -999))
+    rest = by_error[FIRST_ROWS:] + kept
+    more = (
+        f'<details class="vq-more"><summary>All {count(len(rows), "layer")}</summary>{_table(rest)}</details>'
+        if rest
+        else ""
+    )
+    return (
+        '<section class="vq-layers"><h2>Layers, the largest error first</h2>'
+        f"{_table(by_error[:FIRST_ROWS])}{more}</section>"
+    )
+
+
+def matches(plan: Plan) -> str:
+    """Returns how many layers each rule takes, in the order of the rules."""
+    taken = [0] * len(plan.recipe.rules)
+    for layer in plan.layers:
+        if layer.rule is not None:
+            taken[layer.rule] += 1
+    lines = "".join(
+        f"<li><code>{escape(rule.pattern)}</code><span>{count(number, 'layer')}</span></li>"
+        for rule, number in zip(plan.recipe.rules, taken, strict=True)
+    )
+    return f'<ul class="vq-matches" aria-label="Layers that each rule takes">{lines}</ul>'
+
+
+def _figure(name: str, value: str, note: str) -> str:
+    return f"<div><dt>{escape(name)}</dt><dd>{escape(value)} <small>{note}</small></dd></div>"
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    worst = -40.0  # dB at which the bar is empty; 0 dB fills it
+    lines: list[str] = []
+    for row in rows:
+        error = row.get("error_db")
+        full = 0.0 if error is None else max(0.0, min(100.0, 100 * (1 - error / worst)))
+        bar = (
+            f'<i class="vq-error" style="--share:{full:.0f}%" aria-hidden="true"></i>'
+            if row.get("method")
+            else ""
+        )
+        method = escape(row.get("method") or "16-bit")
+        lines.append(
+            f'<tr><th scope="row">{swatch(1 if row.get("method") else 0)}'
+            f'<span class="vq-code">{escape(row.get("name", ""))}</span></th><td>{method}</td>'
+            f"<td>{digits(row.get('bits_per_weight'))}</td>"
+            f"<td>{decibels(error) if row.get('method') else '–'}{bar}</td>"
+            f"<td>{size(row.get('bytes'))}</td></tr>"
+        )
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("Layer", "Method", "Bits", "Error", "Size")
+    )
+    return (
+        f'<div class="vq-scroll" tabindex="0" role="region" aria-label="Layers"><table class="vq-numbers">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )

@@ -1,0 +1,112 @@
+/* The page itself: light and dark, keys, help, the window's title, links that keep their settings. */
+(() => {
+  const STORE = "vqdq-theme";
+  const asked = new URLSearchParams(location.search).get("__theme");
+  const read = () => { try { return localStorage.getItem(STORE); } catch { return null; } };
+
+  function paint(mode) {
+    if (document.body) document.body.classList.toggle("dark", mode === "dark");
+  }
+  function wanted() {
+    if (asked === "dark" || asked === "light") return asked;
+    return read() || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  }
+  let mode = wanted();
+
+  function toggle() {
+    mode = document.body.classList.contains("dark") ? "light" : "dark";
+    try { localStorage.setItem(STORE, mode); } catch { /* private window: not remembered */ }
+    paint(mode);
+  }
+
+  const help = () => document.querySelector("dialog.vq-help");
+  const tabs = () => [...document.querySelectorAll("#vq-tabs [role=tab]")].filter((tab) => tab.offsetParent);
+
+  function copy(text, button) {
+    const said = button.textContent;
+    navigator.clipboard.writeText(text).then(
+      () => { button.textContent = "Copied"; setTimeout(() => { button.textContent = said; }, 1200); },
+      () => { window.prompt("Copy this:", text); });
+  }
+
+  document.addEventListener("click", (event) => {
+    const target = event.target;
+    if (target.closest("[data-theme-toggle]")) toggle();
+    else if (target.closest("[data-help-open]")) help()?.showModal();
+    else if (target.closest("[data-help-close]")) help()?.close();
+    else if (target === help()) help().close();
+    const copier = target.closest("[data-copy]");
+    if (copier) copy(copier.dataset.copy, copier);
+    const word = target.closest("[data-word]");
+    if (word) insert(word.dataset.word);
+    const whole = target.closest("[data-prompt]");
+    if (whole) write(whole.dataset.prompt);
+    const tab = target.closest("#vq-tabs [role=tab]");
+    if (tab) link("tab", tab.textContent.trim().toLowerCase());
+  });
+
+  /* Words of the demo model: a click types them into the prompt. */
+  const prompt = () => document.querySelector("#vq-prompt textarea");
+  function write(text) {
+    const field = prompt();
+    if (!field) return;
+    field.value = text;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    field.focus();
+  }
+  function insert(word) {
+    const field = prompt();
+    if (!field) return;
+    const start = field.selectionStart ?? field.value.length;
+    const end = field.selectionEnd ?? start;
+    /* A click on a word of the same kind replaces the word under the cursor's selection only. */
+    const before = field.value.slice(0, start).replace(/\s*$/, "");
+    const after = field.value.slice(end).replace(/^\s*/, "");
+    field.value = [before, word, after].filter(Boolean).join(" ");
+    const place = (before ? before.length + 1 : 0) + word.length;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    field.focus();
+    field.setSelectionRange(place, place);
+  }
+
+  /* A link that works tomorrow: the tab and the run are in the address. */
+  function link(name, value) {
+    const url = new URL(location.href);
+    if (value) url.searchParams.set(name, value); else url.searchParams.delete(name);
+    history.replaceState(history.state, "", url);
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.target.closest("input:not([type=range]):not([type=radio]):not([type=checkbox]), textarea, select, [contenteditable]")) return;
+    if (event.key === "?") { event.preventDefault(); help()?.showModal(); return; }
+    if (help()?.open) return;
+    if (/^[1-6]$/.test(event.key)) {
+      const tab = tabs()[Number(event.key) - 1];
+      if (tab) { event.preventDefault(); tab.click(); }
+    }
+  });
+
+  /* What arrives in the markup and belongs elsewhere: the title and the run in the address. */
+  function gather() {
+    const pill = document.querySelector(".vq-pill[data-title]");
+    if (pill && document.title !== pill.dataset.title) document.title = pill.dataset.title;
+    const shown = document.querySelector("[data-shown-run]");
+    const run = shown ? shown.dataset.shownRun : "";
+    if ((new URLSearchParams(location.search).get("run") || "") !== run && shown) link("run", run);
+  }
+  new MutationObserver(gather).observe(document.documentElement, {
+    childList: true, subtree: true, attributes: true, attributeFilter: ["data-title", "data-shown-run"],
+  });
+
+  /* Gradio paints the mode itself when it starts: ours is applied again right after. */
+  const start = () => {
+    paint(mode);
+    const ready = new MutationObserver(() => {
+      const dark = document.body.classList.contains("dark");
+      if (dark !== (mode === "dark")) paint(mode);
+    });
+    ready.observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  };
+  if (document.body) start(); else document.addEventListener("DOMContentLoaded", start);
+})();
