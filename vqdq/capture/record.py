@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vqdq.capture.records import ActivationRecord, LayerRecord, Scalars
@@ -75,8 +74,7 @@ class Recorder:
         summaries = self._summaries.setdefault(key, [Summary() for _ in range(count)])
         outputs = self._outputs.setdefault(key, [_Output() for _ in range(count)])
         for half, part in enumerate(clock.split(_as_tokens(x.detach(), conv=conv))):
-            values, nonfinite = _finite(part)
-            summaries[half].update(values, nonfinite=nonfinite)
+            values = summaries[half].update(part)
             if detailed:
                 shape = {"positions": values.shape[1], "channels": values.shape[2]}
                 found = self._details.setdefault(key, [Detail(**shape) for _ in range(count)])
@@ -197,13 +195,6 @@ def _as_tokens(x: Tensor, *, conv: bool) -> Tensor:
     if conv:
         return x.flatten(2).transpose(1, 2)
     return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-def _finite(x: Tensor) -> tuple[Tensor, int]:
-    values = x.float()
-    good = torch.isfinite(values)
-    bad = int(good.numel() - good.sum())
-    return (torch.where(good, values, 0.0) if bad else values), bad
 
 
 def _check_memory(modules: list[nn.Module], steps: int, *, halves: int) -> None:

@@ -7,6 +7,8 @@ int64) on the host, so a stream may begin under `torch.inference_mode` and go on
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -75,23 +77,33 @@ class Summary:
         self.power: Floats = np.zeros(4)  # sums of x, x², x³, x⁴
         self.magnitudes: Counts = np.zeros(SIDE + 1, dtype=np.int64)
 
-    def update(self, x: Tensor, *, nonfinite: int) -> None:
-        """Adds the finite float32 values of `x`, any shape."""
-        size = x.abs()
-        square = x * x
-        sums = torch.stack(
-            [term.sum(dtype=torch.float64) for term in (x, square, square * x, square * square)]
-        )
-        # histc is several times quicker than bincount on whole inputs.
-        level = (size.log2() + _OCTAVES) * _BINS_PER_OCTAVE
-        level = level.clamp(-0.5, SIDE - 0.5)
+    def update(self, x: Tensor) -> Tensor:
+        """Adds the values of `x`, any shape; returns them as finite float32.
+
+        This runs for every layer and step, so it is few operations: dot products for the moments
+        (float32 inside one call, float64 between calls) and histc instead of bincount.
+        """
+        values = x.float()
+        size = values.abs()
+        peak = float(size.max())
+        if not math.isfinite(peak):
+            good = torch.isfinite(values)
+            self.nonfinite += int(good.numel() - good.sum())
+            values = torch.where(good, values, 0.0)
+            size = values.abs()
+            peak = float(size.max())
+        flat = values.reshape(-1)
+        square = flat * flat
+        sums = torch.stack([flat.sum(), flat @ flat, square @ flat, square @ square])
+        level = (size.log2_() + _OCTAVES).mul_(_BINS_PER_OCTAVE).clamp_(-0.5, SIDE - 0.5)
         counts = torch.histc(level, bins=SIDE + 1, min=-1.0, max=float(SIDE))
         self.count += x.numel()
-        self.nonfinite += nonfinite
-        self.outliers += int((size >= OUTLIER).sum())
-        self.absmax = max(self.absmax, float(size.max()))
-        self.power = self.power + sums.cpu().numpy()
+        if peak >= OUTLIER:
+            self.outliers += int((square >= OUTLIER**2).sum())
+        self.absmax = max(self.absmax, peak)
+        self.power = self.power + sums.cpu().numpy().astype(np.float64)
         self.magnitudes = self.magnitudes + counts.cpu().numpy().astype(np.int64)
+        return values
 
     @property
     def rms(self) -> float:
@@ -178,21 +190,24 @@ class Sketch:
             has
                 signs of its own and runs are paired sample by sample.
         """
-        flat = y.detach().float().reshape(y.shape[0], -1)
-        flat = torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
-        signs = self._of(flat.shape[1]).to(flat.device)
-        total = torch.zeros(self.WIDTH, dtype=torch.float64, device=flat.device)
-        for index in range(flat.shape[0]):
-            mixed = flat[index] * signs.roll(7919 * (first + index))
-            short = -mixed.shape[0] % self.WIDTH
-            padded = torch.nn.functional.pad(mixed, (0, short))
-            total = total + padded.reshape(-1, self.WIDTH).sum(dim=0, dtype=torch.float64)
-        energy = float(flat.square().sum(dtype=torch.float64))
-        return total.cpu().numpy(), energy
+        total, energy = np.zeros(self.WIDTH), 0.0
+        for index, sample in enumerate(y.detach()):
+            flat = sample.reshape(-1).float()
+            power = float(flat @ flat)
+            if not math.isfinite(power):
+                flat = torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
+                power = float(flat @ flat)
+            mixed = flat * self._of(flat.shape[0], first + index).to(flat.device)
+            whole = mixed.shape[0] // self.WIDTH * self.WIDTH
+            total += mixed[:whole].reshape(-1, self.WIDTH).sum(dim=0).cpu().numpy()
+            total[: mixed.shape[0] - whole] += mixed[whole:].cpu().numpy()
+            energy += power
+        return total, energy
 
-    def _of(self, length: int) -> Tensor:
+    def _of(self, length: int, sample: int) -> Tensor:
         if length not in self._signs:
             generator = torch.Generator().manual_seed(0)
             bits = torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8)
             self._signs[length] = bits * 2 - 1
-        return self._signs[length]
+        signs = self._signs[length]
+        return signs.roll(7919 * sample) if sample else signs
