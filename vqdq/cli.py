@@ -1,0 +1,130 @@
+"""The command line: the same jobs as the page's, for people and for programs (`--json`).
+
+Exit codes: 0 done; 2 when nothing was started, because a word, a value, the recipe, the model's
+name or the output is wrong; 1 when the work was started and failed (a damaged checkpoint, a
+full disk); 130 after Ctrl-C. Only light modules are imported before a command runs, so that
+help is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vqdq.errors import UserError
+from vqdq.params import nearest
+from vqdq.terminal import HumanOutput, JsonOutput, WrongUse
+
+# Before a hub library reads them: nothing is told to anybody.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["DO_NOT_TRACK"] = "1"
+
+EXAMPLES = """examples:
+  vqdq plan demo --recipe trellis-3bit
+  vqdq compress demo --recipe trellis-3bit --output small
+  vqdq compare demo small --prompt "a large red circle on a plain navy background" --output seen
+  vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
+  vqdq verify small
+
+MODEL is "demo" (the embedded model), the folder of a diffusers pipeline, or a hub id.
+A recipe is the name of a preset (vq-3bit, trellis-3bit, rtn-4bit, …) or a JSON file.
+
+exit codes: 0 done · 1 the work failed · 2 nothing was started: wrong use · 130 Ctrl-C"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of ending the process, so that `main` answers in one way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise WrongUse(f"{message}.", where=self.prog, remedy=f"See {self.prog} --help.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    parser = _Parser(
+        prog="vqdq",
+        description="Compress text-to-image diffusion models, and see what it costs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("--json", action="store_true", help="one JSON object a line")
+        return added
+
+    def drawing(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--prompt", required=True, help="what the picture should show")
+        added.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
+        added.add_argument("--steps", type=int, default=20, help="1 to 1000 (default 20)")
+        added.add_argument("--guidance", type=float, default=3.0, help="0 to 100 (default 3)")
+
+    doctor = command("doctor", "Look at this installation: versions, device, kernels, demo model.")
+    doctor.add_argument("--warm", action="store_true", help="compile all kernels now")
+    doctor.add_argument("--workspace", default="workspace", help="folder to check")
+    command("methods", "List the methods and their settings.")
+    plan = command("plan", "Say exactly what a recipe makes of a model, before any work.")
+    compress = command("compress", "Compress a model into a new folder; resumes by itself.")
+    for added in (plan, compress):
+        added.add_argument("model", metavar="MODEL")
+        added.add_argument("--recipe", required=True, help="name of a preset, or a JSON file")
+    plan.add_argument("--layers", action="store_true", help="list every layer")
+    compress.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    generate = command("generate", "Draw one picture.")
+    generate.add_argument("model", metavar="MODEL")
+    drawing(generate)
+    generate.add_argument("--output", required=True, metavar="FILE.png", help="a new file")
+    compare = command("compare", "Draw the same picture with a model and its variants.")
+    compare.add_argument("model", metavar="MODEL")
+    compare.add_argument("variants", metavar="VARIANT", nargs="+", help="compressed models")
+    drawing(compare)
+    compare.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    verify = command("verify", "Check a compressed folder: checksums, sizes, every weight.")
+    verify.add_argument("folder", metavar="DIR")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of a command; see the module."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    output = JsonOutput() if "--json" in words else HumanOutput()
+    try:
+        _refuse_unknown_command(words)
+        parser = build_parser()
+        options = parser.parse_args(words)
+        if options.version:
+            from importlib import metadata
+
+            print(f"vqdq {metadata.version('vqdq')}")
+            return 0
+        if options.command is None:
+            parser.print_help()
+            return 2
+        from vqdq import commands
+
+        return commands.run(options, output)
+    except WrongUse as error:
+        output.fault(error)
+        return 2
+    except UserError as error:
+        output.fault(error)
+        return 1
+    except KeyboardInterrupt as stop:
+        output.fault(UserError("stopped.", remedy=str(stop) or "Nothing half-written was left."))
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _refuse_unknown_command(words: Sequence[str]) -> None:
+    known = ("doctor", "methods", "plan", "compress", "generate", "compare", "verify")
+    if words and not words[0].startswith("-") and words[0] not in known:
+        raise WrongUse(
+            f'unknown command "{words[0]}".', remedy=f"{nearest(words[0], known, 'command')}"
+        )
