@@ -8,18 +8,17 @@ import sys
 import webbrowser
 
 # Before gradio and the hub libraries read their settings: nothing leaves this computer.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))
-os.environ["no_proxy"] = os.environ["NO_PROXY"]
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+local = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))
+os.environ |= {"NO_PROXY": local, "no_proxy": local}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 after the page was closed with Ctrl-C, 2 for wrong use."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve; needs --auth when not local")
+    parser.add_argument("--host", default="127.0.0.1", help="other addresses need --auth")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--workspace", default="workspace", help="folder of runs and compressed models")
+    parser.add_argument("--workspace", default="workspace", help="folder of runs and models")
     parser.add_argument("--model", default="demo", help='"demo", a diffusers folder or a hub id')
     parser.add_argument("--auth", help="USER:PASSWORD, or a file that holds it")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         auth = page.login(wanted.auth)
         page.check_address(wanted.host, auth)
         workspace = Workspace.open(wanted.workspace)
-        worker = Worker(workspace)
+        worker = Worker(workspace, warm=(wanted.model,))
         worker.start()
     except UserError as error:
         print(f"app.py: {error}", file=sys.stderr)

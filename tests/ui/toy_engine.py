@@ -1,6 +1,7 @@
 """An engine for the page's tests: the real shapes of results, pictures of the demo world, no model.
 
-A prompt that holds "slow" takes ten seconds, one that holds "fault" fails. A compression takes as long as
+A prompt that holds "slow" takes ten seconds, one that holds "fault" fails. A compression takes as
+long as
 `VQDQ_TOY_LAYER_SECONDS` says for each layer; a model whose name holds "broken" fails in the middle.
 """
 
@@ -44,7 +45,9 @@ class Engine:
         plan = resolve(request.recipe, pipelines.component(request.model))
         layers = []
         for number, item in enumerate(plan.layers):
-            report(Event(stage="encode", done=number, total=len(plan.layers), message=item.layer.name))
+            report(
+                Event(stage="encode", done=number, total=len(plan.layers), message=item.layer.name)
+            )
             time.sleep(self.pace)
             if "broken" in request.name and number == 20:
                 raise UserError(
@@ -84,7 +87,9 @@ class Engine:
 
     def compare(self, request, folder, report):
         if "fault" in request.prompt:
-            raise UserError("there was not enough memory.", where="worker", remedy="Close other programs.")
+            raise UserError(
+                "there was not enough memory.", where="worker", remedy="Close other programs."
+            )
         pause = 1.0 if "slow" in request.prompt else 0.01
         names = (request.model, *request.variants)
         total = request.steps * len(names)
@@ -93,7 +98,14 @@ class Engine:
         drawn = []
         for place, name in enumerate(names):
             for step in range(request.steps):
-                report(Event(stage="generate", done=place * request.steps + step, total=total, message=name))
+                report(
+                    Event(
+                        stage="generate",
+                        done=place * request.steps + step,
+                        total=total,
+                        message=name,
+                    )
+                )
                 time.sleep(pause)
             pixels = clean.astype(np.float32) + 6 * place * noise.standard_normal(clean.shape)
             file = "reference.png" if place == 0 else f"{place}-variant.png"
@@ -105,7 +117,8 @@ class Engine:
                 "seconds": 0.91 - 0.2 * place,
                 "load_seconds": 0.0,
                 "peak_memory_bytes": 412_000_000,
-                "verdict": dict.fromkeys(("passed", *PARTS), True) | ({"sizes": False, "passed": False} if place else {}),
+                "verdict": dict.fromkeys(("passed", *PARTS), True)
+                | ({"sizes": False, "passed": False} if place else {}),
                 "verdict_reason": None,
                 "bits_per_weight": 3.02 if place else 16.0,
                 "bytes": 11_200_000 if place else 57_000_000,
@@ -114,9 +127,21 @@ class Engine:
             }
             if place:
                 error = np.abs(pixels - clean).mean(axis=2)
-                Image.fromarray(np.clip(error * 6, 0, 255).astype(np.uint8)).save(folder / f"{place}-error.png")
-                row |= {"psnr": 29.41, "ssim": 0.951, "mean_error": 0.01, "max_error": 0.2, "changed": 0.9}
-                row |= {"latent_cosine": 0.98, "error_map": f"{place}-error.png", "error_scale": 0.25}
+                Image.fromarray(np.clip(error * 6, 0, 255).astype(np.uint8)).save(
+                    folder / f"{place}-error.png"
+                )
+                row |= {
+                    "psnr": 29.41,
+                    "ssim": 0.951,
+                    "mean_error": 0.01,
+                    "max_error": 0.2,
+                    "changed": 0.9,
+                }
+                row |= {
+                    "latent_cosine": 0.98,
+                    "error_map": f"{place}-error.png",
+                    "error_scale": 0.25,
+                }
             drawn.append(row)
         return json.loads(
             json.dumps(

@@ -106,7 +106,12 @@ def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
 
 
 def submit(
-    desk: Desk, prompt: str, seed: Any, variants: Any, steps: int = STEPS, guidance: float = GUIDANCE
+    desk: Desk,
+    prompt: str,
+    seed: Any,
+    variants: Any,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
 ) -> str:
     """Returns the id of a queued comparison.
 
@@ -162,22 +167,25 @@ def stage_html(desk: Desk, session: Session) -> str:
         return viewer.empty("Your pictures will be here: the original and the compressed model.")
     if run.state in ("queued", "running"):
         preview = file_url(run.preview) if run.preview else None
-        return viewer.loading("", preview) + header.progress(run)
+        return viewer.loading(header.progress(run), preview)
     if run.state == "done":
         shown = comparison.light_table(comparison.of_run(run), session.chosen)
         return f'<div data-shown-run="{escape(run.id)}">{shown}</div>'
     fault = as_fault(run.error)
     again = (
-        f'<button type="button" class="vq-button" data-act="resume" data-run="{escape(run.id)}">Draw again'
+        f'<button type="button" class="vq-button" data-act="resume"'
+        f' data-run="{escape(run.id)}">Draw again'
         "</button>"
     )
     if run.state == "cancelled":
-        words = f'<div class="vq-progress"><p>Stopped before it was done.</p><div class="vq-actions">{again}</div></div>'
-        return viewer.empty("") + words
+        words = "<p>Stopped before it was done.</p>"
+        return viewer.covered(
+            f'<div class="vq-progress">{words}<div class="vq-actions">{again}</div></div>'
+        )
     panel = header.fault(
         fault.what, where=fault.where, remedy=fault.remedy, title="Not drawn", actions=again
     )
-    return viewer.empty("") + panel
+    return viewer.covered(panel)
 
 
 def numbers_html(desk: Desk, session: Session) -> str:
@@ -201,11 +209,16 @@ def _first_model(desk: Desk) -> str:
         return ""
     active = desk.workspace.active()
     if active is not None and active.kind == "compress":
-        return '<p class="vq-caption">Your first compressed model is being made. It will be offered here.</p>'
+        return (
+            '<p class="vq-caption">Your first compressed model is being made. It will'
+            " be offered here.</p>"
+        )
     return (
-        '<div class="vq-nothing"><h3>There is no compressed model yet</h3><p>Make a 3-bit copy first. It takes'
+        '<div class="vq-nothing"><h3>There is no compressed model yet</h3><p>Make a'
+        " 3-bit copy first. It takes"
         ' a moment, and your model stays as it is.</p><div class="vq-actions"><button type="button"'
-        f' class="vq-button" data-act="first" data-goal="{DEFAULT_GOAL}">Compress to 3 bits</button></div></div>'
+        f' class="vq-button" data-act="first" data-goal="{DEFAULT_GOAL}">Compress to 3'
+        f" bits</button></div></div>"
     )
 
 
@@ -226,7 +239,8 @@ def _gallery(desk: Desk, session: Session) -> str:
             f'<button type="button" class="vq-card" data-act="open" data-run="{escape(run.id)}"'
             f' aria-pressed="{on}"><span class="vq-pair">{pictures}</span>'
             f"<span>{escape(shorten(found.prompt, 64))}</span>"
-            f"<small>seed {found.seed} · {escape(found.variants[0].label)} · {moment(run.created)}</small></button>"
+            f"<small>seed {found.seed} · {escape(found.variants[0].label)} ·"
+            f" {moment(run.created)}</small></button>"
         )
     return f'<h2>Earlier comparisons</h2><div class="vq-cards">{"".join(cards)}</div>'
 
@@ -235,13 +249,15 @@ def _words() -> str:
     groups = "".join(
         '<span class="vq-group">'
         + "".join(
-            f'<button type="button" class="vq-word" data-word="{escape(word)}">{escape(word)}</button>'
+            f'<button type="button" class="vq-word"'
+            f' data-word="{escape(word)}">{escape(word)}</button>'
             for word in words
         )
         + "</span>"
         for words in VOCABULARY.values()
     )
     return (
-        '<div class="vq-vocabulary"><button type="button" class="vq-link" data-act="example">Try an example'
+        '<div class="vq-vocabulary"><button type="button" class="vq-link"'
+        ' data-act="example">Try an example'
         f'</button><span class="vq-muted">or click the words this model knows:</span>{groups}</div>'
     )

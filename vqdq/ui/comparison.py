@@ -1,4 +1,6 @@
-"""A finished comparison as the page shows it: read from a run's result or from the shipped first look."""
+"""A finished comparison as the page shows it: read from a run's result or from the shipped first
+look.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def of_run(run: RunRecord) -> Comparison:
 
 
 def first_look(folder: Path) -> Comparison | None:
-    """Returns the shipped comparison, or None when the folder holds none. Its pictures are inlined."""
+    """Returns the shipped comparison, or None when the folder holds none. Its pictures are
+    inlined.
+    """
     path = folder / "first-look.json"
     if not path.is_file():
         return None
@@ -99,7 +103,9 @@ def first_look(folder: Path) -> Comparison | None:
 def of_result(
     result: Mapping[str, Any], request: Mapping[str, Any], address: Callable[[str], str], run: str
 ) -> Comparison:
-    """Returns the comparison in a result; `address` turns a picture's file name into its address."""
+    """Returns the comparison in a result; `address` turns a picture's file name into its
+    address.
+    """
     entries = [_entry(row, address) for row in (result["reference"], *result["variants"])]
     certificate = result.get("certificate") or {}
     return Comparison(
@@ -121,9 +127,7 @@ def light_table(found: Comparison, chosen: int = 0) -> str:
         Picture(label=entry.label, url=entry.image, colour=i, difference=entry.difference)
         for i, entry in enumerate((found.reference, *found.variants))
     ]
-    return viewer(
-        pictures[0], tuple(pictures[1:]), prompt=found.prompt, chosen=pick(found, chosen)
-    )
+    return viewer(pictures[0], tuple(pictures[1:]), prompt=found.prompt, chosen=pick(found, chosen))
 
 
 def pick(found: Comparison, chosen: int) -> int:
@@ -141,8 +145,8 @@ def numbers(found: Comparison, chosen: int = 0) -> str:
         ("Bits per weight", digits(first.bits_per_weight), digits(second.bits_per_weight),
          "Everything counted: codes, scales, codebooks."),
         ("PSNR", decibels(first.psnr), decibels(second.psnr),
-         "How close the pixels are; above 40 dB nobody sees a difference. FP16 is drawn twice: its floor."),
-        ("SSIM", digits(first.ssim), digits(second.ssim), "How close the structure is; 1 is equal."),
+         "How close the pixels are to the original's; above 40 dB nobody sees a difference."),
+        ("SSIM", digits(first.ssim), digits(second.ssim), "How close the structure is; 1: equal."),
         ("Time", duration(first.seconds), duration(second.seconds), "To draw this picture."),
         ("Memory", size(first.peak_memory_bytes), size(second.peak_memory_bytes),
          "The most the process held while it drew."),
@@ -155,7 +159,8 @@ def numbers(found: Comparison, chosen: int = 0) -> str:
     return (
         '<div class="vq-beside"><table class="vq-numbers"><thead><tr>'
         f'<th scope="col">{measured}</th><th scope="col">{swatch(0)}{escape(first.label)}</th>'
-        f'<th scope="col">{swatch(index + 1)}<span class="vq-clip">{escape(second.label)}</span></th></tr></thead>'
+        f'<th scope="col">{swatch(index + 1)}<span'
+        f' class="vq-clip">{escape(second.label)}</span></th></tr></thead>'
         f"<tbody>{body}{_judged(first, second)}</tbody></table>{_certificate(found)}</div>"
     )
 
@@ -167,7 +172,8 @@ def blank_numbers() -> str:
         for name in ("Size", "Bits per weight", "PSNR", "SSIM", "Time", "Memory")
     )
     return (
-        '<div class="vq-beside vq-blank"><table class="vq-numbers"><thead><tr><th scope="col">Measured</th>'
+        '<div class="vq-beside vq-blank"><table class="vq-numbers"><thead><tr><th'
+        ' scope="col">Measured</th>'
         f'<th scope="col">{swatch(0)}FP16</th><th scope="col">{swatch(1)}Yours</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
@@ -176,7 +182,8 @@ def blank_numbers() -> str:
 def caption(found: Comparison) -> str:
     """Returns the line under a light table that says what is seen."""
     return (
-        f'<p class="vq-caption">The same prompt and seed, drawn twice: <q>{escape(found.prompt)}</q>, seed'
+        f'<p class="vq-caption">The same prompt and seed, drawn twice:'
+        f" <q>{escape(found.prompt)}</q>, seed"
         f" {found.seed}. Drag the divider, or press Space to flip.</p>"
     )
 
@@ -206,7 +213,8 @@ def _judged(first: Entry, second: Entry) -> str:
         name for name in VERDICT_WORDS if not (first.verdict.get(name) and second.verdict.get(name))
     ]
     head = (
-        '<tr class="vq-judged"><th scope="row" title="A rule reads the pixels and compares them with the'
+        '<tr class="vq-judged"><th scope="row" title="A rule reads the pixels and'
+        " compares them with the"
         f' prompt.">Shows what was asked</th>{_yes(first.passed)}{_yes(second.passed)}</tr>'
     )
     return head + "".join(
@@ -228,6 +236,8 @@ def _certificate(found: Comparison) -> str:
     if not found.certificate:
         return ""
     return (
-        f'<p class="vq-small vq-muted" title="SHA-256 of the initial noise: {escape(found.certificate)}">'
-        f'Same starting noise for all: <span class="vq-code">{escape(found.certificate[:12])}</span></p>'
+        f'<p class="vq-small vq-muted" title="SHA-256 of the initial noise:'
+        f' {escape(found.certificate)}">'
+        f"Same starting noise for all: <span"
+        f' class="vq-code">{escape(found.certificate[:12])}</span></p>'
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,16 +58,21 @@ class Settings:
 
 
 def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
-    """Returns the regions that follow the store, the settings, and what page.py wires to other tabs."""
+    """Returns the regions that follow the store, the settings, and what page.py wires to other
+    tabs.
+    """
     start = desk.preset(DEFAULT_GOAL)
     special, general = rules.split(start)
+    opening = foresee(desk, lambda: start)
     with gr.Row(elem_classes=["vq-columns"]):
         with gr.Column(elem_classes=["vq-controls"]):
-            goals = html(_heading() + panels.goals({}, DEFAULT_GOAL), "vq-goals")
-            settings = _controls(general, special)
-            button = gr.Button("Compress", variant="primary", elem_id="vq-compress")
+            goals = html(_heading() + opening.goals, "vq-goals")
+            settings = _controls(general, special, opening)
+            button = gr.Button(
+                opening.button, variant="primary", elem_id="vq-compress", interactive=opening.ready
+            )
         with gr.Column(elem_classes=["vq-results"]):
-            outlook = html('<div class="vq-unknown vq-skeleton"></div>', "vq-outlook")
+            outlook = html(opening.panel, "vq-outlook")
             status = html(panels.welcome(), "vq-status")
             table = gr.Column(elem_id="vq-first-look")
             layers = html("", "vq-layers")
@@ -76,23 +81,14 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
 
     def look(*values: Any) -> list[Any]:
         """Goals, prediction, button, matches and name for the settings as they are."""
-        try:
-            method, lines, seed, _, *rest = values
-            recipe = settings.recipe(method, lines, seed, *rest)
-            plan = desk.plan(recipe)
-        except UserError as error:
-            panel = header.fault(
-                error.what, where=error.where, remedy=error.remedy, title="These settings do not fit"
-            )
-            stopped = gr.update(value="Compress", interactive=False)
-            return [gr.skip(), panels.unknown(panel), stopped, gr.skip(), gr.skip()]
-        pressed = next((g.name for g in GOALS if desk.preset(g.name).digest == recipe.digest), "")
+        method, lines, seed, _, *rest = values
+        seen = foresee(desk, lambda: settings.recipe(method, lines, seed, *rest))
         return [
-            _heading() + panels.goals(goal_sizes(desk), pressed),
-            panels.prediction(plan, desk.estimate(plan)),
-            gr.update(value=f"Compress to {size(plan.predicted_bytes)}", interactive=True),
-            panels.matches(plan),
-            gr.update(placeholder=desk.suggest_name(named(desk, recipe))),
+            _heading() + seen.goals,
+            seen.panel,
+            gr.update(value=seen.button, interactive=seen.ready),
+            seen.matches,
+            gr.update(placeholder=seen.name),
         ]
 
     def choose(event: gr.EventData, *values: Any) -> list[Any]:
@@ -137,6 +133,48 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """What the settings would give, as the page shows it; `ready` is False when they do not fit."""
+
+    goals: str
+    panel: str
+    button: str
+    ready: bool
+    matches: str
+    name: str
+
+
+def foresee(desk: Desk, make: Callable[[], Recipe]) -> Outlook:
+    """Returns what the recipe from `make` would give; the fault where it cannot be made or does
+    not fit.
+    """
+    try:
+        recipe = named(desk, make())
+        plan = desk.plan(recipe)
+    except UserError as error:
+        panel = header.fault(
+            error.what, where=error.where, remedy=error.remedy, title="These settings do not fit"
+        )
+        return Outlook(
+            goals=panels.goals(goal_sizes(desk), ""),
+            panel=panels.unknown(panel),
+            button="Compress",
+            ready=False,
+            matches="",
+            name="",
+        )
+    pressed = next((goal.name for goal in GOALS if goal.name == recipe.name), "")
+    return Outlook(
+        goals=panels.goals(goal_sizes(desk), pressed),
+        panel=panels.prediction(plan, desk.estimate(plan)),
+        button=f"Compress to {size(plan.predicted_bytes)}",
+        ready=True,
+        matches=panels.matches(plan),
+        name=desk.suggest_name(recipe),
+    )
+
+
 def submit(desk: Desk, recipe: Recipe, name: str = "") -> str:
     """Returns the id of a queued compression after checking that its plan fits.
 
@@ -157,7 +195,9 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
 
 
 def goal_sizes(desk: Desk) -> dict[str, int | None]:
-    """Returns the exact bytes that each goal gives for the model on the desk; None where it cannot."""
+    """Returns the exact bytes that each goal gives for the model on the desk; None where it
+    cannot.
+    """
     sizes: dict[str, int | None] = {}
     for goal in GOALS:
         try:
@@ -169,7 +209,9 @@ def goal_sizes(desk: Desk) -> dict[str, int | None]:
 
 def recipe_of(method: str, params: Params, special: tuple[Rule, ...], seed: int) -> Recipe:
     """Returns the recipe: special rules first, then the method for every other layer."""
-    bits = next((f"-{getattr(params, i.name)}bit" for i in describe(type(params)) if i.name == "bits"), "")
+    bits = next(
+        (f"-{getattr(params, i.name)}bit" for i in describe(type(params)) if i.name == "bits"), ""
+    )
     general = Rule(pattern="*", method=method, params=params)
     return Recipe(name=f"{method}{bits}", rules=(*special, general), seed=seed)
 
@@ -200,7 +242,7 @@ def whole(value: float | str | None, where: str) -> int:
     return number
 
 
-def _controls(general: Rule, special: tuple[Rule, ...]) -> Settings:
+def _controls(general: Rule, special: tuple[Rule, ...], opening: Outlook) -> Settings:
     choices = [(codecs.get(name).title, name) for name in codecs.names()]
     drawn: dict[str, tuple[forms.Form, forms.Form]] = {}
     basics: dict[str, Any] = {}
@@ -227,7 +269,7 @@ def _controls(general: Rule, special: tuple[Rule, ...]) -> Settings:
             0, label="Seed", precision=0, info="Same seed, same bytes", elem_id="vq-recipe-seed"
         )
         title = gr.Textbox(
-            label="Name of the new model", max_lines=1, elem_id="vq-name", placeholder="chosen for you"
+            label="Name of the new model", max_lines=1, elem_id="vq-name", placeholder=opening.name
         )
     with gr.Accordion("Layer rules", open=False, elem_id="vq-rules"):
         lines = gr.Textbox(
@@ -239,7 +281,7 @@ def _controls(general: Rule, special: tuple[Rule, ...]) -> Settings:
             placeholder=rules.EXAMPLE,
             elem_id="vq-rule-lines",
         )
-        matched = html("", "vq-rule-matches")
+        matched = html(opening.matches, "vq-rule-matches")
     groups = {name: (basics[name], deeps[name]) for name in codecs.names()}
     return Settings(method, lines, seed, title, drawn, groups | {"rules": (lines, matched)})
 

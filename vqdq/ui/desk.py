@@ -1,6 +1,7 @@
 """What the tabs share: the workspace, the model on the desk, its plan, and what a plan will cost.
 
-Everything slow is computed once and kept; nothing here draws. The model's weights are never loaded: the plan
+Everything slow is computed once and kept; nothing here draws. The model's weights are never
+loaded: the plan
 needs their shapes only.
 """
 
@@ -96,7 +97,9 @@ class Desk:
         """Name and size of the model."""
         info = pipelines.describe(self.model)
         millions = info.parameters / 1e6
-        pixels = " × ".join(str(side) for side in info.resolution) + " px" if info.resolution else ""
+        pixels = (
+            " × ".join(str(side) for side in info.resolution) + " px" if info.resolution else ""
+        )
         return ModelCard(
             title=f"{info.title} · {millions:.0f} M",
             details=" · ".join(filter(None, (info.pipeline_class, pixels, info.reference))),
@@ -132,7 +135,9 @@ class Desk:
         return resolve(recipe, self.component)
 
     def estimate(self, plan: Plan) -> Estimate:
-        """Returns time and memory of a compression: from this workspace's own runs where there are any."""
+        """Returns time and memory of a compression: from this workspace's own runs where there
+        are any.
+        """
         paces = self._measured_paces()
         seconds, measured = _START_SECONDS, True
         for layer in plan.quantized:
@@ -151,14 +156,18 @@ class Desk:
             seconds=seconds,
             seconds_source=source,
             memory_bytes=2 * plan.reference_bytes + 24 * largest + 350_000_000,
-            memory_source="Estimated: the model in 32 bits, the largest layer's work, and the program.",
+            memory_source="Estimated: the model in 32 bits, its largest layer, the program.",
         )
 
     def _measured_paces(self) -> dict[str, float]:
         """Weights a second by method, the median of this workspace's finished compressions."""
         found: dict[str, list[float]] = {}
         for run in self.workspace.runs("compress", limit=30):
-            if run.state != "done" or not run.result or not isinstance(run.request, CompressRequest):
+            if (
+                run.state != "done"
+                or not run.result
+                or not isinstance(run.request, CompressRequest)
+            ):
                 continue
             for layer in run.result.get("layers", ()):
                 seconds, bits, size = (
@@ -169,7 +178,9 @@ class Desk:
         return {method: statistics.median(paces) for method, paces in found.items()}
 
     def suggest_name(self, recipe: Recipe) -> str:
-        """Returns a free name for a new model: "demo-trellis-3bit", with a number when it is taken."""
+        """Returns a free name for a new model: "demo-trellis-3bit", with a number when it is
+        taken.
+        """
         base = self.model.rstrip("/").rsplit("/", 1)[-1]
         clean = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{base}-{recipe.name}")
         return self.workspace.free_name(clean.strip("-.")[:56] or "model")

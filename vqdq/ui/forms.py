@@ -1,6 +1,7 @@
 """A codec's declaration drawn as a form and read back: the one place where `Params` meet the page.
 
-`build` makes one component for each declared setting, `read` makes `Params` of what a person entered (they
+`build` makes one component for each declared setting, `read` makes `Params` of what a person
+entered (they
 validate themselves), `write` goes the other way. A new method needs nothing here.
 """
 
@@ -82,10 +83,12 @@ def component(info: ParamInfo, value: Value, *, elem_id: str | None = None) -> A
 
 
 def read(params: type[P], values: Mapping[str, Any], *, where: str = "") -> P:
-    """Returns `params` made of what the components hold; settings that are not drawn take their defaults.
+    """Returns `params` made of what the components hold; settings that are not drawn take their
+    defaults.
 
     Raises:
-        UserError: an empty field, a value out of range or not offered; `where` is the setting's label.
+        UserError: an empty field, a value out of range or not offered; `where` is the setting's
+        label.
     """
     ready: dict[str, Any] = {}
     for info in describe(params):
@@ -93,9 +96,7 @@ def read(params: type[P], values: Mapping[str, Any], *, where: str = "") -> P:
             continue
         value = values[info.name]
         if value is None or (value == "" and info.kind is not str):
-            raise UserError(
-                "is empty.", where=info.label, remedy=f"The default is {info.default}."
-            )
+            raise UserError("is empty.", where=info.label, remedy=f"The default is {info.default}.")
         if info.kind in (int, float) and isinstance(value, str):
             value = _number(value, info)
         if info.kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -17,6 +17,7 @@ VERBS = {
     "compare": "Comparing",
     "inspect": "Recording",
 }
+LAYER_STAGES = ("encode", "compress")
 _ICON = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.6"'
     ' stroke-linecap="round" stroke-linejoin="round" aria-hidden="true">{}</svg>'
@@ -28,11 +29,13 @@ _SUN = _ICON.format(
 )
 _MOON = _ICON.format('<path d="M16.5 12A7 7 0 0 1 8 3.500a7 7 0 1 0 8.5 8.500z"/>')
 _QUESTION = _ICON.format(
-    '<circle cx="10" cy="10" r="7.5"/><path d="M7.9 7.800a2.2 2.2 0 1 1 3.1 2.100c-.7.4-1 .8-1 1.6"/>'
+    '<circle cx="10" cy="10" r="7.5"/><path d="M7.9 7.800a2.2 2.2 0 1 1 3.1'
+    ' 2.100c-.7.4-1 .8-1 1.6"/>'
     '<path d="M10 14v.1"/>'
 )
 LOGO = (
-    '<svg viewBox="0 0 32 32" aria-hidden="true"><path fill="currentColor" d="M15 3a13 13 0 0 0 0 26z"/>'
+    '<svg viewBox="0 0 32 32" aria-hidden="true"><path fill="currentColor" d="M15 3a13'
+    ' 13 0 0 0 0 26z"/>'
     '<path fill="var(--vq-accent)" d="M17 3h4v2h4v4h2v4h2v6h-2v4h-2v4h-4v2h-4z"/></svg>'
 )
 
@@ -48,7 +51,9 @@ def device() -> tuple[str, str]:
 
 
 def identity(title: str, details: str) -> str:
-    """Returns logo, model, device and the offline badge; `title` and `details` describe the model."""
+    """Returns logo, model, device and the offline badge; `title` and `details` describe the
+    model.
+    """
     processor, memory = device()
     return (
         f'<div class="vq-bar"><h1 class="vq-brand">{LOGO}VQDQ</h1><div class="vq-facts">'
@@ -63,15 +68,18 @@ def identity(title: str, details: str) -> str:
 def tools() -> str:
     """Returns the buttons for light or dark and for help."""
     return (
-        '<div class="vq-tools"><button type="button" class="vq-icon" data-theme-toggle aria-label="Light or dark">'
+        '<div class="vq-tools"><button type="button" class="vq-icon" data-theme-toggle'
+        ' aria-label="Light or dark">'
         f'<span class="vq-sun">{_SUN}</span><span class="vq-moon">{_MOON}</span></button>'
-        f'<button type="button" class="vq-icon" data-help-open aria-label="Help and keys">{_QUESTION}'
+        f'<button type="button" class="vq-icon" data-help-open aria-label="Help and'
+        f' keys">{_QUESTION}'
         "</button></div>"
     )
 
 
 def pill(run: RunRecord | None, waiting: int = 0) -> str:
-    """Returns the running job: what, k of n, time left, Cancel; empty but of the same size without one.
+    """Returns the running job: what, k of n, time left, Cancel; empty but of the same size without
+    one.
 
     Its `data-title` is what the window's title shows.
     """
@@ -102,9 +110,7 @@ def position(run: RunRecord) -> str:
         return "waiting for its turn"
     if not run.total:
         return stage(run.stage).lower()
-    unit = {"compress": "layer", "encode": "layer"}.get(
-        run.stage, "layer" if run.kind == "compress" and run.stage == "encode" else "step"
-    )
+    unit = "layer" if run.stage in LAYER_STAGES else "step"
     left = f" · {duration(run.eta_seconds)} left" if run.eta_seconds is not None else ""
     return f"{unit} {min(run.done + 1, run.total)} of {run.total}{left}"
 
@@ -113,28 +119,36 @@ def progress(run: RunRecord) -> str:
     """Returns the progress panel of a job: stage, bar, what it works on, Cancel. Fixed height."""
     share = 100 * run.done / run.total if run.total else 0
     unknown = str(not run.total).lower()
-    heading = "Stopping" if run.cancelling else stage(run.stage or run.state)
+    heading = (
+        "Stopping" if run.cancelling else stage("queued" if run.state == "queued" else run.stage)
+    )
+    where = position(run) if run.total else ""
     cancel = (
         '<button type="button" class="vq-button vq-button-small" disabled>Stopping</button>'
         if run.cancelling
         else '<button type="button" class="vq-button vq-button-small" data-act="cancel"'
         f' data-run="{escape(run.id)}">Cancel</button>'
     )
-    since = duration(run.seconds) if run.state == "running" else ""
+    since = f"{duration(run.seconds)} so far" if run.state == "running" and run.seconds > 1 else ""
+    now = " · ".join(filter(None, (shorten(run.message), since)))
     return (
         '<div class="vq-progress"><div class="vq-progress-head">'
-        f'<b role="status">{escape(heading)}</b><span class="vq-muted">{escape(position(run))}</span>'
+        f'<b role="status">{escape(heading)}</b><span class="vq-muted">{escape(where)}</span>'
         f'<span class="vq-space"></span>{cancel}</div>'
         f'<div class="vq-track" role="progressbar" aria-label="{escape(heading)}" aria-valuemin="0"'
         f' aria-valuemax="100" aria-valuenow="{share:.0f}" data-unknown="{unknown}">'
         f'<i style="width:{share:.1f}%"></i></div>'
-        f'<span class="vq-now">{escape(shorten(run.message)) or "&nbsp;"}'
-        f"{f' · {since} so far' if since and run.seconds > 1 else ''}</span></div>"
+        f'<span class="vq-now">{escape(now) or "&nbsp;"}</span></div>'
     )
 
 
 def fault(
-    what: str, *, where: str = "", remedy: str = "", title: str = "That did not work", actions: str = ""
+    what: str,
+    *,
+    where: str = "",
+    remedy: str = "",
+    title: str = "That did not work",
+    actions: str = "",
 ) -> str:
     """Returns the panel of a fault: what happened, where, what to do; `actions` is ready HTML."""
     place = f'<p class="vq-where">{escape(shorten(where, 400))}</p>' if where else ""
@@ -148,14 +162,19 @@ def fault(
 
 
 HELP = (
-    '<dialog class="vq-help" aria-labelledby="vq-help-title"><h2 id="vq-help-title">Keys and first steps</h2>'
+    '<dialog class="vq-help" aria-labelledby="vq-help-title"><h2 id="vq-help-title">Keys'
+    " and first steps</h2>"
     "<dl><dt><kbd>1</kbd> – <kbd>4</kbd></dt><dd>Open a tab</dd>"
     "<dt><kbd>←</kbd> <kbd>→</kbd></dt><dd>Move the divider between the pictures</dd>"
     "<dt><kbd>Space</kbd></dt><dd>Flip between the two pictures</dd>"
     "<dt><kbd>Esc</kbd></dt><dd>Close this window</dd><dt><kbd>?</kbd></dt><dd>Open it</dd></dl>"
-    "<h3>First steps</h3><p>1. <b>Compress</b>: say what matters to you and press the button. Your model stays"
-    " as it is; a smaller copy is written beside it.</p><p>2. <b>Compare</b>: draw the same prompt from the same"
-    " starting noise with both, and look.</p><p>3. <b>Inspect</b>: see what changed inside. <b>Runs</b> keeps"
+    "<h3>First steps</h3><p>1. <b>Compress</b>: say what matters to you and press the"
+    " button. Your model stays"
+    " as it is; a smaller copy is written beside it.</p><p>2. <b>Compare</b>: draw the"
+    " same prompt from the same"
+    " starting noise with both, and look.</p><p>3. <b>Inspect</b>: see what changed"
+    " inside. <b>Runs</b> keeps"
     " everything you did.</p>"
-    '<div class="vq-actions"><button type="button" class="vq-button" data-help-close>Close</button></div></dialog>'
+    '<div class="vq-actions"><button type="button" class="vq-button"'
+    " data-help-close>Close</button></div></dialog>"
 )

@@ -1,6 +1,8 @@
-"""Regions of the page that follow the store: one clock, one function, and only what changed is sent.
+"""Regions of the page that follow the store: one clock, one function, and only what changed is
+sent.
 
-A reload attaches again by itself, because nothing is remembered that is not in the store or in `Session`.
+A reload attaches again by itself, because nothing is remembered that is not in the store or in
+`Session`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ element.addEventListener('click', (event) => {
   if (button && !button.disabled) trigger('click', {...button.dataset});
 });
 """
-"""Turns a click on any `data-act` element inside a `gr.HTML` into one event that carries its data."""
+"""Turns a click on any `data-act` element inside a `gr.HTML` into one event that carries its
+data.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +72,9 @@ def markup(render: Callable[[Session], str]) -> Callable[[Session], tuple[str, A
 
 
 def follow(regions: list[Region], session: Session) -> list[Any]:
-    """Returns the updates of `regions` in order and, last, the session that remembers what was sent."""
+    """Returns the updates of `regions` in order and, last, the session that remembers what was
+    sent.
+    """
     sent = dict(session.sent)
     updates: list[Any] = []
     for region in regions:
@@ -83,7 +89,9 @@ def follow(regions: list[Region], session: Session) -> list[Any]:
 
 
 def html(value: str, name: str, **options: Any) -> gr.HTML:
-    """Returns an HTML region without Gradio's own text styles, whose `data-act` clicks are events."""
+    """Returns an HTML region without Gradio's own text styles, whose `data-act` clicks are
+    events.
+    """
     return gr.HTML(value, elem_id=name, apply_default_css=False, js_on_load=CLICKS, **options)
 
 

@@ -29,14 +29,14 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
     with gr.Blocks(title="VQDQ", analytics_enabled=False, fill_width=True) as page:
         session = gr.State(Session())
         with gr.Row(elem_id="vq-header"):
-            identity = html(header.identity(desk.model, ""), "vq-identity")
+            identity = html(_identity(desk), "vq-identity")
             pill = html(header.pill(None), "vq-pill")
             html(header.tools(), "vq-tools")
         with gr.Tabs(elem_id="vq-tabs") as tabs:
             with gr.Tab("Compress", id="compress", render_children=True):
                 compress_regions, _, made = compress.build(desk)
                 with made["table"]:
-                    first = html("", "vq-first", elem_classes=["vq-table"])
+                    first = html(_first(desk), "vq-first", elem_classes=["vq-table"])
             with gr.Tab("Compare", id="compare", render_children=True):
                 compare_regions, drawn = compare.build(desk)
             with gr.Tab("Inspect", id="inspect"):
@@ -98,7 +98,9 @@ def wait() -> None:
     threading.Event().wait()
 
 
-def launch_options(workspace: Workspace, *, host: str, port: int, auth: tuple[str, str] | None) -> dict[str, Any]:
+def launch_options(
+    workspace: Workspace, *, host: str, port: int, auth: tuple[str, str] | None
+) -> dict[str, Any]:
     """Returns what `Blocks.launch` needs so that the page is ours, local and private."""
     return {
         "server_name": host,
@@ -168,7 +170,10 @@ def _act(desk: Desk, state: Session, data: dict[str, str]) -> list[Any]:
             case "reveal":
                 runs.reveal(desk.workspace.run(run).folder)
             case "open":
-                state, tab = _opened(desk, state, run), gr.Tabs(selected=kind if kind in TABS else "runs")
+                state, tab = (
+                    _opened(desk, state, run),
+                    gr.Tabs(selected=kind if kind in TABS else "runs"),
+                )
             case "compare":
                 tab, chosen = gr.Tabs(selected="compare"), gr.update(value=[data.get("name", "")])
             case "start":
@@ -179,7 +184,9 @@ def _act(desk: Desk, state: Session, data: dict[str, str]) -> list[Any]:
             case _:
                 pass
     except UserError as error:
-        raise gr.Error(escape(str(error)), title="That did not work", print_exception=False) from error
+        raise gr.Error(
+            escape(str(error)), title="That did not work", print_exception=False
+        ) from error
     return [state, tab, chosen]
 
 
@@ -197,7 +204,9 @@ def _opened(desk: Desk, state: Session, run_id: str) -> Session:
 
 
 def _shown(state: Session) -> dict[str, Any]:
-    """What a session shows, without the memory of what was sent: a page that opens has received nothing."""
+    """What a session shows, without the memory of what was sent: a page that opens has received
+    nothing.
+    """
     names = ("compress_run", "compare_run", "dismissed", "chosen")
     return {name: getattr(state, name) for name in names}
 

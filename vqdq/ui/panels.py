@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vqdq.jobs.requests import CompressRequest
@@ -29,16 +30,21 @@ def goals(sizes: dict[str, int | None], pressed: str) -> str:
 
 
 def prediction(plan: Plan, cost: Estimate) -> str:
-    """Returns the sizes before and after and what it will cost, each with the chip that says what it is."""
+    """Returns the sizes before and after and what it will cost, each with the chip that says
+    what it is.
+    """
     exact = chip("exact", "Calculated to the byte from the recipe: the file will have this size.")
+    time = chip("estimated", cost.seconds_source)
+    memory = chip("estimated", cost.memory_source)
     kept = len(plan.layers) - len(plan.quantized)
+    besides = f"{kept} kept in 16 bits" if kept else ""
     return (
         f"{bars(plan.reference_bytes, plan.predicted_bytes, exact)}"
         '<dl class="vq-figures">'
         f"{_figure('Bits per weight', digits(plan.bits_per_weight), exact)}"
-        f"{_figure('Time', '≈ ' + duration(cost.seconds), chip('estimated', cost.seconds_source))}"
-        f"{_figure('Memory', '≈ ' + size(cost.memory_bytes), chip('estimated', cost.memory_source))}"
-        f"{_figure('Layers', str(len(plan.quantized)), escape(f'{kept} kept in 16 bits') if kept else '')}"
+        f"{_figure('Time', '≈ ' + duration(cost.seconds), time)}"
+        f"{_figure('Memory', '≈ ' + size(cost.memory_bytes), memory)}"
+        f"{_figure('Layers', str(len(plan.quantized)), besides)}"
         "</dl>"
     )
 
@@ -48,9 +54,11 @@ def bars(reference: int, yours: int, note: str) -> str:
     share = 100 * yours / reference if reference else 100
     return (
         '<div class="vq-sizes">'
-        f'<div class="vq-size"><span>FP16</span><div><i class="vq-swatch-0" style="width:100%"></i></div>'
+        f'<div class="vq-size"><span>FP16</span><div><i class="vq-swatch-0"'
+        f' style="width:100%"></i></div>'
         f"<b>{size(reference)}</b><span></span></div>"
-        f'<div class="vq-size"><span>Yours</span><div><i class="vq-swatch-1" style="width:{share:.2f}%"></i>'
+        f'<div class="vq-size"><span>Yours</span><div><i class="vq-swatch-1"'
+        f' style="width:{share:.2f}%"></i>'
         f"</div><b>{size(yours)}</b><span>{note}</span></div></div>"
     )
 
@@ -63,13 +71,17 @@ def unknown(error_panel: str) -> str:
 def welcome() -> str:
     """Returns the first words, where later the progress and the result stand."""
     return (
-        '<div class="vq-progress vq-welcome"><p>Choose what matters to you and press <b>Compress</b>. Your model'
-        " stays as it is: a smaller copy is written beside it, and you can stop at any time.</p></div>"
+        '<div class="vq-progress vq-welcome"><p>Choose what matters to you and press'
+        " <b>Compress</b>. Your model"
+        " stays as it is: a smaller copy is written beside it, and you can stop at any"
+        " time.</p></div>"
     )
 
 
 def status(run: RunRecord | None) -> str:
-    """Returns the state of a compression: the words before it, its progress, its fault or its result."""
+    """Returns the state of a compression: the words before it, its progress, its fault or its
+    result.
+    """
     if run is None or not isinstance(run.request, CompressRequest):
         return welcome()
     if run.state in ("queued", "running"):
@@ -78,7 +90,8 @@ def status(run: RunRecord | None) -> str:
         return result(run, run.result or {})
     identity = escape(run.id)
     resume = (
-        f'<button type="button" class="vq-button" data-act="resume" data-run="{identity}">Resume</button>'
+        '<button type="button" class="vq-button" data-act="resume"'
+        f' data-run="{identity}">Resume</button>'
     )
     away = (
         '<button type="button" class="vq-button vq-button-quiet" data-act="dismiss"'
@@ -88,7 +101,8 @@ def status(run: RunRecord | None) -> str:
         done = f" after {count(run.done, 'layer')}" if run.done else ""
         return (
             f'<div class="vq-progress"><div class="vq-progress-head"><b>Stopped{done}</b></div>'
-            '<p class="vq-muted">Nothing half-written was left behind. Finished layers are kept.</p>'
+            '<p class="vq-muted">Nothing half-written was left behind. Finished layers'
+            " are kept.</p>"
             f'<div class="vq-actions">{resume}{away}</div></div>'
         )
     title = {"interrupted": "Interrupted"}.get(run.state, "The compression failed")
@@ -112,22 +126,27 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
         f"{size(values.get('peak_memory_bytes'))} of memory at most",
     ]
     measured = chip("measured", "Read from the file and from this run, not predicted.")
-    folder = escape(values.get("output") or request.output)
+    output = Path(values.get("output") or request.output)
+    folder, brief = escape(output), escape(f"{output.parent.name}/{output.name}")
     name = escape(request.name)
     return (
         '<div class="vq-progress vq-result" role="status">'
         f"<p class='vq-large'>{size(after)} <span>instead of {size(before)}</span></p>"
         f"<p class='vq-muted'>{' · '.join(escape(fact) for fact in facts if fact)} {measured}</p>"
         '<div class="vq-actions">'
-        f'<button type="button" class="vq-button" data-act="compare" data-name="{name}">Compare with FP16'
+        f'<button type="button" class="vq-button" data-act="compare"'
+        f' data-name="{name}">Compare with FP16'
         "</button>"
-        f'<button type="button" class="vq-button vq-button-quiet" data-copy="{folder}">Copy folder path</button>'
-        f'<span class="vq-code vq-path" title="{folder}">{folder}</span></div></div>'
+        f'<button type="button" class="vq-button vq-button-quiet"'
+        f' data-copy="{folder}">Copy folder path</button>'
+        f'<span class="vq-code vq-path" title="{folder}">{brief}</span></div></div>'
     )
 
 
 def layers_heading(run: RunRecord | None) -> str:
-    """Returns the table of a finished compression's layers, the worst first; a quiet line before it."""
+    """Returns the table of a finished compression's layers, the worst first; a quiet line before
+    it.
+    """
     rows: Sequence[dict[str, Any]] = (run.result or {}).get("layers", ()) if run else ()
     if run is None or run.state != "done" or not rows:
         return ""
@@ -136,7 +155,8 @@ def layers_heading(run: RunRecord | None) -> str:
     by_error = sorted(packed, key=lambda row: -(row.get("error_db") or -999))
     rest = by_error[FIRST_ROWS:] + kept
     more = (
-        f'<details class="vq-more"><summary>All {count(len(rows), "layer")}</summary>{_table(rest)}</details>'
+        f'<details class="vq-more"><summary>All'
+        f" {count(len(rows), 'layer')}</summary>{_table(rest)}</details>"
         if rest
         else ""
     )
@@ -186,6 +206,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         f'<th scope="col">{name}</th>' for name in ("Layer", "Method", "Bits", "Error", "Size")
     )
     return (
-        f'<div class="vq-scroll" tabindex="0" role="region" aria-label="Layers"><table class="vq-numbers">'
+        f'<div class="vq-scroll" tabindex="0" role="region" aria-label="Layers"><table'
+        f' class="vq-numbers">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -1,6 +1,7 @@
 """Layer rules as lines of text: `*.attn2.* = trellis bits=4`, `conv_in = keep`.
 
-Text can be copied, sent and read aloud, which a grid of drop-downs cannot. `parse` and `render` are inverse,
+Text can be copied, sent and read aloud, which a grid of drop-downs cannot. `parse` and `render`
+are inverse,
 so a preset opens as lines and lines become the recipe that the program saves.
 """
 
@@ -78,7 +79,8 @@ def _pair(setting: str) -> tuple[str, str]:
     name, equals, value = setting.partition("=")
     if not equals or not name or not value:
         raise UserError(
-            f'"{setting}" is not "name=value".', remedy="Write settings like bits=4, without spaces."
+            f'"{setting}" is not "name=value".',
+            remedy="Write settings like bits=4, without spaces.",
         )
     return name, value
 

@@ -35,9 +35,12 @@ def history_html(desk: Desk, session: Session) -> str:
     runs = desk.workspace.runs(limit=LIMIT)
     if not runs:
         return (
-            '<div class="vq-history-empty"><h2>Nothing has run yet</h2><p class="vq-muted">Every compression and'
-            " every comparison is kept here with its settings and pictures, also when the program was"
-            ' restarted.</p><button type="button" class="vq-button" data-act="start">Compress your first model'
+            '<div class="vq-history-empty"><h2>Nothing has run yet</h2><p'
+            ' class="vq-muted">Every compression and'
+            " every comparison is kept here with its settings and pictures, also when"
+            " the program was"
+            ' restarted.</p><button type="button" class="vq-button"'
+            ' data-act="start">Compress your first model'
             "</button></div>"
         )
     return f'<div class="vq-history"><h2>Runs</h2><div>{"".join(map(_row, runs))}</div></div>'
@@ -59,13 +62,18 @@ def reveal(folder: Path) -> bool:
     if opener is None or not folder.is_dir():
         return False
     subprocess.Popen(
-        [opener, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [opener, str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     return True
 
 
 def opener_command() -> str | None:
-    """Returns the program that shows a folder on this computer's desktop, or None without a desktop."""
+    """Returns the program that shows a folder on this computer's desktop, or None without a
+    desktop.
+    """
     if sys.platform == "darwin":
         return shutil.which("open")
     if sys.platform == "win32":
@@ -81,7 +89,8 @@ def _row(run: RunRecord) -> str:
     return (
         f'<article class="vq-run" data-run-row="{identity}">'
         f'<span class="vq-state vq-state-{escape(run.state)}">{escape(state.capitalize())}</span>'
-        f'<div class="vq-run-title">{KINDS.get(run.kind, run.kind)}: {escape(shorten(title(run), 140))}'
+        f'<div class="vq-run-title">{KINDS.get(run.kind, run.kind)}:'
+        f" {escape(shorten(title(run), 140))}"
         f"<small>{escape(note)}</small></div>"
         f'<div class="vq-run-figure">{escape(figure)}<small>{moment(run.created)}</small></div>'
         f'<div class="vq-actions">{_actions(run)}</div>'
@@ -114,7 +123,8 @@ def _actions(run: RunRecord) -> str:
     )
     if run.state != "running":
         made.append(
-            f'<button type="button" class="vq-button vq-button-small vq-button-quiet" data-confirm="delete"'
+            f'<button type="button" class="vq-button vq-button-small vq-button-quiet"'
+            f' data-confirm="delete"'
             f' data-sure="Delete for good?" data-run="{identity}">Delete</button>'
         )
     return "".join(made)

@@ -1,6 +1,8 @@
-"""The look of the page: two palettes, one accent, and how they reach Gradio and our own style sheets.
+"""The look of the page: two palettes, one accent, and how they reach Gradio and our own style
+sheets.
 
-Every colour is named once here. Gradio's variables and ours (`--vq-…`) are both derived from a `Palette`,
+Every colour is named once here. Gradio's variables and ours (`--vq-…`) are both derived from a
+`Palette`,
 and `contrast` lets a test hold every pair of text and ground to the ratio that people need.
 """
 
@@ -24,7 +26,9 @@ SANS = (
 MONO = 'ui-monospace, "SFMono-Regular", Menlo, Consolas, "Liberation Mono", monospace'
 
 VARIANT_COLOURS = ("#8b94a1", "#4c8dd6", "#e08a3c", "#3fa47a", "#a879c9")
-"""FP16 first, then a set that colour-blind people can tell apart. A variant keeps its colour everywhere."""
+"""FP16 first, then a set that colour-blind people can tell apart. A variant keeps its colour
+everywhere.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,9 +127,7 @@ def style_sheet() -> str:
 
 def head() -> str:
     """Returns what the page needs in its `<head>`: our scripts, inline, from this machine."""
-    return "\n".join(
-        f"<script>{STATIC.joinpath(name).read_text()}</script>" for name in SCRIPTS
-    )
+    return "\n".join(f"<script>{STATIC.joinpath(name).read_text()}</script>" for name in SCRIPTS)
 
 
 _SHAPES = {

@@ -1,7 +1,9 @@
 """The light table: two pictures of the same prompt and seed, and what differs between them.
 
-The markup holds every picture at once; the script only moves a divider or swaps which one is on top, so
-nothing loads or jumps when the mode changes. The state sits on the component's root, which Gradio never
+The markup holds every picture at once; the script only moves a divider or swaps which one is on
+top, so
+nothing loads or jumps when the mode changes. The state sits on the component's root, which Gradio
+never
 rewrites: a new comparison arrives under the same divider.
 """
 
@@ -37,7 +39,9 @@ class Picture:
     difference: str = ""
 
 
-def viewer(reference: Picture, variants: tuple[Picture, ...], *, prompt: str, chosen: int = 0) -> str:
+def viewer(
+    reference: Picture, variants: tuple[Picture, ...], *, prompt: str, chosen: int = 0
+) -> str:
     """Returns the light table for a reference and its variants; `chosen` is the variant on top.
 
     Args:
@@ -50,7 +54,8 @@ def viewer(reference: Picture, variants: tuple[Picture, ...], *, prompt: str, ch
     rest = _difference(shown)
     picks = "".join(
         f'<button type="button" class="vq-pick" data-act="variant" data-index="{i}"'
-        f' aria-pressed="{str(i == chosen).lower()}">{swatch(item.colour)}{escape(item.label)}</button>'
+        f' aria-pressed="{str(i == chosen).lower()}">'
+        f"{swatch(item.colour)}{escape(item.label)}</button>"
         for i, item in enumerate(variants)
     )
     choose = (
@@ -62,7 +67,8 @@ def viewer(reference: Picture, variants: tuple[Picture, ...], *, prompt: str, ch
         f'{_modes()}<div class="vq-stage">'
         f'<div class="vq-pane vq-pane-main">{first}{second}'
         f'<input type="range" class="vq-split" min="0" max="100" step="1" value="50"'
-        f' aria-label="Divider: {escape(reference.label)} on the left, {escape(shown.label)} on the right">'
+        f' aria-label="Divider: {escape(reference.label)} on the left,'
+        f' {escape(shown.label)} on the right">'
         f'<span class="vq-divider" aria-hidden="true"></span>'
         f"{_tag('a', reference)}{_tag('b', shown)}</div>"
         f'<div class="vq-pane vq-pane-other">{_image("c", shown, alt)}{rest}'
@@ -80,14 +86,26 @@ def empty(sentence: str) -> str:
     )
 
 
-def loading(sentence: str, preview: str | None = None) -> str:
-    """Returns the light table while its pictures are drawn: same size, quiet shimmer, live preview."""
+def loading(over: str, preview: str | None = None) -> str:
+    """Returns the light table while its pictures are drawn: same size, live preview.
+
+    Args:
+        over: ready HTML that lies on the table: the progress.
+        preview: address of the picture so far.
+    """
     picture = f'<img class="vq-image" src="{escape(preview)}" alt="Preview">' if preview else ""
+    return _covered(over, '<div class="vq-pane vq-pane-main vq-skeleton">' + picture, "vq-skeleton")
+
+
+def covered(over: str) -> str:
+    """Returns the light table without pictures and with ready HTML on it: why there are none."""
+    return _covered(over, '<div class="vq-pane vq-pane-main vq-ghost">', "vq-ghost")
+
+
+def _covered(over: str, main: str, other: str) -> str:
     return (
-        f'{_modes(disabled=True)}<div class="vq-stage vq-stage-loading" aria-busy="true">'
-        f'<div class="vq-pane vq-pane-main vq-skeleton">{picture}</div>'
-        '<div class="vq-pane vq-pane-other vq-skeleton"></div>'
-        f'<p class="vq-stage-words">{escape(sentence)}</p></div>'
+        f'{_modes(disabled=True)}<div class="vq-stage">{main}</div>'
+        f'<div class="vq-pane vq-pane-other {other}"></div><div class="vq-over">{over}</div></div>'
     )
 
 
@@ -128,4 +146,7 @@ def _difference(picture: Picture) -> str:
 
 
 def _tag(place: str, picture: Picture) -> str:
-    return f'<span class="vq-tag vq-tag-{place}">{swatch(picture.colour)}{escape(picture.label)}</span>'
+    return (
+        f'<span class="vq-tag'
+        f' vq-tag-{place}">{swatch(picture.colour)}{escape(picture.label)}</span>'
+    )

@@ -1,4 +1,5 @@
-"""Numbers and times as people read them: a unit always, three significant digits, one way everywhere.
+"""Numbers and times as people read them: a unit always, three significant digits, one way
+everywhere.
 
 Also `escape`, through which every word passes that the page did not write itself.
 """
@@ -70,7 +71,9 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(stamp: float | None, now: datetime | None = None) -> str:
-    """Returns when something happened, the shortest way that is still clear: 14:03, yesterday 14:03."""
+    """Returns when something happened, the shortest way that is still clear: 14:03, yesterday
+    14:03.
+    """
     if stamp is None:
         return UNKNOWN
     today = now or datetime.now()
@@ -114,5 +117,9 @@ def file_url(path: object) -> str:
 
 
 def chip(kind: str, how: str) -> str:
-    """Returns the chip that says what a number is (measured, estimated, exact, …); `how` is its tooltip."""
-    return f'<span class="vq-chip vq-chip-{escape(kind)}" title="{escape(how)}">{escape(kind)}</span>'
+    """Returns the chip that says what a number is (measured, estimated, exact, …); `how` is its
+    tooltip.
+    """
+    return (
+        f'<span class="vq-chip vq-chip-{escape(kind)}" title="{escape(how)}">{escape(kind)}</span>'
+    )

@@ -3,6 +3,8 @@
 (() => {
   const MODES = ["slider", "side", "flip", "difference"];
   const table = (node) => node.closest(".vq-table");
+  /* Gradio puts the class on a frame around the component too: the innermost one counts. */
+  const innermost = (node) => node && !node.querySelector(".vq-table");
   const visible = (node) => node && node.offsetParent !== null;
 
   /* Writes an attribute only when it differs, so that the observer below comes to rest. */
@@ -74,7 +76,7 @@
     if (target.closest("[role=tab]")) return;
     if (event.key === " " && target.closest("button, a, summary")) return;
     const root = [...document.querySelectorAll(".vq-table")].find(
-      (node) => visible(node) && node.querySelector(".vq-image-b"));
+      (node) => innermost(node) && visible(node) && node.querySelector(".vq-image-b"));
     if (!root) return;
     if (event.key === " ") {
       event.preventDefault();
@@ -103,6 +105,7 @@
       }
     }
     roots.forEach((root) => {
+      if (!innermost(root)) return;
       if (!root.dataset.mode) root.dataset.mode = "slider";
       sync(root);
     });
