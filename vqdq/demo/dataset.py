@@ -1,7 +1,7 @@
 """What the denoiser learns from: latents, object cells and token ids of rendered scenes, made once.
 
-Rendering and encoding 48 000 scenes takes minutes, a training step under a second: so the work is done before,
-by several processes, each with its own seed.
+Rendering and encoding 48 000 scenes takes minutes, a training step under a second: so the work is
+done before, by several processes, each with its own seed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from vqdq.demo import scenes
 from vqdq.demo.text import tokenize
-from vqdq.demo.vae import to_model
+from vqdq.demo.vae import encode_all
 
-_OBJECT_DIFFERENCE = 60.0  # sRGB levels by which a pixel of an object or its core shadow leaves the background
+_SHARD = 4000  # scenes a file
+_OBJECT_DIFFERENCE = (
+    60.0  # sRGB levels by which a pixel of an object or its core shadow leaves the background
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +52,9 @@ class Dataset:
         return torch.where(alone, first, second)
 
 
-def render_many(count: int, seed: int, two_objects: float) -> tuple[NDArray[np.uint8], list[scenes.Scene]]:
+def render_many(
+    count: int, seed: int, two_objects: float
+) -> tuple[NDArray[np.uint8], list[scenes.Scene]]:
     """`count` training pictures [n, 128, 128, 3] and their scenes."""
     generator = torch.Generator().manual_seed(seed)
     pictures = np.empty((count, 128, 128, 3), np.uint8)
@@ -79,9 +83,9 @@ def load(
     seed: int,
     workers: int,
 ) -> Dataset:
-    """The data set, made by `workers` processes in shards of 4 000 where `folder` lacks them."""
+    """The data set, made by `workers` processes in shards where `folder` lacks them."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = 4000
+    size = min(_SHARD, count)
     shards = [folder / f"{index:03d}.pt" for index in range(-(-count // size))]
     missing = [(index, path) for index, path in enumerate(shards) if not path.exists()]
 
@@ -105,10 +109,6 @@ def _make_shard(
     path: Path, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, size: int, seed: int
 ) -> None:
     pictures, drawn = render_many(size, seed, two_objects=0.65)
-    latents: list[Tensor] = []
-    for part in np.array_split(pictures, size // 32):
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(autoencoder.encode(to_model(part)).latent_dist.mean.bfloat16())
     cells = np.stack([object_cells(p, s) for p, s in zip(pictures, drawn, strict=True)])
     generator = torch.Generator().manual_seed(seed)
     tokens = [
@@ -116,7 +116,7 @@ def _make_shard(
         tokenize(tokenizer, [scenes.paraphrase(s, generator) for s in drawn]),
     ]
     shard = {
-        "latents": torch.cat(latents).contiguous(),
+        "latents": encode_all(autoencoder, pictures).bfloat16().contiguous(),
         "cells": torch.from_numpy(cells),
         "tokens": torch.stack(tokens, dim=1),
         "single": torch.tensor([len(s.objects) == 1 for s in drawn]),
@@ -125,8 +125,3 @@ def _make_shard(
     torch.save(shard, temporary)
     temporary.replace(path)
     print(f"data set: {path.name} written", flush=True)
-
-
-def near_object(cells: Tensor) -> Tensor:
-    """`cells` [n, 16, 16] widened by one cell, as float."""
-    return functional.max_pool2d(cells.float()[:, None], 3, 1, 1)[:, 0]

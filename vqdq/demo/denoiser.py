@@ -1,12 +1,14 @@
-"""The denoiser: a UNet with cross-attention that learns to predict velocity in the latents of scenes.
+"""The denoiser: a UNet with cross-attention that learns to predict velocity in the latents of
+scenes.
 
-What made it learn shapes and order early: a text encoder that already knows them, text added to the time
-embedding, velocity loss without weights by step, more weight on the cells of objects, steps drawn around the
-middle where the layout is decided, and Muon.
+What made it learn shapes and order early: a text encoder that already knows them, text added to the
+time embedding, velocity loss without weights by step, more weight on the cells of objects, steps
+drawn around the middle where the layout is decided, and Muon.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from vqdq.demo import muon
 from vqdq.demo.dataset import Dataset
 from vqdq.demo.parallel import Schedule, Trainer
 from vqdq.demo.text import WIDTH, tokenize
-from vqdq.demo.vae import LATENT_CHANNELS, matrices
+from vqdq.demo.vae import LATENT_CHANNELS, channels_last_, matrices
 
 STEPS = 1000
 _BETAS = "squaredcos_cap_v2"
@@ -31,7 +33,7 @@ _STEP_MEAN, _STEP_DEVIATION = 0.45, 1.1  # steps are sigmoid(normal) of these
 
 
 def new_denoiser() -> UNet2DConditionModel:
-    """An untrained UNet whose residual branches start at zero, weights from torch's global generator."""
+    """An untrained UNet, residual branches at zero; weights from torch's global generator."""
     model = UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
@@ -55,7 +57,7 @@ def new_denoiser() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:
-    """The sampler saved with the pipeline: DPM-Solver++ of second order, made for about 20 steps."""
+    """The sampler saved with the pipeline: DPM-Solver++ of second order, for about 20 steps."""
     return DPMSolverMultistepScheduler(
         num_train_timesteps=STEPS,
         beta_schedule=_BETAS,
@@ -71,7 +73,7 @@ def signal_and_noise() -> tuple[Tensor, Tensor]:
 
 
 def draw_steps(count: int, generator: torch.Generator) -> Tensor:
-    """Steps [count], one from each of `count` equally likely strata of the training distribution."""
+    """Steps [count], one from each of `count` equally likely strata of the distribution."""
     uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     normal = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
     return (torch.sigmoid(_STEP_MEAN + _STEP_DEVIATION * normal) * STEPS).long().clamp(0, STEPS - 1)
@@ -84,7 +86,7 @@ def velocity_error(
     steps: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Squared error [n, h, w] of the predicted velocity, mean over channels (arXiv 2202.00512, app. D).
+    """Squared error [n, h, w] of the velocity (arXiv 2202.00512, app. D), mean over channels.
 
     Args:
         latents: clean [n, channels, h, w].
@@ -95,7 +97,7 @@ def velocity_error(
     signal, spread = (table[steps][:, None, None, None] for table in signal_and_noise())
     noisy = (signal * latents + spread * noise).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = model(noisy, steps, states).sample
+        predicted = model(noisy, steps, states, return_dict=False)[0]
     return (predicted.float() - (signal * noise - spread * latents)).square().mean(1)
 
 
@@ -108,17 +110,27 @@ def train(
     *,
     seed: int,
     workers: int,
+    check: Callable[[UNet2DConditionModel, int], None],
 ) -> UNet2DConditionModel:
-    """A trained denoiser: the moving average of the weights."""
+    """A trained denoiser: the moving average of the weights.
+
+    `check(model, samples)` runs at each checkpoint; an exception from it ends the run.
+    """
     torch.manual_seed(seed)
-    model = new_denoiser().to(memory_format=torch.channels_last)
-    # The fused attention's backward pass took a fifth of a step in bfloat16; plain products are faster.
+    model = new_denoiser()
+    channels_last_(model)
+    # Fused attention took a fifth of a step in bfloat16, going backward; plain products are faster.
     model.set_attn_processor(AttnProcessor())
     skip = ("conv_in", "conv_out", "time_embedding", "add_embedding")
     trainer = Trainer(
-        model, matrices(model, skip), rates=muon.Rates(), schedule=schedule, folder=folder, seed=seed,
+        model,
+        matrices(model, skip),
+        rates=muon.Rates(),
+        schedule=schedule,
+        folder=folder,
+        seed=seed,
         workers=workers,
-    )  # fmt: skip
+    )
     empty = tokenize(tokenizer, [""])[0]
 
     def batch_loss(generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
@@ -142,6 +154,6 @@ def train(
         }
         return (weight * error).sum() / weight.sum(), numbers
 
-    trainer.run(batch_loss)
-    trainer.averaged()
+    trainer.run(batch_loss, lambda samples: check(model, samples))
+    trainer.use_average_()
     return model

@@ -1,8 +1,9 @@
 """Whether a picture shows what its caption asks, decided from pixels alone, by rule.
 
-`detect` never sees the caption: it finds the background, separates objects from it by colour, and names each
-object's colour, shape (the best of all shapes at the object's place and area), and size. `judge` then compares
-what was found with what was asked. It is right on more than 99.5 % of rendered scenes (tests/demo/test_judge.py).
+`detect` never sees the caption: it finds the background, separates objects from it by colour, and
+names each object's colour, shape (the best of all shapes at the object's place and area), and size.
+`judge` then compares what was found with what was asked. It is right on more than 99.5 % of
+rendered scenes (tests/demo/test_judge.py).
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Verdict:
 def judge(image: NDArray[np.uint8], scene: scenes.Scene) -> Verdict:
     """The verdict on `image` (uint8 sRGB [h, w, 3], both at least 64) for the caption of `scene`.
 
-    Objects are matched to the caption in the way that suits it best. `relation` holds for one object;
-    with a missing object every attribute of objects fails.
+    Objects are matched to the caption in the way that suits it best. `relation` holds for one
+    object; with a missing object every attribute of objects fails.
     """
     seen = detect(image)
     asked = scene.objects
@@ -110,7 +111,9 @@ def detect(image: NDArray[np.uint8]) -> Detection:
         ValueError: where a side is shorter than 64 pixels or the picture is not square.
     """
     if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[0] < 64:
-        raise ValueError(f"a picture of shape {image.shape}; expected [n, n, 3] with n of 64 or more")
+        raise ValueError(
+            f"a picture of shape {image.shape}; expected [n, n, 3] with n of 64 or more"
+        )
     pixels = _resized(image)
     background = _background_colour(pixels)
     names, palette = _palette(background)
@@ -154,11 +157,13 @@ def _background_colour(pixels: NDArray[np.float32]) -> str:
 
 
 @cache
-def _palette(background: str) -> tuple[tuple[str, ...], tuple[NDArray[np.float32], NDArray[np.int64]]]:
+def _palette(
+    background: str,
+) -> tuple[tuple[str, ...], tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Names of the object colours, and reference tones [n, 3] with the class [n] of each.
 
-    Classes from 0 on are object colours; the class after the last one is the background, whose tones
-    include its pattern and its shadow.
+    Classes from 0 on are object colours; the class after the last one is the background, whose
+    tones include its pattern and its shadow.
     """
     names = tuple(scenes.OBJECT_COLOURS)
     tones: list[NDArray[np.float32]] = []
@@ -186,7 +191,8 @@ def _nearest(
 
 @numba.njit(cache=True)
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels [h, w] of the 4-connected parts of `mask` (0 outside) and their areas (area of 0 is 0)."""
+    """Labels [h, w] of the 4-connected parts of `mask` (0 outside) and their areas (area of 0 is
+    0)."""
     height, width = mask.shape
     labels = np.zeros((height, width), np.int64)
     areas = np.zeros(height * width // 2 + 2, np.int64)
@@ -272,7 +278,8 @@ def _moments() -> dict[str, tuple[float, float, float]]:
 
 
 def _pattern(pixels: NDArray[np.float32], foreground: NDArray[np.bool_], background: str) -> str:
-    """The pattern whose strength, fitted by least squares away from objects, is near its nominal one."""
+    """The pattern whose strength, fitted by least squares away from objects, is near its nominal
+    one."""
     clear = ~_widened(foreground, _SHADOW)
     if clear.sum() < 400:
         return _UNKNOWN
@@ -300,7 +307,8 @@ def _pattern_weights() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _widened(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
-    """`mask` grown by `reach` pixels in each direction (a square neighbourhood), by running sums."""
+    """`mask` grown by `reach` pixels in each direction (a square neighbourhood), by running
+    sums."""
     side = 2 * reach + 1
     sums = np.pad(mask.astype(np.int32), reach).cumsum(0).cumsum(1)
     sums = np.pad(sums, ((1, 0), (1, 0)))

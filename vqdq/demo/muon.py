@@ -1,12 +1,12 @@
 """Muon and AdamW in one optimizer whose state and parameters may live in shared memory.
 
-Matrices (every linear and convolution weight named by the caller) move along the orthogonalised momentum
-(Jordan et al. 2024, "Muon"); everything else moves by AdamW (arXiv 1711.05101). At about 6 000 samples Muon
-had learned roughly twice as much of the captions as AdamW at equal wall time.
+Matrices (every linear and convolution weight named by the caller) move along the orthogonalised
+momentum (Jordan et al. 2024, "Muon"); everything else moves by AdamW (arXiv 1711.05101). At about 6
+000 samples Muon had learned roughly twice as much of the captions as AdamW at equal wall time.
 
-Deviation from the source: tall matrices are orthogonalised in blocks of at most 128 rows, which costs less
-and trained equally well, and updates are scaled to the root mean square of an AdamW step (arXiv 2502.16982,
-section 2.2), so that both groups share one schedule.
+Deviation from the source: tall matrices are orthogonalised in blocks of at most 128 rows, which
+costs less and trained equally well, and updates are scaled to the root mean square of an AdamW step
+(arXiv 2502.16982, section 2.2), so that both groups share one schedule.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Slot:
 
 
 def make_slots(parameters: list[nn.Parameter], matrices: set[int]) -> list[Slot]:
-    """A slot for each of `parameters`, its state in shared memory; `matrices` are ids moved by Muon."""
+    """A slot for each of `parameters`, its state in shared memory; `matrices` are ids moved by
+    Muon."""
     return [
         Slot(
             parameter=p,
@@ -71,7 +72,9 @@ def _newton_schulz(matrix: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def step_(slots: list[Slot], gradients: list[Tensor], rates: Rates, scale: float, count: int) -> None:
+def step_(
+    slots: list[Slot], gradients: list[Tensor], rates: Rates, scale: float, count: int
+) -> None:
     """Moves the parameters of `slots` by one step along `gradients`.
 
     Args:

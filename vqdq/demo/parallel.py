@@ -1,9 +1,10 @@
 """One training run shared by several single-threaded processes on one machine.
 
-Parameters, their moving average, gradients and optimizer state lie in shared memory. Each process computes the
-gradients of its own batch, then updates its own share of the parameters with the mean gradient of all: no
-weights are ever sent, and the optimizer's work is divided too. Single-threaded processes, because on a busy
-machine two threads that wait for each other were measured eleven times slower than one.
+Parameters, their moving average, gradients and optimizer state lie in shared memory. Each process
+computes the gradients of its own batch, then updates its own share of the parameters with the mean
+gradient of all: no weights are ever sent, and the optimizer's work is divided too. Single-threaded
+processes, because on a busy machine two threads that wait for each other were measured eleven times
+slower than one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import torch
@@ -23,12 +25,14 @@ from vqdq.demo import muon
 
 Loss = Callable[[torch.Generator, float], tuple[Tensor, dict[str, float]]]
 """(generator, progress in 0..1) -> (loss to differentiate, numbers to log)."""
-Saved = Callable[[int], None]
+
+_PATIENCE_SECONDS = 900.0  # one process may wait this long for another, which may be evaluating
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """How long and how fast to train. Progress is the larger of samples and seconds done over their limits."""
+    """How long and how fast to train. Progress is the larger of samples and seconds done over
+    their limits."""
 
     samples: int
     seconds: float
@@ -43,7 +47,9 @@ class Schedule:
         """The factor on the learning rates."""
         warm = min(1.0, (step + 1) / self.warmup)
         late = max(0.0, (progress - self.constant) / (1 - self.constant))
-        return warm * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, late))))
+        return warm * (
+            self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, late)))
+        )
 
 
 class Trainer:
@@ -79,29 +85,34 @@ class Trainer:
         return self.folder / "state.pt"
 
     def run(self, loss: Loss, report: Callable[[int], None] | None = None) -> None:
-        """Trains until the schedule's end; `report(samples)` runs in one process at each checkpoint."""
+        """Trains until the schedule's end; `report(samples)` runs in one process at each
+        checkpoint."""
         if self.state[2] >= 1:
             return
         context = multiprocessing.get_context("fork")
-        barrier = context.Barrier(self.workers)
+        barrier = context.Barrier(self.workers, timeout=_PATIENCE_SECONDS)
         processes = [
             context.Process(target=self._work, args=(rank, barrier, loss, report))
             for rank in range(1, self.workers)
         ]
         for process in processes:
             process.start()
-        self._work(0, barrier, loss, report)
-        for process in processes:
-            process.join()
+        try:
+            self._work(0, barrier, loss, report)
+        finally:
+            barrier.abort()  # a process that is still waiting ends instead of waiting for ever
+            for process in processes:
+                process.join()
 
-    def averaged(self) -> nn.Module:
-        """The model with its moving average in place of its weights (for good)."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
-        return self.model
+    @torch.no_grad()
+    def use_average_(self) -> None:
+        """Puts the moving average in place of the model's weights, for good."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.copy_(average)
 
-    def _work(self, rank: int, barrier, loss: Loss, report: Callable[[int], None] | None) -> None:  # noqa: ANN001
+    def _work(
+        self, rank: int, barrier: Barrier, loss: Loss, report: Callable[[int], None] | None
+    ) -> None:
         torch.set_num_threads(1)
         schedule = self.schedule
         mine = self._share(rank)
@@ -140,7 +151,8 @@ class Trainer:
             barrier.wait()
 
     def _share(self, rank: int) -> list[int]:
-        """Indices of the parameters that process `rank` updates: largest first, to the least loaded."""
+        """Indices of the parameters that process `rank` updates: largest first, to the least
+        loaded."""
         load = [0.0] * self.workers
         shares: list[list[int]] = [[] for _ in range(self.workers)]
         order = sorted(range(len(self.parameters)), key=lambda i: -self.parameters[i].numel())

@@ -1,11 +1,12 @@
-"""Captioned pictures of a small world, so that a picture can be checked against its caption by rule.
+"""Captioned pictures of a small world, so that a picture can be checked against its caption by
+rule.
 
-A scene is one or two shapes on a coloured background. The world is small on purpose: few words, well
-separated colours and sizes, little variation that the caption does not name. That is what a diffusion model
-of 12 M weights can learn completely on two CPU cores.
+A scene is one or two shapes on a coloured background. The world is small on purpose: few words,
+well separated colours and sizes, little variation that the caption does not name. That is what a
+diffusion model of 12 M weights can learn completely on two CPU cores.
 
-Geometry is given in units of a picture 128 wide; `render` scales it to any size. Patterns repeat every 16 or
-32 units, so they line up with the 8-pixel grid of the autoencoder.
+Geometry is given in units of a picture 128 wide; `render` scales it to any size. Patterns repeat
+every 16 or 32 units, so they line up with the 8-pixel grid of the autoencoder.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ class Item:
 class Scene:
     """What a picture shows: one or two objects and a background.
 
-    `relation` says where the first object is as seen from the second; None where there is one object.
+    `relation` says where the first object is as seen from the second; None where there is one
+    object.
     """
 
     objects: tuple[Item, ...]
@@ -134,8 +136,12 @@ class Scene:
     background: str
 
     def __post_init__(self) -> None:
-        if len(self.objects) not in (1, 2) or (self.relation is not None) != (len(self.objects) == 2):
-            raise ValueError("a scene has one object and no relation, or two objects and a relation")
+        if len(self.objects) not in (1, 2) or (self.relation is not None) != (
+            len(self.objects) == 2
+        ):
+            raise ValueError(
+                "a scene has one object and no relation, or two objects and a relation"
+            )
 
 
 def caption(scene: Scene) -> str:
@@ -146,10 +152,15 @@ def caption(scene: Scene) -> str:
 
 
 def paraphrase(scene: Scene, generator: torch.Generator) -> str:
-    """The caption of `scene` with some words replaced by synonyms; `parse` reads it to the same scene."""
+    """The caption of `scene` with some words replaced by synonyms; `parse` reads it to the same
+    scene."""
     words = caption(scene)
     for synonym, word in SYNONYMS.items():
-        if word != "a" and f" {word} " in words and torch.rand((), generator=generator).item() < 0.5:
+        if (
+            word != "a"
+            and f" {word} " in words
+            and torch.rand((), generator=generator).item() < 0.5
+        ):
             words = words.replace(f" {word} ", f" {synonym} ", 1)
     if torch.rand((), generator=generator).item() < 0.5:
         words = words.replace(" plain ", " ")
@@ -220,7 +231,9 @@ def render(scene: Scene, generator: torch.Generator, size: int = 128) -> NDArray
         shadow = distance((x - centre_x - 1.5) / radius, (y - centre_y - 3.5) / radius) * radius
         picture *= 1.0 - 0.34 * _smooth(2.0 - shadow, 9.0)[..., None]
         edge = distance((x - centre_x) / radius, (y - centre_y) / radius) * radius
-        cover = np.clip(0.5 - edge / np.float32(unit), 0.0, 1.0)[..., None]  # one pixel of antialiasing
+        cover = np.clip(0.5 - edge / np.float32(unit), 0.0, 1.0)[
+            ..., None
+        ]  # one pixel of antialiasing
         picture += cover * (colour - picture)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
@@ -284,10 +297,8 @@ def background_tones(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32
     return base, base + np.float32(26) if base.mean() < 128 else base * np.float32(0.885)
 
 
-def pattern_weight(
-    pattern: str, x: NDArray[np.float32], y: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """How much of the second tone a background has at `x` [1, w] and `y` [h, 1] (units), 0..1, [h, w]."""
+def pattern_weight(pattern: str, x: shapes.Plane, y: shapes.Plane) -> shapes.Plane:
+    """Share [h, w] of the second tone of a background at `x` [1, w] and `y` [h, 1], in units."""
     if pattern == "striped":
         # Diagonal bands, 16 units wide along x.
         return np.clip(8.5 - np.abs((x + y) % 32.0 - 16.0), 0.0, 1.0)
@@ -299,9 +310,7 @@ def pattern_weight(
     return np.zeros((y.shape[0], x.shape[1]), np.float32)
 
 
-def background(
-    scene: Scene, x: NDArray[np.float32], y: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def background(scene: Scene, x: shapes.Plane, y: shapes.Plane) -> NDArray[np.float32]:
     """The background of `scene` without objects at `x` [1, w] and `y` [h, 1] (units), [h, w, 3]."""
     base, accent = background_tones(scene.background)
     weight = pattern_weight(scene.pattern, x, y)[..., None]
@@ -309,7 +318,7 @@ def background(
     return ((base + weight * (accent - base)) * fade[..., None]).astype(np.float32)
 
 
-def _smooth(value: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+def _smooth(value: shapes.Plane, width: float) -> shapes.Plane:
     """0 below -width, 1 above width, a smooth cubic between."""
     t = np.clip(value / (2 * width) + 0.5, 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)

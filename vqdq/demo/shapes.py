@@ -1,17 +1,18 @@
 """Signed distances of the shapes that scenes are made of.
 
-Each function takes coordinates in radii (x to the right, y down) and returns the distance to the outline in
-radii, negative inside. Formulas after Inigo Quilez, "2D distance functions".
+Each function takes coordinates in radii (x to the right, y down) and returns the distance to the
+outline in radii, negative inside. Formulas after Inigo Quilez, "2D distance functions".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating[Any]]
 
 
 def circle(x: Plane, y: Plane) -> Plane:
@@ -53,7 +54,7 @@ def heart(x: Plane, y: Plane) -> Plane:
     return np.where(u + v > 1, lobe, near * np.sign(u - v)) / scale
 
 
-def polygon(x: Plane, y: Plane, corners: NDArray[np.float32]) -> Plane:
+def polygon(x: Plane, y: Plane, corners: Plane) -> Plane:
     """Distance to a closed polygon with `corners` [n, 2]."""
     shape = np.broadcast_shapes(x.shape, y.shape)
     nearest = np.full(shape, np.inf, np.float32)

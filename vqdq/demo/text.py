@@ -1,9 +1,11 @@
-"""The text encoder: a small CLIP text model that is trained alone, before the denoiser, and then frozen.
+"""The text encoder: a small CLIP text model that is trained alone, before the denoiser, and then
+frozen.
 
-Trained together with the denoiser it gets its signal through weak cross-attention and learns shapes and order
-very late; trained alone it knows every attribute after half a minute. Two throw-away teachers look at its
-output: linear heads that name each attribute, and a cross-attention decoder that draws the layout of the scene,
-so that the words say what and where in a way attention can read.
+Trained together with the denoiser it gets its signal through weak cross-attention and learns shapes
+and order very late; trained alone it knows every attribute after half a minute. Two throw-away
+teachers look at its output: linear heads that name each attribute, and a cross-attention decoder
+that draws the layout of the scene, so that the words say what and where in a way attention can
+read.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from vqdq.demo import scenes
 from vqdq.demo.tokenizer import MAX_TOKENS, build_tokenizer
 
 WIDTH = 128
+BATCH = 96
 _CELLS = 8  # the layout is _CELLS x _CELLS
 _PARAPHRASED = 0.3  # share of training captions with synonyms
 
@@ -36,11 +39,17 @@ def new_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=_id(tokenizer.bos_token_id),
+            eos_token_id=_id(tokenizer.eos_token_id),
+            pad_token_id=_id(tokenizer.pad_token_id),
         )
     )
+
+
+def _id(token: object) -> int:
+    """A special token's id, which transformers also allows to be many or absent."""
+    assert isinstance(token, int)
+    return token
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -52,7 +61,8 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def labels(scene: scenes.Scene) -> list[int]:
-    """The class of each attribute, in the order of `class_counts`; 0 where there is no such thing."""
+    """The class of each attribute, in the order of `class_counts`; 0 where there is no such
+    thing."""
     named = [
         len(scene.objects) - 1,
         scenes.PATTERNS.index(scene.pattern),
@@ -78,7 +88,8 @@ def class_counts() -> list[int]:
 
 
 def layout(scene: scenes.Scene) -> Tensor:
-    """Which object covers each cell [_CELLS, _CELLS] at its nominal place: 0 none, 1 first, 2 second."""
+    """Which object covers each cell [_CELLS, _CELLS] at its nominal place: 0 none, 1 first, 2
+    second."""
     axis = (torch.arange(_CELLS) + 0.5) * (128 / _CELLS)
     cells = torch.zeros(_CELLS, _CELLS, dtype=torch.long)
     for index, (x, y, radius) in enumerate(scenes.nominal_places(scene)):
@@ -96,7 +107,9 @@ class Teacher(nn.Module):
         self.places = nn.Parameter(torch.randn(_CELLS**2, WIDTH) * 0.1)
         self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
         self.norm = nn.LayerNorm(WIDTH)
-        self.mix = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+        self.mix = nn.Sequential(
+            nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
+        )
         self.cell = nn.Linear(WIDTH, sum(class_counts()[4:7]))
 
     def forward(self, states: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +127,7 @@ class Teacher(nn.Module):
 
 
 def train(
-    folder: Path, *, seconds: float, seed: int, batch: int = 96
+    folder: Path, *, seconds: float, seed: int, batch: int = BATCH
 ) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """The tokenizer and the frozen text encoder, from `folder` where it was trained before."""
     tokenizer = build_tokenizer()
@@ -142,6 +155,7 @@ def train(
         if step % 50 == 0:
             row = {"step": step, "seconds": round(spent, 1), "loss": round(float(loss.detach()), 4)}
             print(json.dumps(row | {"all_right": round(right, 4)}), flush=True)
+    torch.save({"state": torch.tensor([step, spent, 1.0])}, folder / "state.pt")
     torch.save(encoder.state_dict(), saved)
     return tokenizer, encoder.eval().requires_grad_(requires_grad=False)
 
@@ -153,7 +167,7 @@ def _loss(
     generator: torch.Generator,
     batch: int,
 ) -> tuple[Tensor, float]:
-    """The loss of a fresh batch, and the share of its captions with every attribute named rightly."""
+    """The loss of a fresh batch, and the share of captions with every attribute named right."""
     drawn = [scenes.sample_scene(generator) for _ in range(batch)]
     rephrase = torch.rand(batch, generator=generator) < _PARAPHRASED
     captions = [
@@ -162,7 +176,7 @@ def _loss(
     ]
     ids = tokenize(tokenizer, captions)
     states = encoder(ids).last_hidden_state
-    ends = (ids == tokenizer.eos_token_id).int().argmax(1)
+    ends = (ids == _id(tokenizer.eos_token_id)).int().argmax(1)
     named, cells = teacher(states, ends)
     wanted = torch.tensor([labels(scene) for scene in drawn])  # [batch, attributes]
     loss, right = torch.zeros(()), torch.ones(batch, dtype=torch.bool)
@@ -170,8 +184,10 @@ def _loss(
         loss = loss + functional.cross_entropy(logits, wanted[:, index])
         right &= logits.argmax(1) == wanted[:, index]
     covered = torch.stack([layout(scene) for scene in drawn]).flatten(1)  # [batch, cells]
-    # Columns 4-6 and 7-9 hold the first and the second object's size, colour, shape; 0 is no object.
-    items = torch.stack([torch.zeros(batch, 3, dtype=torch.long), wanted[:, 4:7], wanted[:, 7:10]], 1)
+    # Columns 4-6 and 7-9 hold size, colour and shape of the two objects; class 0 is no object.
+    items = torch.stack(
+        [torch.zeros(batch, 3, dtype=torch.long), wanted[:, 4:7], wanted[:, 7:10]], 1
+    )
     for index, logits in enumerate(cells.split(class_counts()[4:7], dim=2)):
         target = items[:, :, index].gather(1, covered)
         loss = loss + functional.cross_entropy(logits.flatten(0, 1), target.flatten())

@@ -1,11 +1,13 @@
-"""The demo model's own CLIP tokenizer: one token for each word of the world, bytes for everything else.
+"""The demo model's own CLIP tokenizer: one token for each word of the world, bytes for everything
+else.
 
-The merges come from byte-pair encoding (arXiv 1508.07909) of the words alone, carried on until every word is
-one symbol. Deterministic: ties go to the pair that sorts first.
+The merges come from byte-pair encoding (arXiv 1508.07909) of the words alone, carried on until
+every word is one symbol. Deterministic: ties go to the pair that sorts first.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from transformers import CLIPTokenizer
@@ -32,9 +34,7 @@ def learn_merges(vocabulary: tuple[str, ...]) -> list[tuple[str, str]]:
     spelled = [(*word[:-1], word[-1] + _END_OF_WORD) for word in vocabulary]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(
-            pair for word in spelled for pair in zip(word[:-1], word[1:], strict=True)
-        )
+        pairs = Counter(pair for word in spelled for pair in itertools.pairwise(word))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -48,8 +48,11 @@ def build_tokenizer() -> CLIPTokenizer:
     letters = list(_byte_letters().values())
     symbols = [*letters, *(letter + _END_OF_WORD for letter in letters)]
     symbols += [left + right for left, right in merges]
-    vocabulary = {symbol: index for index, symbol in enumerate(dict.fromkeys([*symbols, *_SPECIAL]))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    vocabulary = {
+        symbol: index for index, symbol in enumerate(dict.fromkeys([*symbols, *_SPECIAL]))
+    }
+    # transformers says list[str], but its backend wants pairs.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # pyright: ignore[reportArgumentType]
 
 
 def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:

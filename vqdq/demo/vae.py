@@ -1,17 +1,19 @@
 """The autoencoder: pictures of 128 pixels to latents 16 cells wide and back.
 
-Narrow, because it runs at full resolution; two norm groups, because eight or more channels a group learned
-much faster. The loss weighs outlines, for a plain pixel loss ignores the corners that tell a small star from
-a small circle.
+Narrow, because it runs at full resolution; two norm groups, because eight or more channels a group
+learned much faster. The loss weighs outlines, for a plain pixel loss ignores the corners that tell
+a small star from a small circle.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,11 +27,13 @@ _KL_WEIGHT = 1e-3  # on the mean divergence of a latent element, in nats
 
 
 def new_autoencoder(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
-    """An untrained autoencoder with 8 x 8 pixels a cell, weights drawn from torch's global generator."""
+    """An untrained autoencoder, 8 x 8 pixels a cell; weights from torch's global generator."""
+    widths, down, up = (16, 32, 64, 128), ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 128),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        # diffusers annotates tuples of one.
+        block_out_channels=widths,  # pyright: ignore[reportArgumentType]
+        down_block_types=down,  # pyright: ignore[reportArgumentType]
+        up_block_types=up,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=2,
@@ -51,8 +55,25 @@ def to_pictures(batch: Tensor) -> NDArray[np.uint8]:
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def encoded(model: AutoencoderKL, batch: Tensor) -> DiagonalGaussianDistribution:
+    """The posterior of the latents of `batch` [n, 3, h, w] in -1..1."""
+    return cast(DiagonalGaussianDistribution, model.encode(batch, return_dict=False)[0])
+
+
+def decode(model: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pictures [n, 3, h, w], about -1..1, of `latents` [n, channels, h / 8, w / 8]."""
+    return model.decode(cast(torch.FloatTensor, latents), return_dict=False)[0].float()
+
+
+def channels_last_(model: nn.Module) -> None:
+    """Lays the convolutions of `model` out for the kernels that are fastest in bfloat16."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def edge_weight(batch: Tensor) -> Tensor:
-    """Weight [n, 1, h, w] of each pixel: 1 in flat places, up to 1 + 8 on the outline of a shape."""
+    """Weight [n, 1, h, w] of each pixel: 1 in flat places, up to 1 + 8 on outlines."""
     gray = batch.mean(1, keepdim=True)
     right = functional.pad((gray[..., :, 1:] - gray[..., :, :-1]).abs(), (0, 1))
     down = functional.pad((gray[..., 1:, :] - gray[..., :-1, :]).abs(), (0, 0, 0, 1))
@@ -61,16 +82,19 @@ def edge_weight(batch: Tensor) -> Tensor:
     return 1 + _EDGE_WEIGHT * (edge * 2.5).clamp(max=1)
 
 
-def loss(model: AutoencoderKL, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def loss(
+    model: AutoencoderKL, batch: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """The training loss of `batch` [n, 3, h, w] in -1..1, and its parts."""
     with torch.autocast("cpu", torch.bfloat16):
-        posterior = model.encode(batch).latent_dist
+        posterior = encoded(model, batch)
         mean, log_variance = posterior.mean.float(), posterior.logvar.float().clamp(-20, 10)
         noise = torch.randn(mean.shape, generator=generator)
-        decoded = model.decode(mean + (0.5 * log_variance).exp() * noise).sample.float()
+        latents = mean + (0.5 * log_variance).exp() * noise
+        decoded = decode(model, latents)
     error = decoded - batch
     weight = edge_weight(batch)
-    pixels = (weight * (error.abs() + 2 * error.square())).mean() / (weight.mean() * 3) * 3
+    pixels = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     square = error.detach().square().mean()
     numbers = {
@@ -82,27 +106,33 @@ def loss(model: AutoencoderKL, batch: Tensor, generator: torch.Generator) -> tup
 
 
 def matrices(model: nn.Module, skip: tuple[str, ...]) -> list[nn.Parameter]:
-    """The weights that Muon moves: every linear and convolution except names that start with `skip`."""
+    """The weights that Muon moves: linear and convolution, except names that start with `skip`."""
     return [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith(skip)]
 
 
 def train(pool: Path, folder: Path, schedule: Schedule, seed: int, workers: int) -> AutoencoderKL:
     """A trained autoencoder; `pool` is a .npy file of uint8 pictures [n, 128, 128, 3]."""
     torch.manual_seed(seed)
-    model = new_autoencoder().to(memory_format=torch.channels_last)
+    model = new_autoencoder()
+    channels_last_(model)
     skip = ("encoder.conv_in", "decoder.conv_out", "quant", "post_quant", "encoder.conv_out")
     trainer = Trainer(
-        model, matrices(model, skip), rates=muon.Rates(), schedule=schedule, folder=folder, seed=seed,
+        model,
+        matrices(model, skip),
+        rates=muon.Rates(),
+        schedule=schedule,
+        folder=folder,
+        seed=seed,
         workers=workers,
-    )  # fmt: skip
+    )
     pictures = np.load(pool, mmap_mode="r")
 
-    def batch_loss(generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def batch_loss(generator: torch.Generator, _: float) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(pictures), (schedule.batch,), generator=generator)
         return loss(model, to_model(pictures[chosen.numpy()]), generator)
 
     trainer.run(batch_loss)
-    trainer.averaged()
+    trainer.use_average_()
     return model
 
 
@@ -112,25 +142,26 @@ def encode_all(model: AutoencoderKL, pictures: NDArray[np.uint8], batch: int = 3
     parts: list[Tensor] = []
     for start in range(0, len(pictures), batch):
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = model.encode(to_model(pictures[start : start + batch])).latent_dist
+            posterior = encoded(model, to_model(pictures[start : start + batch]))
         parts.append(posterior.mean.float())
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def normalise_(model: AutoencoderKL, pictures: NDArray[np.uint8]) -> None:
-    """Makes each latent channel have mean 0 and deviation 1 over `pictures`; decoding stays the same.
+    """Gives each latent channel mean 0 and deviation 1 over `pictures`; decoding is unchanged.
 
-    The shift and scale go into the 1 x 1 convolutions on both sides of the latents, exactly, so that the
-    pipeline needs no per-channel constants and a scaling factor of 1.
+    The shift and scale go into the 1 x 1 convolutions on both sides of the latents, exactly, so
+    that the pipeline needs no per-channel constants and a scaling factor of 1.
     """
     latents = encode_all(model, pictures)
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    into, out = model.quant_conv, model.post_quant_conv
-    assert into is not None and out is not None
+    weights = dict(model.named_parameters())
+    into, into_bias = weights["quant_conv.weight"], weights["quant_conv.bias"]
+    out, out_bias = weights["post_quant_conv.weight"], weights["post_quant_conv.bias"]
     channels = len(mean)
-    into.weight[:channels] /= deviation[:, None, None, None]
-    into.bias[:channels] = (into.bias[:channels] - mean) / deviation
-    into.bias[channels:] -= 2 * deviation.log()
-    out.bias += out.weight[:, :, 0, 0] @ mean
-    out.weight *= deviation[None, :, None, None]
+    into[:channels] /= deviation[:, None, None, None]
+    into_bias[:channels] = (into_bias[:channels] - mean) / deviation
+    into_bias[channels:] -= 2 * deviation.log()
+    out_bias += out[:, :, 0, 0] @ mean
+    out *= deviation[None, :, None, None]
