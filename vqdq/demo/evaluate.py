@@ -61,9 +61,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> StableDif
     """The pipeline in `folder`, every part in `dtype`, without progress bars."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     pipeline.text_encoder.to(dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -97,10 +97,13 @@ class Trainer:
         ]
         for process in processes:
             process.start()
+        finished = False
         try:
             self._work(0, barrier, loss, report)
+            finished = True
         finally:
-            barrier.abort()  # a process that is still waiting ends instead of waiting for ever
+            if not finished:
+                barrier.abort()  # the others end instead of waiting
             for process in processes:
                 process.join()
 

@@ -116,7 +116,7 @@ def _autoencoder(plan: Plan, pool: Path) -> AutoencoderKL:
     done = folder / "normalised"
     if not done.exists():
         model = vae.train(pool, folder, plan.autoencoder, plan.seed, plan.workers)
-        vae.normalise_(model, np.load(pool, mmap_mode="r")[:1000])
+        vae.normalise_(model, np.load(pool, mmap_mode="c")[:1000])
         model.save_pretrained(done)
     model = AutoencoderKL.from_pretrained(done)
     vae.channels_last_(model)

@@ -125,7 +125,7 @@ def train(pool: Path, folder: Path, schedule: Schedule, seed: int, workers: int)
         seed=seed,
         workers=workers,
     )
-    pictures = np.load(pool, mmap_mode="r")
+    pictures = np.load(pool, mmap_mode="c")
 
     def batch_loss(generator: torch.Generator, _: float) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(pictures), (schedule.batch,), generator=generator)
