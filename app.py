@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         auth = page.login(wanted.auth)
-        page.check_address(wanted.host, auth)
+        page.check_address(wanted.host, wanted.port, auth)
         workspace = Workspace.open(wanted.workspace)
         worker = Worker(workspace, warm=(wanted.model,))
         worker.start()

@@ -14,7 +14,7 @@ from vqdq.jobs.run import RunRecord
 from vqdq.ui import comparison, compress, header, viewer
 from vqdq.ui.comparison import Comparison
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk, as_fault
-from vqdq.ui.live import Region, Session, clicked, html, markup
+from vqdq.ui.live import PRIVATE, Region, Session, clicked, html, markup
 from vqdq.ui.wording import escape, file_url, moment, shorten
 
 FIRST_LOOK = ASSETS / "first-look"
@@ -52,7 +52,6 @@ def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
         first_model = html("", "vq-first-model")
         gallery = html("", "vq-gallery")
     inputs = [prompt, seed, chosen, steps, guidance]
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def example(event: gr.EventData, now: str) -> Any:
         if clicked(event).get("act") != "example":
@@ -86,7 +85,7 @@ def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
         run = clicked(event).get("run", "")
         return session.showing(compare_run=run, chosen=0) if run else gr.skip()
 
-    words.click(example, prompt, prompt, **private)
+    words.click(example, prompt, prompt, **PRIVATE)
     wiring = {
         "start": (draw, prompt, start, [keep, *inputs], [seed, fault]),
         "stage": (stage, on_stage),

@@ -16,7 +16,7 @@ from vqdq.params import Params, Value, describe
 from vqdq.recipe import Recipe, Rule
 from vqdq.ui import forms, header, panels, rules
 from vqdq.ui.desk import DEFAULT_GOAL, GOALS, Desk
-from vqdq.ui.live import Region, Session, clicked, html, markup
+from vqdq.ui.live import PRIVATE, Region, Session, clicked, html, markup
 from vqdq.ui.wording import size
 
 MAX_SEED = 2**63 - 1
@@ -111,11 +111,10 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
         return session.showing(compress_run=run)
 
     areas = [part for name in settings.forms for part in settings.groups[name]]
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    goals.click(choose, settings.inputs, [*settings.inputs, *areas, *views], **private)
-    settings.method.input(switch, settings.inputs, [*areas, *views], **private)
+    goals.click(choose, settings.inputs, [*settings.inputs, *areas, *views], **PRIVATE)
+    settings.method.input(switch, settings.inputs, [*areas, *views], **PRIVATE)
     for control in settings.inputs[1:]:
-        control.input(look, settings.inputs, views, trigger_mode="always_last", **private)
+        control.input(look, settings.inputs, views, trigger_mode="always_last", **PRIVATE)
 
     wiring = {
         "look": (look, settings.inputs, views),

@@ -1,5 +1,4 @@
-"""Regions of the page that follow the store: one clock, one function, and only what changed is
-sent.
+"""Regions that follow the store: one clock, one function, and only what changed is sent.
 
 A reload attaches again by itself, because nothing is remembered that is not in the store or in
 `Session`.
@@ -9,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import gradio as gr
 
+PRIVATE: Final[dict[str, Any]] = {
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "queue": False,
+}
+"""How the page's own events are registered: quick reads and writes of the store, no queue.
+
+Gradio sums up all earlier events with pandas after each queued one: a clock would feed that
+forever.
+"""
 CLICKS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-act]');

@@ -5,6 +5,7 @@ Every event of the page itself is private; programs use the named endpoints of `
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
 from vqdq.ui import api, compare, compress, header, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
-from vqdq.ui.live import Region, Session, clicked, follow, html, markup
+from vqdq.ui.live import PRIVATE, Region, Session, clicked, follow, html, markup
 from vqdq.ui.wording import escape
 
 TICK_SECONDS = 0.7
 TABS = ("compress", "compare", "inspect", "runs")
-PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.Blocks:
@@ -123,14 +123,25 @@ def launch_options(
     }
 
 
-def check_address(host: str, auth: tuple[str, str] | None) -> None:
-    """Raises `UserError` for an address that others could reach without a login."""
+def check_address(host: str, port: int, auth: tuple[str, str] | None) -> None:
+    """Raises `UserError` for an address open to others without a login, or one that is taken."""
     if host not in ("127.0.0.1", "localhost", "::1") and auth is None:
         raise UserError(
             f"{host} can be reached by other computers, and there is no login.",
             where="--host",
             remedy="Add --auth USER:PASSWORD (or a file with that line), or leave --host out.",
         )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"port {port} of {host} cannot be used.",
+                where="--port",
+                remedy=f"Is the studio running already? Choose another port ({error}).",
+            ) from error
 
 
 def login(text: str | None) -> tuple[str, str] | None:

@@ -172,11 +172,16 @@ def matches(plan: Plan) -> str:
     for layer in plan.layers:
         if layer.rule is not None:
             taken[layer.rule] += 1
+    used = [(rule, n) for rule, n in zip(plan.recipe.rules, taken, strict=True) if n]
     lines = "".join(
         f"<li><code>{escape(rule.pattern)}</code><span>{count(number, 'layer')}</span></li>"
-        for rule, number in zip(plan.recipe.rules, taken, strict=True)
+        for rule, number in used
     )
-    return f'<ul class="vq-matches" aria-label="Layers that each rule takes">{lines}</ul>'
+    idle = len(taken) - len(used)
+    rest = (
+        f"<li>{count(idle, 'rule')} for layers that this model does not have</li>" if idle else ""
+    )
+    return f'<ul class="vq-matches" aria-label="Layers that each rule takes">{lines}{rest}</ul>'
 
 
 def _figure(name: str, value: str, note: str) -> str:

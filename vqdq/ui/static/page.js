@@ -29,12 +29,28 @@
       () => { window.prompt("Copy this:", text); });
   }
 
+  /* The first press arms a button that destroys something; it rests again after four seconds. */
+  function confirm(button) {
+    if (button.dataset.act) return;
+    const said = button.textContent;
+    button.dataset.act = button.dataset.confirm;
+    button.textContent = button.dataset.sure;
+    button.classList.add("vq-button-danger");
+    setTimeout(() => {
+      delete button.dataset.act;
+      button.textContent = said;
+      button.classList.remove("vq-button-danger");
+    }, 4000);
+  }
+
   document.addEventListener("click", (event) => {
     const target = event.target;
     if (target.closest("[data-theme-toggle]")) toggle();
     else if (target.closest("[data-help-open]")) help()?.showModal();
     else if (target.closest("[data-help-close]")) help()?.close();
     else if (target === help()) help().close();
+    const sure = target.closest("[data-confirm]");
+    if (sure) confirm(sure);
     const copier = target.closest("[data-copy]");
     if (copier) copy(copier.dataset.copy, copier);
     const word = target.closest("[data-word]");

@@ -1,0 +1,270 @@
+"""The page in headless Chromium: compress, cancel, compare, reload, keys, phone, dark, contrast."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+
+import pytest
+
+from tests.ui.conftest import photograph, visit
+from vqdq.jobs.requests import CompressRequest
+
+pytestmark = pytest.mark.browser
+
+
+def wait_until(tab, condition, seconds: float = 60) -> None:
+    """Waits while the browser lives on; `condition` is a function without arguments."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        tab.wait_for_timeout(100)
+
+
+def open_tab(tab, name: str) -> None:
+    tab.get_by_role("tab", name=name).click()
+
+
+@pytest.fixture(scope="module")
+def model(studio) -> str:
+    """A compressed model in the workspace."""
+    from vqdq.ui.desk import Desk
+
+    desk = Desk(studio.workspace, "demo")
+    name = "ready-made"
+    run = studio.workspace.submit(
+        CompressRequest(model="demo", recipe=desk.preset("trellis-3bit"), name=name)
+    )
+    end = time.monotonic() + 90
+    while studio.workspace.run(run).state != "done":
+        assert time.monotonic() < end, studio.workspace.run(run)
+        time.sleep(0.1)
+    return name
+
+
+def draw(tab, prompt: str) -> None:
+    open_tab(tab, "Compare")
+    tab.locator("#vq-prompt textarea").fill(prompt)
+    tab.locator("#vq-draw").click()
+
+
+def test_first_screen_offers_one_action_and_exact_sizes(tab, studio) -> None:
+    visit(tab, studio)
+    button = tab.locator("#vq-compress")
+    size = re.fullmatch(r"Compress to (\S+ MB)", button.inner_text().strip())
+    assert size, button.inner_text()
+    assert tab.locator(".vq-goal[aria-pressed=true]").inner_text().splitlines()[1] == size[1]
+    assert tab.locator("#vq-outlook .vq-chip-estimated").count() == 2
+    assert tab.locator("button.primary:visible").count() == 1
+    assert tab.evaluate("document.fonts.size") == 0  # the system's own type only
+
+
+def test_settings_change_the_prediction_and_bad_ones_say_why(tab, studio) -> None:
+    visit(tab, studio)
+    button = tab.locator("#vq-compress")
+    before = button.inner_text()
+    tab.locator(".vq-goal[data-goal=trellis-2bit]").click()
+    wait_until(tab, lambda: button.inner_text() != before)
+    assert tab.locator(".vq-goal[aria-pressed=true]").get_attribute("data-goal") == "trellis-2bit"
+    tab.get_by_role("button", name="Layer rules").click()
+    lines = tab.locator("#vq-rule-lines textarea")
+    lines.fill("conv_in = trelis bits=3")
+    fault = tab.locator("#vq-outlook .vq-fault")
+    fault.wait_for()
+    assert "line 1" in fault.inner_text()
+    assert 'Did you mean "trellis"?' in fault.inner_text()
+    assert button.is_disabled()
+    lines.fill("conv_in = keep")
+    wait_until(tab, lambda: button.is_enabled())
+    assert lines.input_value() == "conv_in = keep"  # nothing that was typed is lost
+
+
+def test_compress_shows_progress_survives_a_reload_and_ends_with_sizes(tab, studio) -> None:
+    visit(tab, studio)
+    tab.locator("#vq-compress").click()
+    tab.locator("#vq-status [role=progressbar]").wait_for()
+    wait_until(tab, lambda: "%" in tab.title())
+    tab.reload()
+    tab.locator(".vq-result, #vq-status [role=progressbar]").first.wait_for()  # attached again
+    tab.locator(".vq-result").wait_for()
+    run = studio.workspace.runs("compress")[0]
+    assert run.state == "done"
+    assert "instead of" in tab.locator(".vq-result").inner_text()
+    assert tab.locator("#vq-layers tbody tr").count() == len(run.result["layers"])
+    wait_until(tab, lambda: tab.title() == "VQDQ")
+
+
+def test_cancel_stops_within_two_seconds_and_leaves_nothing_half_written(tab, studio) -> None:
+    visit(tab, studio)
+    slow = studio.workspace.runs_folder.parent / "slow"
+    slow.touch()
+    try:
+        tab.locator("#vq-compress").click()
+        cancel = tab.locator("#vq-status [data-act=cancel]")
+        cancel.wait_for()
+        wait_until(tab, lambda: studio.workspace.active().state == "running")
+        run = studio.workspace.active()
+        cancel.click()
+        start = time.monotonic()
+        wait_until(tab, lambda: studio.workspace.run(run.id).state == "cancelled", 15)
+        assert time.monotonic() - start < 4  # two seconds, and the click's way on a busy machine
+    finally:
+        slow.unlink()
+    tab.locator("#vq-status [data-act=resume]").wait_for()
+    assert not (studio.workspace.models_folder / run.request.name).exists()
+    tab.locator("#vq-status [data-act=resume]").click()
+    wait_until(tab, lambda: studio.workspace.run(run.id).state == "done")
+    tab.locator(".vq-result").wait_for()
+
+
+def test_a_failed_job_says_what_where_and_what_to_do(tab, studio) -> None:
+    visit(tab, studio)
+    tab.get_by_role("button", name="Advanced settings").click()
+    tab.locator("#vq-name textarea, #vq-name input").fill("broken-one")
+    tab.locator("#vq-compress").click()
+    fault = tab.locator("#vq-status .vq-fault")
+    fault.wait_for()
+    words = fault.inner_text()
+    assert "NaN or infinite" in words
+    assert "use another one" in words
+    assert "Finished layers are kept" in words
+    fault.get_by_role("button", name="Dismiss").click()
+    tab.locator("#vq-status .vq-welcome").wait_for()
+
+
+@pytest.mark.usefixtures("model")
+def test_compare_draws_and_serves_the_very_bytes_on_the_disk(tab, studio) -> None:
+    visit(tab, studio)
+    draw(tab, "a large pink heart on a plain navy background")
+    tab.locator("#vq-compare-stage .vq-image-b").wait_for()
+    run = studio.workspace.runs("compare")[0]
+    for image in tab.locator("#vq-compare-stage img").all():
+        address = image.get_attribute("src")
+        served = tab.request.get(f"{studio.url}{address}").body()
+        name = address.rsplit("/", 1)[-1]
+        assert served[:8] == b"\x89PNG\r\n\x1a\n"
+        disk = (run.folder / name).read_bytes()
+        assert hashlib.sha256(served).digest() == hashlib.sha256(disk).digest()
+    numbers = tab.locator("#vq-compare-numbers").inner_text()
+    assert "29.4 dB" in numbers
+    assert "0.951" in numbers
+    assert "sizes" in numbers  # the one attribute that the picture misses
+    photograph(tab, "compare-dark" if "dark" in tab.url else "compare")
+    tab.reload()
+    tab.locator("#vq-compare-stage .vq-image-b").wait_for()  # the address names tab and run
+    assert tab.locator("#vq-gallery .vq-card").count() >= 1
+
+
+@pytest.mark.usefixtures("model")
+def test_keys_move_the_divider_flip_and_open_tabs_and_help(tab, studio) -> None:
+    visit(tab, studio)
+    draw(tab, "a large green ring on a dotted grey background")
+    stage = tab.locator("#vq-compare-stage .vq-table")
+    tab.locator("#vq-compare-stage .vq-image-b").wait_for()
+    split = tab.locator("#vq-compare-stage .vq-split")
+    split.focus()
+    start = int(split.input_value())
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    assert int(split.input_value()) > start
+    tab.evaluate("document.activeElement.blur()")
+    tab.keyboard.press("Space")
+    assert stage.get_attribute("data-mode") == "flip"
+    assert stage.get_attribute("data-flipped") == "true"
+    tab.keyboard.press("ArrowLeft")
+    assert stage.get_attribute("data-mode") == "slider"
+    tab.keyboard.press("4")
+    assert tab.get_by_role("tab", name="Runs").get_attribute("aria-selected") == "true"
+    tab.keyboard.press("?")
+    assert tab.locator("dialog.vq-help").is_visible()
+    tab.keyboard.press("Escape")
+    assert not tab.locator("dialog.vq-help").is_visible()
+    tab.keyboard.press("1")
+    assert tab.get_by_role("tab", name="Compress").get_attribute("aria-selected") == "true"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "where"),
+    [
+        ("", "7", "prompt"),
+        ("a red ring " * 1000, "7", "prompt"),
+        ("a large green ring on a dotted grey background", "-1", "seed"),
+        ("a large green ring on a dotted grey background", str(2**64), "seed"),
+    ],
+)
+@pytest.mark.usefixtures("model")
+def test_bad_input_is_refused_in_place_and_kept(tab, studio, prompt, seed, where) -> None:
+    visit(tab, studio)
+    count = len(studio.workspace.runs("compare"))
+    open_tab(tab, "Compare")
+    tab.locator("#vq-seed input").fill(seed)
+    draw(tab, prompt)
+    fault = tab.locator("#vq-compare-fault .vq-fault")
+    fault.wait_for()
+    assert where in fault.inner_text()
+    assert tab.locator("#vq-prompt textarea").input_value() == prompt
+    assert len(studio.workspace.runs("compare")) == count
+
+
+@pytest.mark.usefixtures("model")
+def test_words_that_look_like_markup_stay_words(tab, studio) -> None:
+    visit(tab, studio)
+    prompt = '<img src=x onerror="window.hacked=1"> 🐈 & "quotes"'
+    draw(tab, prompt)
+    tab.locator("#vq-compare-stage .vq-image-b").wait_for()
+    wait_until(tab, lambda: studio.workspace.runs("compare")[0].state == "done")
+    wait_until(tab, lambda: "onerror" in tab.locator("#vq-gallery").inner_text())
+    assert prompt in tab.locator("#vq-compare-stage .vq-image-a").get_attribute("alt")
+    assert tab.evaluate("window.hacked") is None
+
+
+@pytest.mark.usefixtures("model")
+def test_history_opens_and_deletes_only_after_a_second_press(tab, studio) -> None:
+    visit(tab, studio)
+    draw(tab, "a large teal ring left of a small orange circle on a plain sand background")
+    tab.locator("#vq-compare-stage .vq-image-b").wait_for()
+    open_tab(tab, "Runs")
+    run = studio.workspace.runs("compare")[0]
+    row = tab.locator(f"[data-run-row='{run.id}']")
+    row.get_by_role("button", name="Delete").click()
+    sure = row.get_by_role("button", name="Delete for good?")
+    sure.wait_for()
+    assert run.folder.is_dir()
+    sure.click()
+    wait_until(tab, lambda: not run.folder.exists())
+    wait_until(tab, lambda: row.count() == 0)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.usefixtures("model")
+def test_every_tab_fits_and_passes_axe(tab, studio, theme, width) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    visit(tab, studio, f"?__theme={theme}", width=width, height=844 if width == 390 else 900)
+    dark = tab.evaluate("document.body.classList.contains('dark')")
+    assert dark == (theme == "dark")
+    for name in ("Compress", "Compare", "Runs"):
+        open_tab(tab, name)
+        tab.wait_for_timeout(300)
+        photograph(tab, f"{name.lower()}-{theme}-{width}")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, name
+        found = Axe().run(tab).response["violations"]
+        grave = [
+            (item["id"], [node["target"] for node in item["nodes"]][:4])
+            for item in found
+            if item["impact"] in ("serious", "critical")
+        ]
+        assert grave == [], name
+
+
+def test_the_mode_is_remembered(tab, studio) -> None:
+    visit(tab, studio)
+    dark = tab.evaluate("document.body.classList.contains('dark')")
+    tab.locator("[data-theme-toggle]").click()
+    assert tab.evaluate("document.body.classList.contains('dark')") != dark
+    tab.reload()
+    tab.wait_for_selector("#vq-compress")
+    wait_until(tab, lambda: tab.evaluate("document.body.classList.contains('dark')") != dark)
+    tab.evaluate("localStorage.removeItem('vqdq-theme')")

@@ -1,0 +1,55 @@
+"""Layer rules as text and back."""
+
+from __future__ import annotations
+
+import pytest
+
+from vqdq.errors import UserError
+from vqdq.models import pipelines
+from vqdq.recipe import Recipe, load_recipe
+from vqdq.ui import rules
+
+PRESETS = sorted(path.stem for path in pipelines.presets_folder().glob("*.json"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_becomes_lines_and_the_same_recipe(name: str) -> None:
+    recipe = load_recipe(name, pipelines.presets_folder())
+    special, general = rules.split(recipe)
+    again = Recipe(name="again", rules=(*rules.parse(rules.render(special)), general))
+    assert again.digest == recipe.digest
+
+
+def test_settings_blank_lines_and_comments() -> None:
+    text = "# attention\n\n*.attn2.* = trellis bits=4  # finer\nconv_in = keep\n"
+    first, second = rules.parse(text)
+    assert (first.pattern, first.method, first.params.to_json()["bits"]) == (
+        "*.attn2.*",
+        "trellis",
+        4,
+    )
+    assert (second.pattern, second.method) == ("conv_in", None)
+    assert rules.render((first, second)) == "*.attn2.* = trellis bits=4\nconv_in = keep"
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "remedy"),
+    [
+        ("conv_in", "is not", "Write it like"),
+        ("conv_in =", "is not", "Write it like"),
+        ("= keep", "is not", "Write it like"),
+        ("* = trelis", "unknown method", "trellis"),
+        ("* = trellis bit=3", "unknown setting", "bits"),
+        ("* = trellis bits=9", "out of range", "Use 2 to 4"),
+        ("* = trellis bits", "name=value", "bits=4"),
+        ("* = trellis bits=many", "not a whole number", "Use 2 to 4"),
+        ("* = keep bits=3", "takes no settings", "Remove"),
+        ("* = uniform symmetric=perhaps", "not true or false", ""),
+    ],
+)
+def test_a_fault_names_its_line(line: str, what: str, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        rules.parse(f"conv_out = keep\n{line}")
+    assert caught.value.where == "layer rules, line 2"
+    assert what in caught.value.what
+    assert remedy in caught.value.remedy
