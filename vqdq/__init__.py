@@ -4,24 +4,27 @@
     pipeline = vqdq.load("demo")
     small = vqdq.compress(pipeline, "trellis-3bit")
 
-Importing the package teaches diffusers to open compressed folders. The named recipes (`presets/`)
-and the demo model (`assets/demo/`) stand next to the package, in a clone or an editable
-installation.
+Importing the package teaches diffusers to open compressed folders. It takes no time: each name is
+imported when it is first used. The named recipes (`presets/`) and the demo model (`assets/demo/`)
+stand next to the package, in a clone or an editable installation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from vqdq import codecs
-from vqdq.codecs import Packed, encode
-from vqdq.errors import UserError
-from vqdq.models import hub
-from vqdq.models.compressor import compress, plan
-from vqdq.models.partial import version
-from vqdq.models.pipelines import load
-from vqdq.params import ParamInfo, describe
-from vqdq.recipe import Plan, Recipe
+from vqdq import plugin
+
+if TYPE_CHECKING:
+    from vqdq.catalog import Method, methods
+    from vqdq.codecs import Packed, encode
+    from vqdq.errors import UserError
+    from vqdq.models.compressor import compress, plan
+    from vqdq.models.pipelines import load
+    from vqdq.recipe import Plan, Recipe
+
+    __version__: str
 
 __all__ = [
     "Method",
@@ -37,37 +40,35 @@ __all__ = [
     "plan",
 ]
 
-__version__ = version()
-hub.register()
+_HOMES = {
+    "Method": "vqdq.catalog",
+    "Packed": "vqdq.codecs",
+    "Plan": "vqdq.recipe",
+    "Recipe": "vqdq.recipe",
+    "UserError": "vqdq.errors",
+    "compress": "vqdq.models.compressor",
+    "encode": "vqdq.codecs",
+    "load": "vqdq.models.pipelines",
+    "methods": "vqdq.catalog",
+    "plan": "vqdq.models.compressor",
+}
+
+plugin.install()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """A registered codec, for people and programs that choose one.
+def __getattr__(name: str) -> Any:
+    """Returns a public name, imported at its first use (PEP 562)."""
+    if name == "__version__":
+        from importlib import metadata
 
-    Attributes:
-        name: what `encode` and recipes call it.
-        title, summary: for people; `reference`: its source.
-        params: its settings with range, default and help.
-    """
-
-    name: str
-    title: str
-    summary: str
-    reference: str
-    params: tuple[ParamInfo, ...]
+        value: Any = metadata.version("vqdq")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
-def methods() -> tuple[Method, ...]:
-    """Returns every method that can encode a weight, sorted by name."""
-    kinds = [codecs.get(name) for name in codecs.names()]
-    return tuple(
-        Method(
-            name=kind.name,
-            title=kind.title,
-            summary=kind.summary,
-            reference=kind.reference,
-            params=describe(kind.settings),
-        )
-        for kind in kinds
-    )
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

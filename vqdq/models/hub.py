@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, cast
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -217,6 +218,9 @@ class VqdqQuantizer(DiffusersQuantizer):
         for name, layer in list(model.named_modules()):
             if isinstance(layer, QuantizedLayer):
                 model.set_submodule(name, unpack(layer))
+        target = cast(Any, model)
+        dense = {k: v for k, v in target.config.items() if k != "quantization_config"}
+        target._internal_dict = FrozenDict(dense)
         return model
 
     @property
@@ -260,3 +264,6 @@ def _lossless_half(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     half = tensor.half()
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+register()  # importing this module is the registration; see `vqdq.plugin`
