@@ -12,7 +12,7 @@ from vqdq import codecs
 
 SIZE = 1280
 SETTINGS: tuple[tuple[str, dict[str, object]], ...] = (
-    *(("uniform", {"bits": bits}) for bits in (2, 3, 4)),
+    *(("uniform", {"bits": bits, "clip": "absmax"}) for bits in (2, 3, 4)),
     *(("uniform", {"bits": bits, "clip": "mse"}) for bits in (2, 3, 4)),
     *(("additive", {"num_codebooks": bits}) for bits in (2, 3, 4)),
     *(("trellis", {"bits": bits, "state_bits": 10}) for bits in (2, 3, 4)),
