@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Generator
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.layers.toy import use_toy
+from tests.layers.toy import Toy, registered
 from vqdq.codecs import encode
 from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
 from vqdq.layers.matrix import from_matrix, weight_matrix
-from vqdq.layers.quantized import QuantizedConv2d, QuantizedLinear, Residency, pack
+from vqdq.layers.quantized import QuantizedConv2d, QuantizedLinear, Residency, pack, unpack
+
+
+@pytest.fixture(autouse=True)
+def _toy() -> Generator[None, None, None]:
+    with registered():
+        yield
+
 
 RESIDENCIES: tuple[Residency, ...] = ("resident", "streaming")
 
 
 def packed_of(layer: nn.Module) -> Packed:
     matrix, taps = weight_matrix(layer)
-    return encode(matrix, use_toy(), taps=taps, seed=3)
+    return encode(matrix, Toy.name, taps=taps, seed=3)
 
 
 def conv() -> nn.Conv2d:
@@ -168,3 +176,14 @@ def test_wrong_shapes_are_refused() -> None:
         pack(nn.Linear(10, 7), packed_of(nn.Linear(10, 6)))
     with pytest.raises(UserError, match="no weight"):
         pack(nn.LayerNorm(10), packed_of(nn.Linear(10, 6)))
+
+
+def test_unpack_gives_the_dense_layer_back() -> None:
+    dense = conv()
+    layer = pack(dense, packed_of(dense))
+    plain = unpack(layer)
+    assert type(plain) is nn.Conv2d
+    assert torch.equal(plain.weight, from_matrix(packed_of(dense).decode(), dense))
+    x = torch.randn(1, 8, 5, 5)
+    assert torch.equal(plain(x), layer(x))
+    assert plain.extra_repr() == dense.extra_repr()

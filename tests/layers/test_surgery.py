@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
 import torch
 from torch import nn
 
-from tests.layers.toy import use_toy
+from tests.layers.toy import Toy, registered
 from vqdq.codecs import encode
 from vqdq.codecs.base import Packed, WeightShape
 from vqdq.errors import UserError
 from vqdq.layers.matrix import weight_matrix
 from vqdq.layers.surgery import candidates, quantize_, quantized, restore_
+
+
+@pytest.fixture(autouse=True)
+def _toy() -> Generator[None, None, None]:
+    with registered():
+        yield
 
 
 class Net(nn.Module):
@@ -33,7 +41,7 @@ def pack_all(model: nn.Module) -> dict[str, Packed]:
     result: dict[str, Packed] = {}
     for layer in candidates(model):
         matrix, taps = weight_matrix(model.get_submodule(layer.name))
-        result[layer.name] = encode(matrix, use_toy(), taps=taps)
+        result[layer.name] = encode(matrix, Toy.name, taps=taps)
     return result
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from vqdq import packing
+from vqdq import codecs, packing
 from vqdq.codecs import register
 from vqdq.codecs.base import Codec, InputStats, Packed, WeightShape
 from vqdq.errors import UserError
@@ -19,10 +21,14 @@ class ToyParams(Params):
     bits: int = param(4, label="Bits", low=2, high=8)
 
 
-def use_toy() -> str:
-    """Registers the codec under a name that no method has; returns the name."""
+@contextmanager
+def registered() -> Generator[None, None, None]:
+    """Adds the codec to the registry, under a name that no method has, and takes it out again."""
     register(Toy)
-    return Toy.name
+    try:
+        yield
+    finally:
+        codecs._registry.pop(Toy.name)
 
 
 class Toy(Codec[ToyParams]):

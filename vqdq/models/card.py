@@ -13,18 +13,13 @@ from vqdq.recipe import Plan
 _LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
 
 
-def base_name(source: Source) -> str:
-    """Returns how a card names the base model: a hub id, "demo", or the last part of a path."""
-    return source.reference if not Path(source.reference).exists() else source.folder.resolve().name
-
-
 def card(source: Source, plan: Plan, layers: Sequence[LayerResult]) -> str:
     """Returns the text of README.md; the same whenever and wherever it was made."""
-    base = base_name(source)
+    base = source.name
     lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
     if (licence := _licence(source.folder / "README.md")) is not None:
         lines.append(f"license: {licence}")
-    if "/" in base:
+    if source.is_hub:
         lines.append(f"base_model: {base}")
     lines += ["base_model_relation: quantized", "tags:", "  - vqdq"]
     lines += [f"  - {round(plan.bits_per_weight, 2):g}-bit", "---", ""]

@@ -6,10 +6,7 @@ Both ways encode the same matrices with the same generators, so their results ar
 from __future__ import annotations
 
 import copy
-import errno
-import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -22,24 +19,23 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from vqdq import codecs
-from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
 from vqdq.layers.matrix import to_matrix, weight_matrix
 from vqdq.layers.quantized import pack
 from vqdq.models import checkpoint
-from vqdq.models.card import base_name, card
+from vqdq.models.card import card
 from vqdq.models.checkpoint import LayerResult, half
 from vqdq.models.copying import component_bytes, copy_components
 from vqdq.models.denoisers import denoiser
+from vqdq.models.encoding import encode_layer, error_db, within
 from vqdq.models.hub import VqdqConfig, attach_
 from vqdq.models.memory import peak_bytes, reset_peak
-from vqdq.models.partial import Partial, fingerprint, open_partial, refuse_existing, version
+from vqdq.models.partial import FULL, Partial, fingerprint, open_partial, refuse_existing, version
 from vqdq.models.pipelines import component, source_component
 from vqdq.models.sources import Source, locate, presets_folder
 from vqdq.models.weights import WeightFile, sync_folder, write_text, write_weights
 from vqdq.progress import Event, Report, silent
-from vqdq.recipe import METADATA, Plan, PlannedLayer, Recipe, load_recipe, resolve
+from vqdq.recipe import METADATA, Plan, Recipe, load_recipe, resolve
 from vqdq.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -122,6 +118,7 @@ def compress_folder(
     with _full_disk(target), open_partial(target, state) as partial:
         _require_space(target, plan, source)
         by_key = {key: file for file in files for key in file.tensors}
+        _require_finite(plan, by_key)
         layers = _encode_layers(plan, by_key, partial, report)
         report(Event(stage="save", done=0, total=3, message="weights"))
         measured = _write_final(source, plan, layers, by_key, partial, report)
@@ -156,9 +153,12 @@ def compress(
     chosen = ready.quantized
     for done, planned in enumerate(chosen):
         layer = module.get_submodule(planned.layer.name)
-        inner = _within(report, done, len(chosen), planned.layer.name)
-        packed, _, _ = _encode(weight_matrix(layer)[0], planned, ready.recipe.seed, inner)
-        memo[id(layer)] = copy.deepcopy(pack(layer, packed))  # its bias is rounded below
+        inner = within(report, done, len(chosen), planned.layer.name)
+        packed, _, _ = encode_layer(weight_matrix(layer)[0], planned, ready.recipe.seed, inner)
+        twin = pack(layer, packed).to(layer.get_parameter("weight").device)
+        memo[id(layer)] = copy.deepcopy(
+            twin
+        )  # its bias is shared with the layer, and rounded below
     report(Event(stage="encode", done=len(chosen), total=len(chosen)))
     twin = copy.deepcopy(module, memo)  # packed layers stand in for the dense ones
     stored = {f"{p.layer.name}.{spec.name}" for p in chosen for spec in p.storage.tensors}
@@ -167,39 +167,6 @@ def compress(
             tensor.copy_(half(tensor, key))
     attach_(twin, VqdqConfig(**checkpoint.quantization_config(ready)))
     return _with_denoiser(pipeline, name, twin)
-
-
-def layer_seed(seed: int, name: str) -> int:
-    """Returns the seed of one layer: the same whatever was encoded before it, and where."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _encode(
-    matrix: torch.Tensor, planned: PlannedLayer, seed: int, report: Report
-) -> tuple[Packed, float | None, float]:
-    """Returns a layer's packed weight, its error in dB (None: exact) and the seconds it took."""
-    name = planned.layer.name
-    started = time.perf_counter()
-    generator = torch.Generator().manual_seed(layer_seed(seed, name))
-    assert planned.method is not None
-    codec = codecs.create(planned.method, planned.params)
-    try:
-        packed = codec.encode(
-            matrix, taps=planned.layer.shape.taps, generator=generator, report=report
-        )
-    except UserError as error:
-        raise UserError(error.what, where=name, remedy=error.remedy) from error
-    seconds = time.perf_counter() - started
-    return packed, error_db(matrix, packed.decode()), seconds
-
-
-def error_db(weight: torch.Tensor, decoded: torch.Tensor) -> float | None:
-    """Returns 10 log10(‖W-Ŵ‖² / ‖W‖²), or None when nothing was lost."""
-    exact = weight.double()
-    lost = float((exact - decoded.double()).square().sum())
-    energy = float(exact.square().sum())
-    return None if lost == 0 or energy == 0 else 10 * math.log10(lost / energy)
 
 
 def _encode_layers(
@@ -219,8 +186,8 @@ def _encode_layers(
                 error, seconds = finished.error_db, finished.seconds
             else:
                 matrix = to_matrix(files[key].read(key))
-                inner = _within(report, done, total, name)
-                packed, error, seconds = _encode(matrix, planned, plan.recipe.seed, inner)
+                inner = within(report, done, total, name)
+                packed, error, seconds = encode_layer(matrix, planned, plan.recipe.seed, inner)
                 partial.keep(number, name, packed, error_db=error, seconds=seconds)
             done += 1
         else:
@@ -278,7 +245,7 @@ def _write_final(
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     report(Event(stage="save", done=1, total=3, message="other components"))
     copy_components(source, final)
-    facts = checkpoint.facts(plan, layers, base_model=base_name(source))
+    facts = checkpoint.facts(plan, layers, base_model=source.name)
     write_text(final / checkpoint.RECIPE, checkpoint.dump(plan.recipe.to_json()))
     write_text(final / checkpoint.FACTS, checkpoint.dump(facts))
     write_text(final / "README.md", card(source, plan, layers))
@@ -305,16 +272,6 @@ def _with_denoiser(pipeline: DiffusionPipeline, name: str, module: nn.Module) ->
     return cast("DiffusionPipeline", twin)
 
 
-def _within(report: Report, done: int, total: int, name: str) -> Report:
-    """Returns the report of a codec: it may cancel, but the stage stays "layer k of n"."""
-
-    def inner(event: Event, /) -> None:
-        text = f"{name}: {event.message}" if event.message else name
-        report(Event(stage="encode", done=done, total=total, message=text))
-
-    return inner
-
-
 def _refuse_compressed(compressed: bool, where: str) -> None:
     if compressed:
         raise UserError(
@@ -325,6 +282,13 @@ def _refuse_compressed(compressed: bool, where: str) -> None:
 def _refuse_packed(module: nn.Module) -> None:
     compressed = bool(getattr(module, "is_quantized", False))
     _refuse_compressed(compressed, type(module).__name__)
+
+
+def _require_finite(plan: Plan, files: dict[str, WeightFile]) -> None:
+    """Raises `UserError` early for a kept tensor that 16 bits cannot hold."""
+    for spec in plan.tensors:
+        if spec.name in files:
+            half(files[spec.name].read(spec.name), spec.name)
 
 
 def _require_space(output: Path, plan: Plan, source: Source) -> None:
@@ -347,7 +311,7 @@ def _full_disk(output: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         partial = output.with_name(f"{output.name}.partial")
         free = shutil.disk_usage(output.parent).free

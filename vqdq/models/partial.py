@@ -7,6 +7,7 @@ apart.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,8 @@ from vqdq.models.checkpoint import dump
 from vqdq.models.weights import WeightFile, open_weights, sync_folder, write_text, write_weights
 from vqdq.recipe import PlannedLayer
 from vqdq.tensors import TensorSpec
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +118,9 @@ def open_partial(output: Path, state: Mapping[str, str]) -> Generator[Partial, N
     try:
         (folder / "layers").mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno in FULL:
+            raise
         raise UserError(
             f"cannot be created: {error.strerror}.",
             where=str(folder),

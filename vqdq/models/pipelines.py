@@ -13,6 +13,7 @@ import torch
 from vqdq.errors import UserError
 from vqdq.models.denoisers import denoiser, layers_of, skeleton
 from vqdq.models.generate import GenerateResult, generate
+from vqdq.models.quiet import quiet
 from vqdq.models.sources import DEMO, Source, demo_folder, locate, presets_folder
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Component
@@ -70,33 +71,28 @@ def load(model: str | Path, *, report: Report = silent) -> DiffusionPipeline:
         UserError: the model cannot be found, opened or trusted.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from diffusers.utils import logging
 
     report(Event(stage="load", done=0, total=2, message=str(model)))
     source = locate(model)
     for file in source.weights():  # a damaged file is named here, not deep inside a loader
         del file
     _refuse_code(source)
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     report(Event(stage="load", done=1, total=2, message=source.title))
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source.folder,
-            dtype=torch.float32,
-            variant=source.variant,
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        with quiet():
+            pipeline = DiffusionPipeline.from_pretrained(
+                source.folder,
+                dtype=torch.float32,
+                variant=source.variant,
+                use_safetensors=True,
+                local_files_only=True,
+            )
     except (OSError, ValueError) as error:
         raise UserError(
             f"diffusers cannot open it: {_first_line(error)}",
             where=str(source.folder),
             remedy="Copy the model again; every component needs safetensors weights.",
         ) from error
-    finally:
-        if bar:
-            logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     report(Event(stage="load", done=2, total=2, message=source.title))
     return pipeline
@@ -111,7 +107,8 @@ def component(model: str | Path | DiffusionPipeline) -> Component:
     if isinstance(model, str | Path):
         return source_component(locate(model))
     name, module = denoiser(model)
-    ghost = skeleton(cast(Any, module).config)
+    config = {**cast(Any, module).config, "_class_name": type(module).__name__}
+    ghost = skeleton(config, where=name)
     specs = [TensorSpec.of(key, tensor) for key, tensor in module.state_dict().items()]
     return Component(name=name, layers=layers_of(ghost), tensors=tuple(specs))
 

@@ -30,6 +30,7 @@ class Source:
         denoiser: name of the denoiser's component ("unet" or "transformer").
         config: the values of the denoiser's `config.json`.
         variant: "fp16" when the denoiser exists only as a file of that variant, else None.
+        is_hub: the reference is a hub id.
     """
 
     reference: str
@@ -38,14 +39,21 @@ class Source:
     denoiser: str
     config: dict[str, Any]
     variant: str | None
+    is_hub: bool
 
     @property
     def title(self) -> str:
         """The model's name for people."""
         if self.reference == DEMO:
             return "Embedded demo model"
-        is_hub = not Path(self.reference).exists()
-        return self.reference if is_hub else self.folder.resolve().name
+        return self.name
+
+    @property
+    def name(self) -> str:
+        """How a card names the model: a hub id, "demo", or the last part of a path."""
+        if self.is_hub or self.reference == DEMO:
+            return self.reference
+        return self.folder.resolve().name
 
     @property
     def is_quantized(self) -> bool:
@@ -90,12 +98,14 @@ def locate(model: str | Path) -> Source:
         UserError: no such folder, no diffusers pipeline, no denoiser, pickled weights, or offline.
     """
     reference = str(model)
+    is_hub = False
     if reference == DEMO:
         folder = demo_folder()
-    elif Path(model).exists() or not _HUB_ID.fullmatch(reference):
-        folder = Path(model).expanduser()
     else:
-        folder = download(reference)
+        folder = Path(model).expanduser()
+        is_hub = _HUB_ID.fullmatch(reference) is not None and not _is_there(folder)
+        if is_hub:
+            folder = download(reference)
     index = _read_json(folder / "model_index.json", folder)
     name = next((name for name in DENOISERS if _is_component(index.get(name))), None)
     if name is None:
@@ -114,7 +124,15 @@ def locate(model: str | Path) -> Source:
         denoiser=name,
         config=config,
         variant=variant,
+        is_hub=is_hub,
     )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # what hinders us is said when the folder is opened
 
 
 def _is_component(value: object) -> bool:

@@ -1,0 +1,150 @@
+"""What a person types becomes a checked folder, or an error with place and remedy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models import tiny
+from vqdq.errors import UserError
+from vqdq.models.pipelines import component, describe, load
+from vqdq.models.sources import DEMO, demo_folder, locate, presets_folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("sources") / "tiny")
+
+
+@pytest.fixture
+def copied(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "copy"))
+
+
+def test_folder_is_described_without_weights(model: Path) -> None:
+    info = describe(model)
+    assert info.title == "tiny"
+    assert info.pipeline_class == "StableDiffusionPipeline"
+    assert (info.component, info.is_quantized, info.recipe) == ("unet", False, None)
+    assert info.resolution == (16, 16)
+    assert info.latent_shape == (4, 8, 8)
+    assert info.parameters == sum(p.numel() for p in load(model).unet.parameters())
+    assert info.bytes == (model / "unet/diffusion_pytorch_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("no-such-folder", "does not exist"),
+        ("a" * 10_000, "cannot be read"),
+        ("nul\0byte", "does not exist"),
+        ("", "is no diffusers model"),
+    ],
+)
+def test_what_is_no_model(tmp_path: Path, name: str, what: str) -> None:
+    with pytest.raises(UserError, match=what) as caught:
+        locate(tmp_path / name if name != "" else tmp_path)
+    assert caught.value.remedy
+
+
+def test_files_and_pickles_are_refused(tmp_path: Path) -> None:
+    for name, what in (("model.ckpt", "pickled"), ("model.safetensors", "not the folder")):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(UserError, match=what):
+            locate(tmp_path / name)
+
+
+def test_pickled_weights_are_refused(copied: Path) -> None:
+    weights = copied / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(copied / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled") as caught:
+        load(copied)
+    assert "safetensors" in caught.value.remedy
+    (copied / "unet/diffusion_pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match="no weight file"):
+        load(copied)
+
+
+def test_a_truncated_file_is_named_on_every_way_in(copied: Path) -> None:
+    weights = copied / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for opened in (load, component, describe):
+        with pytest.raises(UserError, match="its header promises") as caught:
+            opened(copied)
+        assert caught.value.where == str(weights)
+
+
+def test_a_damaged_text_encoder_is_a_user_error(copied: Path) -> None:
+    weights = copied / "text_encoder/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="diffusers cannot open it"):
+        load(copied)
+
+
+def test_faults_of_the_texts(copied: Path) -> None:
+    config = copied / "unet/config.json"
+    values = json.loads(config.read_text())
+    for text, what in (
+        ("{", "is not JSON"),
+        ("[]", "not a JSON object"),
+        (json.dumps({**values, "_class_name": "MyUNet"}), "not part of diffusers"),
+        (json.dumps({**values, "block_out_channels": [32, 96]}), "config.json says"),
+        (json.dumps({**values, "down_block_types": ["NoBlock"]}), "does not describe"),
+    ):
+        config.write_text(text)
+        with pytest.raises(UserError, match=what) as caught:
+            component(copied)
+        assert str(copied) in caught.value.where
+
+
+def test_programs_in_the_folder_are_not_run(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    index["unet"] = ["my_unet", "MyUNet"]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    (copied / "unet/my_unet.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(UserError, match="not run"):
+        load(copied)
+
+
+def test_a_pipeline_without_a_denoiser(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    index["unet"] = [None, None]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="no unet and no transformer"):
+        locate(copied)
+
+
+def test_half_precision_variant_is_found(model: Path, tmp_path: Path) -> None:
+    pipe = load(model).to(torch.float16, silence_dtype_warnings=True)
+    pipe.save_pretrained(tmp_path / "halves", variant="fp16")
+    assert locate(tmp_path / "halves").variant == "fp16"
+    assert torch.equal(tiny.draw(load(tmp_path / "halves")), tiny.draw(load(model)))
+
+
+def test_hub_ids_offline_say_what_to_do() -> None:
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE") as caught:
+        locate("nobody/nothing")
+    assert "hf download nobody/nothing" in caught.value.remedy
+
+
+def test_opening_asks_nobody(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    load(model)
+
+
+def test_demo_and_presets_lie_beside_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert presets_folder().name == "presets"
+    assert demo_folder().parts[-2:] == ("assets", "demo")
+    assert locate(DEMO).name == "demo"
+    monkeypatch.setattr("vqdq.models.sources._REPOSITORY", tmp_path)
+    with pytest.raises(UserError, match="not installed"):
+        locate(DEMO)
