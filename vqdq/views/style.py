@@ -1,0 +1,212 @@
+"""How a figure looks: its colours, its type, and what comes back with it.
+
+One unit of a figure is one pixel on the page: 880 × 320 with type of 13 is shown at that size.
+`PAGE` draws with stand-in colours that `View.svg` replaces by the page's own variables, so one
+drawing is sharp at any zoom and follows light and dark. `LIGHT` and `DARK` are for files.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+
+# Text stays text: the page's own typeface, selectable, and a third of the size of outlines.
+mpl.rcParams["svg.fonttype"] = "none"
+mpl.rcParams["axes.unicode_minus"] = True
+
+TYPE = 13.0
+SMALL = 12.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Style:
+    """Colours of a figure, `#rrggbb`.
+
+    Attributes:
+        ground: behind the figure; None leaves it transparent.
+        text, muted, line: as on the page.
+        variants: FP16 first; a variant keeps its colour everywhere.
+        variables: what stands for a colour on the page ("var(--vq-text)").
+    """
+
+    ground: str | None
+    text: str
+    muted: str
+    line: str
+    variants: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def variant(self, index: int) -> str:
+        """Returns the colour of a variant; 0 is FP16, and the set repeats after its last."""
+        if index == 0:
+            return self.variants[0]
+        return self.variants[1 + (index - 1) % (len(self.variants) - 1)]
+
+
+_VARIANTS = ("#8b94a1", "#4c8dd6", "#e08a3c", "#3fa47a", "#a879c9")
+DARK = Style(ground="#161b22", text="#e6e9ee", muted="#9aa4b2", line="#2a313c", variants=_VARIANTS)
+LIGHT = Style(ground="#ffffff", text="#14181f", muted="#566070", line="#d9dee6", variants=_VARIANTS)
+PAGE = Style(
+    ground=None,
+    text="#01fe01",
+    muted="#01fe02",
+    line="#01fe03",
+    variants=_VARIANTS,
+    variables={
+        "#01fe01": "var(--vq-text)",
+        "#01fe02": "var(--vq-muted)",
+        "#01fe03": "var(--vq-line)",
+    },
+)
+
+ROLES = {"start": "#d9a441", "words": "#c65a72", "end": "#4fa39c", "padding": "#8791a0"}
+"""Colours of a token's role; none of them is a variant's."""
+
+SEQUENTIAL = "viridis"
+DIVERGING = LinearSegmentedColormap.from_list(
+    "drift",
+    [
+        (0.0, (0.13, 0.44, 0.71, 1.0)),
+        (0.5, (0.5, 0.5, 0.5, 0.0)),  # the ground shows through: white or black at zero
+        (1.0, (0.85, 0.37, 0.10, 1.0)),
+    ],
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """A figure, the same in words for those who cannot see it, and what to look for."""
+
+    figure: Figure
+    alt: str
+    caption: str
+    style: Style
+
+    def png(self, scale: float = 2.0) -> bytes:
+        """Returns the figure as PNG, `scale` pixels for each unit."""
+        buffer = io.BytesIO()
+        self.figure.savefig(
+            buffer, format="png", dpi=72 * scale, facecolor=self.style.ground or "none"
+        )
+        return buffer.getvalue()
+
+    def svg(self) -> str:
+        """Returns the figure as an `<svg>` element to stand in a page."""
+        buffer = io.StringIO()
+        FigureCanvasSVG(self.figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :]
+        for colour, variable in self.style.variables.items():
+            text = text.replace(colour, variable)
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        # The page's typeface, and a label instead of a fixed size.
+        text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+        text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+        label = self.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def figure(width: float, height: float, style: Style, *, pictures: bool = False) -> Figure:
+    """Returns an empty figure of that many units; `pictures` keeps square cells close together."""
+    layout = "compressed" if pictures else "constrained"
+    made = Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
+    made.set_facecolor(style.ground or "none")
+    made.get_layout_engine().set(w_pad=4 / 72, h_pad=4 / 72, wspace=0.02, hspace=0.02)  # pyright: ignore
+    return made
+
+
+def quiet(axes: Axes, style: Style, *, frame: bool = True) -> None:
+    """Dresses axes in the page's language: two thin lines, muted numbers, no ticks that shout."""
+    axes.set_facecolor("none")
+    for side, spine in axes.spines.items():
+        spine.set_visible(frame and side in ("left", "bottom"))
+        spine.set_color(style.line)
+    axes.tick_params(colors=style.muted, labelsize=SMALL, length=3, color=style.line)
+    axes.xaxis.label.set_color(style.muted)
+    axes.yaxis.label.set_color(style.muted)
+    axes.xaxis.label.set_fontsize(TYPE)
+    axes.yaxis.label.set_fontsize(TYPE)
+
+
+def bare(axes: Axes, style: Style) -> None:
+    """Dresses axes that hold a picture: a thin frame and no numbers."""
+    quiet(axes, style)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def title(axes: Axes, text: str, style: Style, *, colour: str | None = None) -> None:
+    """Puts a heading at the upper left of axes, a variant's colour as a mark before it."""
+    text = drawable(text)
+    if colour is None:
+        axes.set_title(text, loc="left", fontsize=TYPE, color=style.text, pad=8)
+        return
+    options: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    # An empty title keeps the room; the mark and the words have places of their own.
+    axes.set_title(" ", loc="left", fontsize=TYPE, pad=8)
+    axes.annotate("■", (0, 1), xytext=(0, 9), color=colour, fontsize=9, **options)
+    axes.annotate(text, (0, 1), xytext=(14, 8), color=style.text, fontsize=TYPE, **options)
+
+
+def colour_bar(bar: Colorbar, style: Style, label: str) -> None:
+    """Dresses a colour bar: no outline, muted numbers, a label with the unit."""
+    bar.outline.set_visible(False)  # pyright: ignore
+    bar.ax.set_facecolor("none")  # a diverging map is clear at zero
+    bar.ax.tick_params(colors=style.muted, labelsize=SMALL, length=3, color=style.line)
+    bar.set_label(label, color=style.muted, fontsize=TYPE)
+
+
+def drawable(text: str) -> str:
+    """Returns `text` as the figure's font can draw it: unknown signs as □, no formula between $."""
+    font = get_font(findfont("DejaVu Sans"))
+    known = "".join(sign if font.get_char_index(ord(sign)) else "□" for sign in text)
+    return known.replace("$", r"\$")
+
+
+def digits(value: float) -> str:
+    """Returns three significant digits, with a true minus sign: 31.2, 0.76, −4.05, 1,240."""
+    if not np.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "–"
+    if value == 0:
+        return "0"
+    places = max(0, 2 - int(np.floor(np.log10(abs(value)))))
+    return f"{value:,.{min(places, 6)}f}".replace("-", "−")
+
+
+def share(value: float) -> str:
+    """Returns a share as percent in three digits, "< 0.001 %" when it is tiny but not zero."""
+    if 0 < value < 1e-5:
+        return "< 0.001 %"
+    return f"{digits(100 * value)} %"
+
+
+def round_levels(low: float, high: float) -> list[float]:
+    """Returns 1, 2, 5, 10, … between two positive bounds; the bounds when there are few."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    found = [lead * 10.0**power for power in powers for lead in (1, 2, 5)]
+    inside = [level for level in found if low <= level <= high]
+    return inside if len(inside) > 1 else [low, high]
+
+
+def rgb(picture: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.float64]:
+    """Returns a uint8 or float picture as floats in 0 ... 1, at most `size` wide, [h, w, 3]."""
+    values = picture.astype(np.float64) / (255.0 if picture.dtype == np.uint8 else 1.0)
+    if values.ndim == 2:
+        values = np.repeat(values[:, :, None], 3, axis=2)
+    step = max(1, -(-max(values.shape[:2]) // size))
+    return values[::step, ::step, :3]
