@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vqdq import codecs
 from vqdq.errors import UserError
 from vqdq.jobs import compare, compress, generate
 from vqdq.jobs.faults import as_user_error, disk_faults
@@ -18,7 +17,6 @@ from vqdq.jobs.requests import CompareRequest, CompressRequest, GenerateRequest
 from vqdq.jobs.results import CompareResult, CompressResult
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
-from vqdq.params import describe
 from vqdq.terminal import Output, WrongUse, duration, size, table
 
 if TYPE_CHECKING:
@@ -59,14 +57,15 @@ def _asking() -> Generator[None]:
 
 
 def _methods(options: argparse.Namespace, output: Output) -> int:
+    from vqdq.catalog import methods
+
     del options
     found: list[dict[str, Any]] = []
     lines: list[str] = []
-    for name in codecs.names():
-        kind = codecs.get(name)
+    for kind in methods():
         settings: list[dict[str, Any]] = []
         rows = [("  setting", "default", "allowed", "")]
-        for info in describe(kind.settings):
+        for info in kind.params:
             allowed = ", ".join(str(choice) for choice in info.choices)
             if not allowed and info.low is not None and info.high is not None:
                 allowed = f"{info.low:g} to {info.high:g}"
@@ -83,11 +82,11 @@ def _methods(options: argparse.Namespace, output: Output) -> int:
                     "reference": info.reference,
                 }
             )
-        lines += [f"{name}: {kind.title}", f"  {kind.summary}", f"  {kind.reference}"]
+        lines += [f"{kind.name}: {kind.title}", f"  {kind.summary}", f"  {kind.reference}"]
         lines += [*table(rows), ""]
         found.append(
             {
-                "name": name,
+                "name": kind.name,
                 "title": kind.title,
                 "summary": kind.summary,
                 "reference": kind.reference,

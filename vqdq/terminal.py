@@ -119,15 +119,16 @@ class _Clock:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._stage = ""
+        self._last = ("", 0, 0)
         self._next = 0.0
 
     def due(self, event: Event) -> bool:
         now = time.monotonic()
         ends = event.total > 0 and event.done >= event.total
-        if event.stage == self._stage and not ends and now < self._next:
+        place = (event.stage, event.done, event.total)
+        if place == self._last or (event.stage == self._last[0] and not ends and now < self._next):
             return False
-        self._stage = event.stage
+        self._last = place
         self._next = now + self._seconds
         return True
 

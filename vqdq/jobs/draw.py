@@ -106,7 +106,7 @@ def judge(image: Image, prompt: str, *, is_demo: bool) -> tuple[VerdictResult | 
     try:
         scene = scenes.parse(prompt)
     except UserError as error:
-        return None, f"The prompt is outside the embedded model's world: {error}"
+        return None, f"The judge cannot read this prompt: {error.what} {error.remedy}".strip()
     found = court.judge(np.asarray(image.convert("RGB")), scene)
     return VerdictResult(
         passed=found.passed,
