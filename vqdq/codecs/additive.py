@@ -1,4 +1,4 @@
-"""Additive quantization: groups of neighbouring weights as sums of codewords, one from each codebook.
+"""Additive quantization: groups of weights as sums of codewords, one from each codebook.
 
 The weight quantizer of VQDM (arXiv 2409.00492, section 3; AQLM, arXiv 2401.06118, section 3). What
 differs, and why: codebooks are refitted in closed form instead of by Adam; small layers share
@@ -27,12 +27,12 @@ _SIZES = (16, 8, 4)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdditiveParams(Params):
-    """Settings of the additive codec; bits per weight = 8 * num_codebooks / group_size, scales apart."""
+    """Settings of the additive codec; 8 * num_codebooks / group_size bits a weight."""
 
     num_codebooks: int = param(
         3,
         label="Codebooks",
-        help="Codewords added up for each group; with groups of 8, one more is one more bit a weight.",
+        help="Codewords added up for a group; in groups of 8, each is one bit a weight.",
         low=1,
         high=4,
         reference="arXiv 2409.00492, section 3",
@@ -48,7 +48,7 @@ class AdditiveParams(Params):
     codebooks: str = param(
         "auto",
         label="Codebooks kept",
-        help="Its own for each layer, one universal set, or its own where that costs at most 0.1 bit a weight.",
+        help="A layer's own, one universal set, or own ones where they cost at most 0.1 bit.",
         choices=("auto", "layer", "universal"),
         advanced=True,
     )

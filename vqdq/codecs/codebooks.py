@@ -23,7 +23,7 @@ def to_grid(values: torch.Tensor) -> torch.Tensor:
 def refine(
     vectors: torch.Tensor, codebooks: torch.Tensor, *, beam: int, rounds: int
 ) -> torch.Tensor:
-    """Returns codebooks after `rounds` of encoding `vectors` and refitting (VQDM, arXiv 2409.00492, section 3).
+    """Returns codebooks after `rounds` of encoding and refitting (arXiv 2409.00492, section 3).
 
     Args:
         vectors: int16 [n, dim] on the grid; `codebooks`: int16 [num_codebooks, 256, dim].
@@ -69,7 +69,7 @@ def refit(vectors: torch.Tensor, codes: torch.Tensor, codebooks: torch.Tensor) -
 def residual_kmeans(
     vectors: torch.Tensor, num_codebooks: int, *, rounds: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Returns codebooks fitted one after the other to what the earlier ones leave, int16 [M, 256, dim].
+    """Returns codebooks fitted one by one to what the earlier ones leave, int16 [M, 256, dim].
 
     Each starts from 256 randomly chosen residuals; a codeword that loses all its vectors restarts
     at another one.

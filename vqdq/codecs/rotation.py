@@ -1,4 +1,4 @@
-"""Random-sign block Hadamard on the input side: makes every weight matrix look Gaussian to the quantizer.
+"""Random-sign block Hadamard on the input side: makes every weight matrix look Gaussian.
 
 W̃ = W S H with S = diag(±1) and H block-diagonal, orthonormal (QuIP#, arXiv 2402.04396, section 3;
 the papers rotate the output side too and use one full-size H; blocks of 64 to 256 on the input side
@@ -17,10 +17,10 @@ SMALLEST_BLOCK = 16
 
 
 def block_size(shape: WeightShape, largest: int) -> int:
-    """Returns the largest power of two ≤ `largest` that divides the channels; 0 (no rotation) below 16.
+    """Returns the largest power of two ≤ `largest` that divides the channels; 0 below 16.
 
-    A width such as 100 or 330 has no block of 16: rotating in twos or fours would not mix enough to
-    help.
+    0 is no rotation. A width such as 100 or 330 has no block of 16, and rotating in twos or fours
+    would not mix enough to help.
     """
     common = shape.channels & -shape.channels  # largest power of two that divides it
     block = min(common, largest)

@@ -1,4 +1,4 @@
-"""Row scales in 16 bits: fitted by least squares, safe for rows of zeros, loud where fp16 cannot hold them."""
+"""Row scales in fp16: fitted by least squares, safe for zero rows, loud where fp16 overflows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ LARGEST = torch.finfo(torch.float16).max
 
 
 def row_rms(weight: torch.Tensor) -> torch.Tensor:
-    """Returns the root mean square of every row, float32 [rows]; float64 inside, so 1e30 does not overflow."""
+    """Returns the root mean square of every row, float32 [rows]; 1e30 does not overflow it."""
     return weight.double().square().mean(dim=1).sqrt().float()
 
 
 def fitted_scales(weight: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Returns argmin_s ‖weight_r − s·levels_r‖² for every row r, float32 [rows]; 0 where the levels are all 0.
+    """Returns argmin_s ‖weight_r − s·levels_r‖² for every row r, float32 [rows].
+
+    0 where a row's levels are all 0.
 
     Args:
         weight: float32 [rows, columns]; `levels`: what it was rounded to before scaling, same
@@ -37,7 +39,7 @@ def to_half(scales: torch.Tensor) -> torch.Tensor:
     if largest > LARGEST:
         raise UserError(
             f"a scale of {largest:.3g} does not fit in 16 bits (largest 65504).",
-            remedy="Weights this large are damaged or unnormalised: check the checkpoint, or keep this layer.",
+            remedy="Check the checkpoint, or keep this layer in 16 bits.",
         )
     return scales.half()
 

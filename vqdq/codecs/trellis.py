@@ -1,4 +1,4 @@
-"""Trellis-coded quantization: k bits a weight, each weight read from a window of L bits of one stream.
+"""Trellis-coded quantization: each weight is read from a window of L bits of one bit stream.
 
 The code of QTIP (arXiv 2406.11235: bit-shift trellis section 3.1, tail-biting section 3.2), written
 anew. What differs, and why: a trained universal table instead of a computed code (L ≤ 12 fits a
@@ -31,7 +31,7 @@ class TrellisParams(Params):
     state_bits: int = param(
         12,
         label="State bits",
-        help="Window read for each weight: 12 is best, 10 encodes four times faster, 8 sixteen times.",
+        help="Window read for each weight: 12 is best, 10 encodes four times faster.",
         unit="bits",
         choices=(8, 10, 12),
         reference="arXiv 2406.11235, section 3.1",
@@ -104,7 +104,7 @@ class TrellisCodec(Codec[TrellisParams]):
         return packed if block == 0 else packed | {"signs": stored}
 
     def levels(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the rotated weight as int8 [out, in] and the float32 row scales [out] that multiply it."""
+        """Returns the rotated weight as int8 [out, in] and its float32 row scales [out]."""
         table = tables.trellis(self.params.bits, self.params.state_bits)
         rows = packed.shape.out_features
         levels = kernels.trellis_decode(

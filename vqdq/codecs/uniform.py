@@ -1,4 +1,4 @@
-"""Round to nearest on an even grid: the baseline every other method must beat, and the 8-bit choice.
+"""Round to nearest on an even grid: the baseline every method must beat, and the 8-bit choice.
 
 Symmetric grids are ±½, ±1½, … steps (the even-level grid whose MSE-optimal step gives the textbook
 .1188, .0374, .0115 at 2, 3, 4 bits); asymmetric ones have an integer zero point, as in Jacob et
@@ -56,7 +56,7 @@ class UniformCodec(Codec[UniformParams]):
 
     name = "uniform"
     title = "Round to nearest"
-    summary = "Each weight goes to the nearest of 2^bits even steps: instant, and the baseline."
+    summary = "Each weight goes to the nearest of 2^bits even steps: the baseline."
     reference = "Jacob et al., arXiv 1712.05877, section 2"
     settings = UniformParams
 
@@ -66,7 +66,7 @@ class UniformCodec(Codec[UniformParams]):
             fits = [str(item) for item in (128, 64, 32, 16) if shape.channels % item == 0]
             raise UserError(
                 f"{shape.channels} input channels cannot be split into groups of {size}.",
-                remedy=f"Use group_size {' or '.join([*fits, '0'])}; 0 shares a scale over the row.",
+                remedy=f"Use group_size {' or '.join([*fits, '0'])} (0: a whole row).",
             )
 
     def layout(self, shape: WeightShape) -> tuple[TensorSpec, ...]:
@@ -116,7 +116,7 @@ class UniformCodec(Codec[UniformParams]):
     def _full_range(
         self, grouped: torch.Tensor, shrink: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the step (already fp16-exact) and the zero point that cover `shrink` of the range, [groups]."""
+        """Returns the fp16-exact step and the zero point for `shrink` of the range, [groups]."""
         highest = (1 << self.params.bits) - 1
         if self.params.symmetric:
             largest = grouped.double().abs().amax(dim=1) * shrink
@@ -128,7 +128,7 @@ class UniformCodec(Codec[UniformParams]):
         return step, zero.clamp(0, highest).float()
 
     def _least_error(self, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the step and zero point of least squared error among shrunken ranges, per group."""
+        """Returns the step and zero point of least squared error among shrunken ranges."""
         best_step, best_zero = self._full_range(grouped)
         least = torch.full((len(grouped),), torch.inf, dtype=torch.float64)
         for index in range(_SHRINKS):

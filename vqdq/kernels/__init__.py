@@ -89,7 +89,7 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
-    """Returns the tail-biting bit-shift trellis codes of every column, uint8 [ceil(rows*bits/8), columns].
+    """Returns tail-biting trellis codes of every column, uint8 [ceil(rows*bits/8), columns].
 
     Column c holds a circular stream of rows*bits bits, bit i in byte i // 8 at position i % 8. Row
     r is reproduced by table[state], its state being the log2(len(table)) bits that start at bit
@@ -107,7 +107,7 @@ def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> tor
 
 
 def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
-    """Returns the table values of a trellis code, int8 [rows, columns]; the inverse layout of `trellis_encode`."""
+    """Returns the table values that `trellis_encode` chose, int8 [rows, columns]."""
     return _backend()[0].trellis_decode(codes, table, bits, rows)
 
 

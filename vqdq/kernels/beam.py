@@ -1,4 +1,4 @@
-"""The beam search of additive codes, compiled: whole rows of 256 candidates at a time, in exact integers.
+"""The beam search of additive codes, compiled: rows of 256 candidates at a time, in integers.
 
 |q + c|² − 2x·(q + c) grows by |c|² − 2x·c + 2q·c when the codeword c joins the partial sum q. The
 first two terms are computed once per vector, q·c is a sum of rows of precomputed Gram tables: no

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,7 +47,7 @@ def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
     """See `vqdq.kernels.hadamard`."""
     out = x.detach().float().contiguous().clone().numpy()
-    scale = np.float32(torch.tensor(block**-0.5, dtype=torch.float32).item())
+    scale: Any = np.float32(block**-0.5)
     _spread(lambda a, b: _hadamard(out, block, scale, a, b), out.shape[0], 64)
     return torch.from_numpy(out)
 
@@ -120,9 +121,7 @@ def _spread(work: Callable[[int, int], None], count: int, grain: int) -> None:
     pieces = min(grains, 4 * threads)
     edges = [min(count, grains * piece // pieces * grain) for piece in range(pieces + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        for done in [
-            pool.submit(work, a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b
-        ]:
+        for done in [pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]:
             done.result()
 
 
@@ -172,7 +171,7 @@ def _hadamard(x: Array, block: int, scale: float, first: int, last: int) -> None
 
 @njit(nogil=True, cache=True)
 def _tail(codes: Array, length: int, tail: Array) -> int:
-    """Fills `tail` with the stream from its last whole bytes on, continued circularly; returns its first byte."""
+    """Fills `tail` with the end of the stream, continued circularly; returns its first byte."""
     first = max(0, (length >> 3) - 2)
     for byte in range(tail.shape[0]):
         for bit in range(8):

@@ -1,4 +1,4 @@
-"""Every kernel in plain torch: the definition of truth, and the fallback where numba cannot be used."""
+"""Every kernel in plain torch: the definition of truth, and the fallback without numba."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def search_targets(targets: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def seam_rows(bits: int) -> int:
-    """Returns how many rows on each side of the seam the first pass sees; more changes the error < 0.1 %."""
+    """Returns how many rows on each side of the seam the first pass sees."""
     return {2: 48, 3: 32, 4: 24}[bits]
 
 
 def _forward(
     x: torch.Tensor, table: torch.Tensor, bits: int, start: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the final costs [columns, overlaps] and the decisions uint8 [rows, columns, overlaps]."""
+    """Returns final costs [columns, overlaps] and decisions uint8 [rows, columns, overlaps]."""
     overlaps, choices = start.shape[1], 1 << bits
     values = table.float() * 8  # in cost units
     tags = (torch.arange(overlaps) % choices).float()
@@ -96,7 +96,7 @@ def _forward(
 def _backtrack(
     decisions: torch.Tensor, ends: torch.Tensor, bits: int, overlap_bits: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the overlap [columns] before the first row and the decision [rows, columns] of every row."""
+    """Returns the overlap [columns] before the first row and every decision [rows, columns]."""
     overlap = ends
     path = torch.empty(decisions.shape[0], decisions.shape[1], dtype=torch.int64)
     for row in range(decisions.shape[0] - 1, -1, -1):

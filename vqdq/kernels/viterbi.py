@@ -1,4 +1,4 @@
-"""The Viterbi search of the bit-shift trellis, compiled: sixteen columns side by side in one vector.
+"""The Viterbi search of the trellis, compiled: sixteen columns side by side in one vector.
 
 LLVM does not find this shape by itself (0.4 to 1.1 M weights/s as plain loops), so the innermost
 step is written as vector instructions: 3.3 to 5.7 M weights/s a core at 4096 states. It is
@@ -141,7 +141,7 @@ def encode_columns(
     first: int,
     last: int,
 ) -> None:
-    """Writes the codes of columns first..last-1; see `reference.trellis_encode` for what it computes.
+    """Writes the codes of columns first..last-1; `reference.trellis_encode` defines them.
 
     targets int16 [rows, columns]; values float32 [states] in cost units; side, step: rows at the
     seam and the rounding of the search; codes uint8 [bytes, columns], zeroed.

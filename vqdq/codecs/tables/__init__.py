@@ -1,4 +1,4 @@
-"""The trained tables that ship with the package; `python -m vqdq.codecs.tables.train` rebuilds them."""
+"""The trained tables that ship; `python -m vqdq.codecs.tables.train` rebuilds them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TRELLIS_STEP = 1 / 32  # an int8 table entry of 32 stands for one standard devia
 
 @cache
 def trellis(bits: int, state_bits: int) -> torch.Tensor:
-    """Returns the reproduction values of the bit-shift trellis in table steps, int8 [2**state_bits]."""
+    """Returns the reproduction values of the trellis in table steps, int8 [2**state_bits]."""
     return _load("trellis.npz", f"k{bits}_l{state_bits}")
 
 
 @cache
 def additive(num_codebooks: int, group_size: int) -> torch.Tensor:
-    """Returns codebooks trained on unit Gaussian vectors, float16 [num_codebooks, 256, group_size]."""
+    """Returns codebooks trained on Gaussian vectors, float16 [num_codebooks, 256, group_size]."""
     return _load("additive.npz", f"m{num_codebooks}_g{group_size}")
 
 
