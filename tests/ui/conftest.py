@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_loops_left_behind() -> Iterator[None]:
-    """Gradio makes event loops for its locks and never closes them; Python needs none for a lock."""
+    """Gradio makes event loops for its locks and leaves them open; Python needs none."""
     patch = pytest.MonkeyPatch()
     patch.setattr(gradio.queueing, "safe_get_lock", asyncio.Lock)
     patch.setattr(gradio.utils, "safe_get_lock", asyncio.Lock)
@@ -135,7 +135,7 @@ def visit(tab, studio: Studio, query: str = "", *, width: int = 1440, height: in
     tab.set_viewport_size({"width": width, "height": height})
     tab.goto(f"{studio.url}{query}")
     tab.wait_for_selector("#vq-compress:not([disabled])")
-    tab.wait_for_function("document.querySelector('#vq-history')?.innerText.length > 0")
+    tab.wait_for_selector(".vq-pill", state="attached")  # the first answer of the store arrived
 
 
 def photograph(tab, name: str) -> None:

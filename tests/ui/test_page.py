@@ -129,8 +129,23 @@ def test_a_failed_job_says_what_where_and_what_to_do(tab, studio) -> None:
     assert "NaN or infinite" in words
     assert "use another one" in words
     assert "Finished layers are kept" in words
+    photograph(tab, "failed")
     fault.get_by_role("button", name="Dismiss").click()
     tab.locator("#vq-status .vq-welcome").wait_for()
+
+
+@pytest.mark.usefixtures("model")
+def test_a_name_that_exists_or_cannot_be_one_is_refused_in_place(tab, studio) -> None:
+    visit(tab, studio)
+    tab.get_by_role("button", name="Advanced settings").click()
+    name = tab.locator("#vq-name textarea, #vq-name input")
+    for wrong, words in (("ready-made", "exists"), ("../up <b>", "cannot be the name")):
+        name.fill(wrong)
+        tab.locator("#vq-compress").click()
+        fault = tab.locator("#vq-compress-fault .vq-fault")
+        wait_until(tab, lambda fault=fault, words=words: words in "".join(fault.all_inner_texts()))
+        assert name.input_value() == wrong
+    assert not (studio.workspace.path / "up").exists()
 
 
 @pytest.mark.usefixtures("model")
@@ -150,7 +165,6 @@ def test_compare_draws_and_serves_the_very_bytes_on_the_disk(tab, studio) -> Non
     assert "29.4 dB" in numbers
     assert "0.951" in numbers
     assert "sizes" in numbers  # the one attribute that the picture misses
-    photograph(tab, "compare-dark" if "dark" in tab.url else "compare")
     tab.reload()
     tab.locator("#vq-compare-stage .vq-image-b").wait_for()  # the address names tab and run
     assert tab.locator("#vq-gallery .vq-card").count() >= 1
@@ -184,26 +198,27 @@ def test_keys_move_the_divider_flip_and_open_tabs_and_help(tab, studio) -> None:
     assert tab.get_by_role("tab", name="Compress").get_attribute("aria-selected") == "true"
 
 
-@pytest.mark.parametrize(
-    ("prompt", "seed", "where"),
-    [
-        ("", "7", "prompt"),
-        ("a red ring " * 1000, "7", "prompt"),
-        ("a large green ring on a dotted grey background", "-1", "seed"),
-        ("a large green ring on a dotted grey background", str(2**64), "seed"),
-    ],
+BAD_INPUT = (
+    ("", "7", "prompt"),
+    ("a red ring " * 1000, "7", "prompt"),
+    ("a large green ring on a dotted grey background", "-1", "seed"),
+    ("a large green ring on a dotted grey background", str(2**64), "seed"),
 )
+
+
 @pytest.mark.usefixtures("model")
-def test_bad_input_is_refused_in_place_and_kept(tab, studio, prompt, seed, where) -> None:
+def test_bad_input_is_refused_in_place_and_kept(tab, studio) -> None:
     visit(tab, studio)
     count = len(studio.workspace.runs("compare"))
     open_tab(tab, "Compare")
-    tab.locator("#vq-seed input").fill(seed)
-    draw(tab, prompt)
-    fault = tab.locator("#vq-compare-fault .vq-fault")
-    fault.wait_for()
-    assert where in fault.inner_text()
-    assert tab.locator("#vq-prompt textarea").input_value() == prompt
+    for prompt, seed, where in BAD_INPUT:
+        tab.locator("#vq-seed input").fill(seed)
+        draw(tab, prompt)
+        fault = tab.locator("#vq-compare-fault .vq-where")
+        wait_until(tab, lambda fault=fault, where=where: fault.all_inner_texts() == [where])
+        assert tab.locator("#vq-prompt textarea").input_value() == prompt
+        tab.locator("#vq-seed input").fill("5")
+        tab.locator("#vq-compare-fault").evaluate("node => { node.textContent = ''; }")
     assert len(studio.workspace.runs("compare")) == count
 
 
@@ -236,27 +251,30 @@ def test_history_opens_and_deletes_only_after_a_second_press(tab, studio) -> Non
     wait_until(tab, lambda: row.count() == 0)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
-@pytest.mark.usefixtures("model")
-def test_every_tab_fits_and_passes_axe(tab, studio, theme, width) -> None:
+def grave_faults(tab) -> list[object]:
+    """What axe finds serious or critical, with the elements."""
     from axe_playwright_python.sync_playwright import Axe
 
-    visit(tab, studio, f"?__theme={theme}", width=width, height=844 if width == 390 else 900)
-    dark = tab.evaluate("document.body.classList.contains('dark')")
-    assert dark == (theme == "dark")
-    for name in ("Compress", "Compare", "Runs"):
-        open_tab(tab, name)
-        tab.wait_for_timeout(300)
-        photograph(tab, f"{name.lower()}-{theme}-{width}")
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width, name
-        found = Axe().run(tab).response["violations"]
-        grave = [
-            (item["id"], [node["target"] for node in item["nodes"]][:4])
-            for item in found
-            if item["impact"] in ("serious", "critical")
-        ]
-        assert grave == [], name
+    return [
+        (item["id"], [node["target"] for node in item["nodes"]][:4])
+        for item in Axe().run(tab).response["violations"]
+        if item["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_tab_fits_a_desk_and_a_phone_and_passes_axe(tab, studio, theme) -> None:
+    visit(tab, studio, f"?__theme={theme}")
+    assert tab.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
+    for width, height in ((1440, 900), (390, 844)):
+        tab.set_viewport_size({"width": width, "height": height})
+        for name in ("Compress", "Compare", "Runs"):
+            open_tab(tab, name)
+            tab.wait_for_timeout(300)
+            photograph(tab, f"{name.lower()}-{theme}-{width}")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, name
+            assert grave_faults(tab) == [], (name, width)
 
 
 def test_the_mode_is_remembered(tab, studio) -> None:

@@ -92,8 +92,7 @@ def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
         "gallery": (gallery, open_earlier),
         "first_model": first_model,
         "chosen": chosen,
-        "prompt": prompt,
-        "seed": seed,
+        "asked": [prompt, seed, steps, guidance],
     }
     return [
         Region("compare stage", stage, markup(lambda s: stage_html(desk, s))),
@@ -165,7 +164,7 @@ def stage_html(desk: Desk, session: Session) -> str:
             return comparison.light_table(found) + comparison.caption(found)
         return viewer.empty("Your pictures will be here: the original and the compressed model.")
     if run.state in ("queued", "running"):
-        preview = file_url(run.preview) if run.preview else None
+        preview = f"{file_url(run.preview)}?{run.done}" if run.preview else None
         return viewer.loading(header.progress(run), preview)
     if run.state == "done":
         shown = comparison.light_table(comparison.of_run(run), session.chosen)

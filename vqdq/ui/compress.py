@@ -12,12 +12,12 @@ from vqdq import codecs
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.params import Params, Value, describe
+from vqdq.params import Params, describe
 from vqdq.recipe import Recipe, Rule
 from vqdq.ui import forms, header, panels, rules
 from vqdq.ui.desk import DEFAULT_GOAL, GOALS, Desk
 from vqdq.ui.live import PRIVATE, Region, Session, clicked, html, markup
-from vqdq.ui.wording import size
+from vqdq.ui.wording import escape, size
 
 MAX_SEED = 2**63 - 1
 
@@ -71,6 +71,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
             button = gr.Button(
                 opening.button, variant="primary", elem_id="vq-compress", interactive=opening.ready
             )
+            trouble = html("", "vq-compress-fault")
         with gr.Column(elem_classes=["vq-results"]):
             outlook = html(opening.panel, "vq-outlook")
             status = html(panels.welcome(), "vq-status")
@@ -101,14 +102,18 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     def switch(*values: Any) -> list[Any]:
         return [*_visibility(settings, values[0]), *look(*values)]
 
-    def start_job(session: Session, *values: Any) -> Session:
+    def start_job(session: Session, *values: Any) -> tuple[Session, str]:
         try:
             method, lines, seed, name, *rest = values
             recipe = named(desk, settings.recipe(method, lines, seed, *rest))
             run = submit(desk, recipe, name or "")
         except UserError as error:
-            raise gr.Error(str(error), title="Not started", print_exception=False) from error
-        return session.showing(compress_run=run)
+            gr.Warning(escape(str(error)), title="Not started")
+            panel = header.fault(
+                error.what, where=error.where, remedy=error.remedy, title="Not started"
+            )
+            return session, panel
+        return session.showing(compress_run=run), ""
 
     areas = [part for name in settings.forms for part in settings.groups[name]]
     goals.click(choose, settings.inputs, [*settings.inputs, *areas, *views], **PRIVATE)
@@ -119,6 +124,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     wiring = {
         "look": (look, settings.inputs, views),
         "start": (button, start_job, settings.inputs),
+        "trouble": trouble,
         "status": status,
         "table": table,
     }
@@ -291,7 +297,7 @@ def _two_depths(params: type[Params]) -> tuple[list[str], list[str]]:
     return [i.name for i in infos if not i.advanced], [i.name for i in infos if i.advanced]
 
 
-def _filled(settings: Settings, recipe: Recipe, values: Sequence[Any]) -> list[Value]:
+def _filled(settings: Settings, recipe: Recipe, values: Sequence[Any]) -> list[Any]:
     """The values of all controls when `recipe` is shown; other methods keep what they hold."""
     special, general = rules.split(recipe)
     after = [general.method, rules.render(special), recipe.seed, *values[3:]]

@@ -30,7 +30,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         session = gr.State(Session())
         with gr.Row(elem_id="vq-header"):
             identity = html(_identity(desk), "vq-identity")
-            pill = html(header.pill(None), "vq-pill")
+            pill = html("", "vq-pill")
             html(header.tools(), "vq-tools")
         with gr.Tabs(elem_id="vq-tabs") as tabs:
             with gr.Tab("Compress", id="compress", render_children=True):
@@ -57,7 +57,10 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         targets = [region.component for region in regions]
 
         def refresh(state: Session) -> list[Any]:
-            return follow(regions, state)
+            try:
+                return follow(regions, state)
+            except UserError:  # the index is busy: the clock asks again in a moment
+                return [gr.skip()] * (len(regions) + 1)
 
         def arrive(state: Session, request: gr.Request) -> list[Any]:
             """A page was opened: attach to what its address names, or to what is going on."""
@@ -77,17 +80,18 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             event.then(refresh, session, [*targets, session], **PRIVATE)
 
         button, start, inputs = made["start"]
-        then_refresh(button.click(start, [session, *inputs], session, **PRIVATE))
+        outputs = [session, made["trouble"]]
+        then_refresh(button.click(start, [session, *inputs], outputs, **PRIVATE))
         draw, prompt, begin, inputs, shown = drawn["start"]
         for trigger in (draw.click, prompt.submit):
             then_refresh(trigger(begin, [session, *inputs], [session, *shown], **PRIVATE))
 
-        def act(state: Session, event: gr.EventData) -> list[Any]:
-            return _act(desk, state, clicked(event))
+        def act(state: Session, event: gr.EventData, *asked: Any) -> list[Any]:
+            return _act(desk, state, clicked(event), asked)
 
         for component in (pill, made["status"], drawn["first_model"], history):
             outputs = [session, tabs, drawn["chosen"]]
-            then_refresh(component.click(act, session, outputs, **PRIVATE))
+            then_refresh(component.click(act, [session, *drawn["asked"]], outputs, **PRIVATE))
         for component, function in (drawn["stage"], drawn["gallery"]):
             then_refresh(component.click(function, session, session, **PRIVATE))
     return page
@@ -162,8 +166,12 @@ def login(text: str | None) -> tuple[str, str] | None:
     return user, password
 
 
-def _act(desk: Desk, state: Session, data: dict[str, str]) -> list[Any]:
-    """Answers a button inside our own markup: session, tabs and chosen models."""
+def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...]) -> list[Any]:
+    """Answers a button inside our own markup: session, tabs and chosen models.
+
+    Args:
+        asked: prompt, seed, steps and guidance of the Compare tab.
+    """
     run, kind = data.get("run", ""), data.get("kind", "")
     tab: Any = gr.skip()
     chosen: Any = gr.skip()
@@ -186,7 +194,12 @@ def _act(desk: Desk, state: Session, data: dict[str, str]) -> list[Any]:
                     gr.Tabs(selected=kind if kind in TABS else "runs"),
                 )
             case "compare":
-                tab, chosen = gr.Tabs(selected="compare"), gr.update(value=[data.get("name", "")])
+                name = data.get("name", "")
+                tab, chosen = gr.Tabs(selected="compare"), gr.update(value=[name])
+                prompt, seed, steps, guidance = asked
+                if str(prompt or "").strip():
+                    run = compare.submit(desk, prompt, seed, [name], steps, guidance)
+                    state = state.showing(compare_run=run, chosen=0)
             case "start":
                 tab = gr.Tabs(selected="compress")
             case "first":

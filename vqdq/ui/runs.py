@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vqdq.jobs.requests import CompareRequest, CompressRequest, GenerateRequest, InspectRequest
+from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.ui import comparison, header
 from vqdq.ui.desk import Desk, as_fault
@@ -51,9 +51,7 @@ def title(run: RunRecord) -> str:
     request = run.request
     if isinstance(request, CompressRequest):
         return f"{request.model} with {request.recipe.name}, saved as {request.name}"
-    if isinstance(request, CompareRequest | GenerateRequest | InspectRequest):
-        return f"{request.prompt} · seed {request.seed}"
-    return run.kind
+    return f"{request.prompt} · seed {request.seed}"
 
 
 def reveal(folder: Path) -> bool:

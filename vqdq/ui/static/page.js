@@ -103,8 +103,26 @@
     }
   });
 
+  /* The server was closed: say it once, wait for it, and come back by itself. */
+  let lost = false;
+  function watchServer() {
+    if (lost || ![...document.querySelectorAll(".toast-body")].some(
+      (toast) => toast.textContent.includes("Connection errored out"))) return;
+    lost = true;
+    document.body.classList.add("vq-lost");
+    const banner = document.createElement("p");
+    banner.className = "vq-banner";
+    banner.setAttribute("role", "alert");
+    banner.textContent = "The studio was closed. Start it again and this page comes back by itself.";
+    document.querySelector(".gradio-container").append(banner);
+    setInterval(() => {
+      fetch("config", { cache: "no-store" }).then((answer) => { if (answer.ok) location.reload(); }, () => {});
+    }, 2000);
+  }
+
   /* What arrives in the markup and belongs elsewhere: the title and the run in the address. */
   function gather() {
+    watchServer();
     const pill = document.querySelector(".vq-pill[data-title]");
     if (pill && document.title !== pill.dataset.title) document.title = pill.dataset.title;
     const shown = document.querySelector("[data-shown-run]");
