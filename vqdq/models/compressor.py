@@ -115,8 +115,9 @@ def compress_folder(
         "model": fingerprint(files, source.config),
         "version": version(),
     }
-    with _full_disk(target), open_partial(target, state) as partial:
-        _require_space(target, plan, source)
+    needed = _needed_bytes(plan, source)
+    with _full_disk(target, needed), open_partial(target, state) as partial:
+        _require_space(partial, needed)
         by_key = {key: file for file in files for key in file.tensors}
         _require_finite(plan, by_key)
         layers = _encode_layers(plan, by_key, partial, report)
@@ -152,13 +153,14 @@ def compress(
     memo: dict[int, Any] = {}
     chosen = ready.quantized
     for done, planned in enumerate(chosen):
-        layer = module.get_submodule(planned.layer.name)
-        inner = within(report, done, len(chosen), planned.layer.name)
+        key = planned.layer.name
+        layer = module.get_submodule(key)
+        inner = within(report, done, len(chosen), key)
+        inner(Event(stage="encode"))
         packed, _, _ = encode_layer(weight_matrix(layer)[0], planned, ready.recipe.seed, inner)
-        twin = pack(layer, packed).to(layer.get_parameter("weight").device)
-        memo[id(layer)] = copy.deepcopy(
-            twin
-        )  # its bias is shared with the layer, and rounded below
+        # A copy, because its bias is shared with the layer and is rounded below.
+        place = layer.get_parameter("weight").device
+        memo[id(layer)] = copy.deepcopy(pack(layer, packed)).to(place)
     report(Event(stage="encode", done=len(chosen), total=len(chosen)))
     twin = copy.deepcopy(module, memo)  # packed layers stand in for the dense ones
     stored = {f"{p.layer.name}.{spec.name}" for p in chosen for spec in p.storage.tensors}
@@ -291,32 +293,35 @@ def _require_finite(plan: Plan, files: dict[str, WeightFile]) -> None:
             half(files[spec.name].read(spec.name), spec.name)
 
 
-def _require_space(output: Path, plan: Plan, source: Source) -> None:
-    """Raises `UserError` before any work when the disk cannot hold layers and final folder."""
+def _needed_bytes(plan: Plan, source: Source) -> int:
+    """Returns what the work takes on the disk: each packed layer, then the whole final folder."""
     packed = sum(planned.storage.total_bytes for planned in plan.quantized)
-    held = output.with_name(f"{output.name}.partial") / "layers"
-    done = sum(item.stat().st_size for item in held.glob("*.safetensors"))
-    needed = max(packed - done, 0) + plan.predicted_bytes + component_bytes(source)
-    free = shutil.disk_usage(held).free
-    if free < needed:
+    return packed + plan.predicted_bytes + component_bytes(source)
+
+
+def _require_space(partial: Partial, needed: int) -> None:
+    """Raises `UserError` before any work when the disk cannot hold what is still to be written."""
+    done = sum(item.stat().st_size for item in (partial.folder / "layers").iterdir())
+    free = shutil.disk_usage(partial.folder).free
+    if free < needed - done:
         raise UserError(
-            f"the disk has {free:,} bytes free, {needed:,} are needed.",
-            where=str(output),
+            f"the disk has {free:,} bytes free, {needed - done:,} are needed.",
+            where=str(partial.folder),
             remedy="Free space or choose another disk; finished layers are kept.",
         )
 
 
 @contextmanager
-def _full_disk(output: Path) -> Generator[None, None, None]:
+def _full_disk(output: Path, needed: int) -> Generator[None, None, None]:
+    """Turns "no space left" into a `UserError` that says what is needed and what is kept."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        partial = output.with_name(f"{output.name}.partial")
-        free = shutil.disk_usage(output.parent).free
         raise UserError(
-            f"the disk is full ({free:,} bytes free).",
+            f"the disk is full; the work takes {needed:,} bytes in all.",
             where=str(output),
-            remedy=f"Free space and start again: finished layers are kept in {partial}.",
+            remedy="Free space and start again: finished layers are kept in "
+            f"{output.with_name(output.name + '.partial')}.",
         ) from error

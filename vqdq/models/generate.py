@@ -16,6 +16,7 @@ from torch import nn
 
 from vqdq.errors import UserError
 from vqdq.models.denoisers import denoiser
+from vqdq.models.quiet import quiet
 from vqdq.progress import Event, Report, silent
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def generate(
     with contextlib.ExitStack() as stack:
         stack.callback(module.register_forward_pre_hook(watch.before, with_kwargs=True).remove)
         stack.enter_context(capture or contextlib.nullcontext())
+        stack.enter_context(quiet())  # a cut prompt is said in `notice`
         stack.enter_context(torch.no_grad())
         kept = call(
             prompt=prompt,
@@ -114,13 +116,14 @@ def generate(
             output_type="pil",
             **watch.callback(pipeline),
         )
+        notice = _notice(pipeline, prompt)
     report(Event(stage="generate", done=steps, total=steps))
     return GenerateResult(
         image=kept.images[0],
         seconds=time.perf_counter() - started,
         latents=watch.latents if watch.latents is not None else torch.empty(0),
         initial_latent_sha256=watch.initial,
-        notice=_notice(pipeline, prompt),
+        notice=notice,
     )
 
 

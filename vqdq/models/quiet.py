@@ -1,4 +1,4 @@
-"""Loading without chatter: hints of the libraries would land amid our own output."""
+"""Work without chatter: hints of the libraries would land amid our own output."""
 
 from __future__ import annotations
 
