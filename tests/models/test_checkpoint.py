@@ -18,7 +18,8 @@ from vqdq.models.compressor import compress_folder
 from vqdq.progress import Event
 from vqdq.recipe import Recipe
 
-RECIPE = Recipe.from_json({"name": "t", "rules": [{"pattern": "*", "method": "uniform"}]})
+RULE = {"pattern": "*", "method": "uniform", "params": {"clip": "absmax"}}
+RECIPE = Recipe.from_json({"name": "t", "rules": [RULE]})
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 

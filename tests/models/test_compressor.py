@@ -34,8 +34,8 @@ RECIPE = Recipe.from_json(
         "name": "tiny",
         "rules": [
             {"pattern": "conv_*", "method": None},
-            {"pattern": "*.attn2.*", "method": "uniform", "params": {"bits": 3}},
-            {"pattern": "*", "method": "uniform", "params": {"bits": 4}},
+            {"pattern": "*.attn2.*", "method": "uniform", "params": {"bits": 3, "clip": "absmax"}},
+            {"pattern": "*", "method": "uniform", "params": {"bits": 4, "clip": "absmax"}},
         ],
     }
 )
@@ -97,7 +97,7 @@ def test_what_is_measured(result: CompressionResult, model: Path) -> None:
     assert (kept.method, kept.bits_per_weight, kept.error_db) == (None, 16.0, None)
     layer = next(r for r in result.layers if r.name.endswith("attn2.to_k"))
     weight = to_matrix(load_file(model / WEIGHTS)[f"{layer.name}.weight"])
-    packed = codecs.encode(weight, "uniform", bits=3, seed=layer_seed(0, layer.name))
+    packed = codecs.encode(weight, "uniform", bits=3, clip="absmax", seed=layer_seed(0, layer.name))
     error = (weight.float() - packed.decode()).square().sum() / weight.float().square().sum()
     assert layer.error_db == pytest.approx(10 * torch.log10(error).item(), abs=1e-4)
     assert layer.bits_per_weight == packed.storage.bits_per_weight
@@ -220,6 +220,7 @@ def test_unfinished_work_is_not_mixed(model: Path, copied: Path, tmp_path: Path)
     with pytest.raises(UserError, match="another recipe") as caught:
         compress_folder(model, other, output)
     assert caught.value.where == f"{output}.partial"
+    os.utime(copied / WEIGHTS, (1, 1))
     with pytest.raises(UserError, match="another model"):
         compress_folder(copied, RECIPE, output)
     with (
@@ -294,14 +295,13 @@ def spoil(folder: Path, key: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "where"),
+    ("key", "where", "value"),
     [
-        ("mid_block.resnets.0.conv1.weight", "mid_block.resnets.0.conv1"),
-        ("conv_out.weight", "conv_out.weight"),
-        ("time_embedding.linear_1.bias", "time_embedding.linear_1.bias"),
+        ("mid_block.resnets.0.conv1.weight", "mid_block.resnets.0.conv1", float("nan")),
+        ("conv_out.weight", "conv_out.weight", float("inf")),
+        ("time_embedding.linear_1.bias", "time_embedding.linear_1.bias", float("nan")),
     ],
 )
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_bad_weights_are_named(copied: Path, key: str, where: str, value: float) -> None:
     spoil(copied, key, value)
     with pytest.raises(UserError, match="NaN or infinite") as caught:
@@ -318,6 +318,13 @@ def test_what_16_bits_cannot_hold_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="do not fit in float16") as caught:
         compress_folder(folder, RECIPE, tmp_path / "out")
     assert caught.value.where == "conv_in.bias"
+
+
+def test_a_damaged_component_is_named_before_the_work(copied: Path) -> None:
+    (copied / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        compress_folder(copied, RECIPE, copied.parent / "out")
+    assert not (copied.parent / "out.partial").exists()
 
 
 def test_a_component_with_pickles_only(copied: Path) -> None:

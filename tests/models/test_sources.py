@@ -78,9 +78,13 @@ def test_a_truncated_file_is_named_on_every_way_in(copied: Path) -> None:
         assert caught.value.where == str(weights)
 
 
-def test_a_damaged_text_encoder_is_a_user_error(copied: Path) -> None:
+def test_a_damaged_text_encoder_is_named(copied: Path) -> None:
     weights = copied / "text_encoder/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="not a safetensors file") as caught:
+        load(copied)
+    assert caught.value.where == str(weights)
+    weights.unlink()
     with pytest.raises(UserError, match="diffusers cannot open it"):
         load(copied)
 

@@ -109,6 +109,7 @@ def compress_folder(
     source = locate(model)
     _refuse_compressed(source.is_quantized, str(source.folder))
     plan = resolve(recipe, source_component(source))
+    source.check()
     files = source.weights()
     state = {
         "recipe": recipe.digest,

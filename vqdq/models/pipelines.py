@@ -74,8 +74,7 @@ def load(model: str | Path, *, report: Report = silent) -> DiffusionPipeline:
 
     report(Event(stage="load", done=0, total=2, message=str(model)))
     source = locate(model)
-    for file in source.weights():  # a damaged file is named here, not deep inside a loader
-        del file
+    source.check()  # a damaged file is named here, not deep inside a loader
     _refuse_code(source)
     report(Event(stage="load", done=1, total=2, message=source.title))
     try:

@@ -68,6 +68,13 @@ class Source:
         """
         return tuple(open_weights(path) for path in _weight_paths(self.folder / self.denoiser))
 
+    def check(self) -> None:
+        """Raises `UserError` for a damaged weight file of any component; reads headers only."""
+        for name, value in self.index.items():
+            if _is_component(value):
+                for path in sorted((self.folder / name).glob("*.safetensors")):
+                    open_weights(path)
+
 
 def demo_folder() -> Path:
     """Returns the folder of the embedded demo model: `assets/demo` next to the package.
