@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from vqdq import codecs, kernels
 from vqdq.codecs import rotation, tables
+from vqdq.codecs.additive import AdditiveParams
 from vqdq.codecs.base import InputStats, WeightShape
 from vqdq.errors import UserError
 
@@ -47,17 +50,35 @@ def test_universal_codebooks_reach_their_goal(count: int, goal: float) -> None:
 
 def test_own_codebooks_fit_what_gaussian_ones_do_not() -> None:
     weight = gaussian(256, 256) * (torch.rand(256, 256, generator=torch.Generator()) < 0.3)
-    universal = codecs.encode(weight, "additive", num_codebooks=2, codebooks="universal")
-    own = codecs.encode(weight, "additive", num_codebooks=2, codebooks="layer", rounds=6)
-    assert relative_error(weight, own.decode()) < 0.8 * relative_error(weight, universal.decode())
+    universal = AdditiveParams(num_codebooks=2, codebooks="universal", rotation=0)
+    own = replace(universal, codebooks="layer", rounds=6)
+    errors = [
+        relative_error(weight, codecs.create("additive", params).encode(weight).decode())
+        for params in (universal, own)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def heavy_tailed() -> torch.Tensor:
+    """Student-t weights with five degrees of freedom, [256, 256]."""
+    normal = torch.randn(6, 256, 256, generator=torch.Generator().manual_seed(1))
+    return normal[0] / normal[1:].square().mean(dim=0).sqrt()
+
+
+def test_rotation_gives_gaussian_codebooks_gaussian_weights() -> None:
+    weight = heavy_tailed()
+    rotated = relative_error(weight, codecs.encode(weight, "additive").decode())
+    plain = codecs.encode(weight, "additive", rotation=0).decode()
+    assert rotated < 0.9 * relative_error(weight, plain)
+    assert rotated == pytest.approx(0.0266, rel=0.04)
 
 
 def test_auto_codebooks_follow_the_closed_form() -> None:
     codec = codecs.create("additive", num_codebooks=3)
     small = codec.layout(WeightShape(out_features=512, in_features=1024))
     large = codec.layout(WeightShape(out_features=1280, in_features=1280))
-    assert [spec.name for spec in small] == ["codes", "scales"]
-    assert [spec.name for spec in large] == ["codes", "scales", "codebooks"]
+    assert [spec.name for spec in small] == ["codes", "scales", "signs"]
+    assert [spec.name for spec in large] == ["codes", "scales", "codebooks", "signs"]
     extra = 8 * large[2].num_bytes / (1280 * 1280)
     assert extra == pytest.approx(0.06)
 
@@ -87,9 +108,7 @@ def test_groups_help_uneven_rows() -> None:
 
 def test_rotation_makes_heavy_tails_gaussian() -> None:
     """Student-t weights: without the rotation the trellis loses more than 1 dB at 3 bits."""
-    generator = torch.Generator().manual_seed(1)
-    normal = torch.randn(6, 256, 256, generator=generator)
-    weight = normal[0] / normal[1:].square().mean(dim=0).sqrt()
+    weight = heavy_tailed()
     rotated = relative_error(weight, codecs.encode(weight, "trellis", state_bits=10).decode())
     plain = codecs.encode(weight, "trellis", state_bits=10, rotation=0).decode()
     assert rotated < 0.8 * relative_error(weight, plain)

@@ -2,8 +2,9 @@
 
 The weight quantizer of VQDM (arXiv 2409.00492, section 3; AQLM, arXiv 2401.06118, section 3). What
 differs, and why: codebooks are refitted in closed form instead of by Adam; small layers share
-codebooks trained once on Gaussian vectors, because their own would cost more than the codes (24
-bits a weight at 64×64); rows weigh alike after division by their scale, so a row of large weights
+codebooks trained once on Gaussian vectors, because their own would cost more than the codes
+(24 bits a weight at 64×64); a Hadamard rotation makes weights as Gaussian as those codebooks expect
+(it can be switched off); rows weigh alike after division by their scale, so a row of large weights
 does not take the codebook from the others.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from vqdq import kernels
-from vqdq.codecs import codebooks, register, scales, tables
+from vqdq.codecs import codebooks, register, rotation, scales, tables
 from vqdq.codecs.base import Codec, InputStats, Packed, WeightShape
 from vqdq.errors import UserError
 from vqdq.params import Params, param
@@ -50,6 +51,14 @@ class AdditiveParams(Params):
         label="Codebooks kept",
         help="A layer's own, one universal set, or own ones where they cost at most 0.1 bit.",
         choices=("auto", "layer", "universal"),
+        advanced=True,
+    )
+    rotation: int = param(
+        128,
+        label="Rotation block",
+        help="Largest block of the Hadamard rotation of the inputs; 0 rotates nothing, as VQDM.",
+        choices=(0, 64, 128, 256),
+        reference="arXiv 2402.04396, section 3",
         advanced=True,
     )
     beam: int = param(
@@ -106,6 +115,8 @@ class AdditiveCodec(Codec[AdditiveParams]):
             specs.append(
                 TensorSpec(name="codebooks", dtype=torch.float16, shape=self._codebook_shape())
             )
+        if rotation.block_size(shape, self.params.rotation):
+            specs.append(rotation.spec(shape))
         return tuple(specs)
 
     def _codebook_shape(self) -> tuple[int, int, int]:
@@ -129,6 +140,9 @@ class AdditiveCodec(Codec[AdditiveParams]):
                 'a Hessian was given, but "additive" works from the weight alone so far.',
                 remedy="Leave the Hessian out.",
             )
+        block = rotation.block_size(shape, self.params.rotation)
+        stored = rotation.random_signs(shape.in_features, generator)
+        weight = rotation.rotate(weight, stored, block)
         start = scales.to_half(scales.row_rms(weight)).float()
         unit = scales.unit_rows(weight, start)
         vectors = codebooks.to_grid(unit).reshape(-1, self.params.group_size)
@@ -148,7 +162,11 @@ class AdditiveCodec(Codec[AdditiveParams]):
             "codes": codes.reshape(shape.out_features, groups, self.params.num_codebooks),
             "scales": scales.to_half(fitted),
         }
-        return packed | {"codebooks": values.half()} if self._own_codebooks(shape) else packed
+        if self._own_codebooks(shape):
+            packed["codebooks"] = values.half()
+        if block:
+            packed["signs"] = stored
+        return packed
 
     def _universal(self) -> torch.Tensor:
         shipped = tables.additive(self.params.num_codebooks, self.params.group_size)
@@ -161,6 +179,10 @@ class AdditiveCodec(Codec[AdditiveParams]):
             values = self._universal().float() / codebooks.GRID
         codes = packed.tensors["codes"].cpu()
         row_scales = packed.tensors["scales"].cpu().float()
-        return kernels.additive_decode(
+        rotated = kernels.additive_decode(
             codes.reshape(-1, codes.shape[2]), values, row_scales, codes.shape[1]
+        )
+        block = rotation.block_size(packed.shape, self.params.rotation)
+        return (
+            rotation.unrotate(rotated, packed.tensors["signs"].cpu(), block) if block else rotated
         )

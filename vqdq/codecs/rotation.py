@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from vqdq import kernels
+from vqdq import kernels, packing
 from vqdq.codecs.base import WeightShape
+from vqdq.tensors import TensorSpec
 
 SMALLEST_BLOCK = 16
 
@@ -25,6 +26,12 @@ def block_size(shape: WeightShape, largest: int) -> int:
     common = shape.channels & -shape.channels  # largest power of two that divides it
     block = min(common, largest)
     return block if block >= SMALLEST_BLOCK else 0
+
+
+def spec(shape: WeightShape) -> TensorSpec:
+    """Returns what the sign bits of a rotated weight take: one bit a column."""
+    stored = packing.packed_bytes(shape.in_features, 1)
+    return TensorSpec(name="signs", dtype=torch.uint8, shape=(stored,))
 
 
 def random_signs(columns: int, generator: torch.Generator) -> torch.Tensor:

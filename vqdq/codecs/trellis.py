@@ -73,8 +73,7 @@ class TrellisCodec(Codec[TrellisParams]):
             TensorSpec(name="scales", dtype=torch.float16, shape=(shape.out_features,)),
         ]
         if rotation.block_size(shape, self.params.rotation):
-            sign_bytes = packing.packed_bytes(shape.in_features, 1)
-            specs.append(TensorSpec(name="signs", dtype=torch.uint8, shape=(sign_bytes,)))
+            specs.append(rotation.spec(shape))
         return tuple(specs)
 
     def _encode(
