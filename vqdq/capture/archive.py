@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -27,32 +26,25 @@ def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
     """Writes `header` and `arrays` to `path` in one rename.
 
     Raises:
-        UserError: the folder is missing or cannot be written.
+        UserError: the folder is missing, full or cannot be written.
     """
     text = json.dumps(dict(header), ensure_ascii=False, allow_nan=False).encode()
     packed: dict[str, Array] = {_HEADER: np.frombuffer(text, dtype=np.uint8), **arrays}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(
-            f"The record cannot be written: {error.strerror}.",
-            where=str(path),
-            remedy="Choose a folder that exists and can be written.",
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **packed)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        part.replace(path)
     except OSError as error:
         raise UserError(
             f"The record cannot be written: {error.strerror}.",
             where=str(path),
-            remedy="Free some space and capture again.",
+            remedy="Choose a folder that exists and has room, and capture again.",
         ) from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def load(path: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -1,4 +1,4 @@
-"""A finished capture as markup: words and their maps, scores, one layer's input, all layers at once.
+"""A finished capture as markup: words and their maps, scores, a layer's input, all layers.
 
 Drawing takes a tenth of a second and the page asks every moment, so each part is kept by what it
 shows. Figures are inline SVG in the page's own colours and typeface.
@@ -16,35 +16,11 @@ from PIL import Image
 
 from vqdq.capture import ActivationRecord, AttentionRecord
 from vqdq.errors import UserError
-from vqdq.jobs.run import RunRecord
+from vqdq.jobs.run import RunRecord, read_json
+from vqdq.ui.look import HALVES, QUANTITIES, Look
 from vqdq.ui.wording import digits, escape
 from vqdq.views import activations, attention
 from vqdq.views.style import PAGE, View, share
-
-QUANTITIES = (
-    ("peak_ratio", "Outliers", "Largest over median magnitude of what goes into each layer"),
-    ("absmax", "Largest value", "Largest magnitude of what goes into each layer"),
-    ("kurtosis", "Kurtosis", "3 for a bell curve, far more when few values stand out"),
-    ("sqnr_db", "Drift", "What comes out, against FP16: signal over difference, in dB"),
-)
-HALVES = (("cond", "With the prompt"), ("uncond", "Without it"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """What a person looks at in a capture; a choice that is empty follows the capture.
-
-    Attributes:
-        layer, step: of the activations; `half`: "cond" or "uncond".
-        word: index of the chosen word; `by_size`: channels sorted; `quantity`: of all layers.
-    """
-
-    layer: str = ""
-    step: int = -1
-    half: str = "cond"
-    word: int = -1
-    by_size: bool = False
-    quantity: str = "peak_ratio"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -87,9 +63,9 @@ def open_capture(folder: Path, stamp: float) -> Capture:
         UserError: a file is missing or damaged.
     """
     del stamp
-    from vqdq.jobs.run import read_result
-
-    result = read_result(folder)
+    result = read_json(folder / "result.json")
+    if result is None:
+        raise UserError("The result is missing.", where=str(folder), remedy="Record again.")
     parts = [result["reference"], *([result["variant"]] if result.get("variant") else [])]
     sides: list[Side] = []
     for index, part in enumerate(parts):
@@ -161,7 +137,8 @@ def words(capture: Capture, look: Look) -> str:
         '<section class="vq-part"><h2>Where each word is looked at</h2>'
         '<p class="vq-muted">Click a word. The percentage is its part of the attention, mean of all'
         " layers, steps and places.</p>"
-        f'<div class="vq-tokens" role="group" aria-label="Words of the prompt">{"".join(chips)}{rest}'
+        '<div class="vq-tokens" role="group" aria-label="Words of the prompt">'
+        f"{''.join(chips)}{rest}"
         f"</div>{body}</section>"
     )
 
@@ -174,7 +151,7 @@ def scores(capture: Capture, look: Look) -> str:
         return ""
     return (
         '<section class="vq-part"><h2>Attention scores</h2>'
-        + _halves(look, bool(len(records[0][1].halves) > 1))
+        + _halves(look, len(records[0][1].halves) > 1)
         + _figure(attention.score_histogram(records, PAGE, half=look.half))
         + "</section>"
     )
@@ -238,9 +215,10 @@ def layers(capture: Capture, look: Look) -> str:
         chosen=chosen_layer(capture, look),
     )
     which = next(words for name, _, words in known if name == quantity)
+    name = capture.sides[len(capture.sides) - 1].label
     return (
         '<section class="vq-part"><h2>All layers, all steps</h2>'
-        f'<p class="vq-muted">{escape(capture.sides[-1].label)}. {escape(which)}.</p>'
+        f'<p class="vq-muted">{escape(name)}. {escape(which)}.</p>'
         f"{_picks('quantity', known, quantity, 'What the colour shows')}{_figure(view)}</section>"
     )
 
@@ -265,7 +243,7 @@ def chosen_layer(capture: Capture, look: Look) -> tuple[str, int]:
 
 
 def _chosen_word(record: AttentionRecord, look: Look) -> int:
-    """The clicked word, else the one whose map is the most uneven; -1 for a prompt without words."""
+    """The clicked word, else the one with the most uneven map; -1 for a prompt without words."""
     found = record.prompt.words
     if not found:
         return -1
@@ -292,7 +270,8 @@ def _halves(look: Look, guided: bool) -> str:
 def _picks(act: str, known: tuple[tuple[str, str, str], ...], on: str, label: str) -> str:
     buttons = "".join(
         f'<button type="button" class="vq-mode" data-act="{act}" data-value="{escape(name)}"'
-        f' title="{escape(title)}" aria-pressed="{str(name == on).lower()}">{escape(words)}</button>'
+        f' title="{escape(title)}" aria-pressed="{str(name == on).lower()}">'
+        f"{escape(words)}</button>"
         for name, words, title in known
     )
     return f'<div class="vq-modes" role="group" aria-label="{escape(label)}">{buttons}</div>'

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import gradio as gr
 
+from vqdq.ui.look import Look
+
 PRIVATE: Final[dict[str, Any]] = {
     "show_progress": "hidden",
     "api_visibility": "private",
@@ -38,7 +40,9 @@ class Session:
     """What one open page shows; everything else is in the store.
 
     Attributes:
-        compress_run, compare_run: runs on display; "" is the newest.
+        compress_run, compare_run, inspect_run: runs on display; "" is the newest.
+        inside: True once the Inspect tab was opened; its figures are not drawn before.
+        look: what is looked at in the recording on display.
         dismissed: a stopped run that a person has put away.
         chosen: index of the variant on the light table.
         sent: signature of what each region last received.
@@ -48,6 +52,9 @@ class Session:
     compare_run: str = ""
     dismissed: str = ""
     chosen: int = 0
+    inspect_run: str = ""
+    inside: bool = False
+    look: Look = field(default_factory=Look)
     sent: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def showing(self, **changes: Any) -> Session:

@@ -14,9 +14,10 @@ import gradio as gr
 
 from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
-from vqdq.ui import api, compare, compress, header, runs, theme
+from vqdq.ui import api, compare, compress, header, inspect, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.live import PRIVATE, Region, Session, clicked, follow, html, markup
+from vqdq.ui.look import Look
 from vqdq.ui.wording import escape
 
 TICK_SECONDS = 0.7
@@ -39,8 +40,8 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                     first = html(_first(desk), "vq-first", elem_classes=["vq-table"])
             with gr.Tab("Compare", id="compare", render_children=True):
                 compare_regions, drawn = compare.build(desk)
-            with gr.Tab("Inspect", id="inspect"):
-                _inspect(desk)
+            with gr.Tab("Inspect", id="inspect", render_children=True) as inside:
+                inspect_regions, wires = inspect.build(desk, session, inside)
             with gr.Tab("Runs", id="runs", render_children=True):
                 history_regions, history = runs.build(desk)
         html(header.HELP, "vq-help")
@@ -52,6 +53,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             Region("first look", first, markup(lambda _: _first(desk))),
             *compress_regions,
             *compare_regions,
+            *inspect_regions,
             *history_regions,
         ]
         targets = [region.component for region in regions]
@@ -67,6 +69,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             asked = {key: str(value)[:200] for key, value in request.query_params.items()}
             state = _opened(desk, state, asked.get("run", ""))
             tab = asked.get("tab", "")
+            state = state.showing(inside=state.inside or tab == "inspect")
             chosen = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
             card = _identity(desk)
             return [card, chosen, *follow(regions, Session(**_shown(state)))]
@@ -94,6 +97,8 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             then_refresh(component.click(act, [session, *drawn["asked"]], outputs, **PRIVATE))
         for component, function in (drawn["stage"], drawn["gallery"]):
             then_refresh(component.click(function, session, session, **PRIVATE))
+        for wire in wires:
+            then_refresh(wire.trigger(wire.function, wire.inputs, wire.outputs, **PRIVATE))
     return page
 
 
@@ -224,6 +229,8 @@ def _opened(desk: Desk, state: Session, run_id: str) -> Session:
         return state  # an old link: the newest is shown instead
     if run.kind == "compress":
         return state.showing(compress_run=run.id, dismissed="")
+    if run.kind == "inspect":
+        return state.showing(inspect_run=run.id, inside=True, look=Look())
     return state.showing(compare_run=run.id, chosen=0) if run.kind == "compare" else state
 
 
@@ -231,7 +238,7 @@ def _shown(state: Session) -> dict[str, Any]:
     """What a session shows, without the memory of what was sent: a page that opens has received
     nothing.
     """
-    names = ("compress_run", "compare_run", "dismissed", "chosen")
+    names = ("compress_run", "compare_run", "dismissed", "chosen", "inspect_run", "inside", "look")
     return {name: getattr(state, name) for name in names}
 
 
@@ -254,9 +261,3 @@ def _first(desk: Desk) -> str:
     if found is None:
         return compare.viewer.empty("Compress, then compare: both pictures will be here.")
     return compare.comparison.light_table(found) + compare.comparison.caption(found)
-
-
-def _inspect(desk: Desk) -> None:
-    """The Inspect tab, from its own file."""
-    del desk
-    html('<div class="vq-history-empty"><h2>Inspect</h2></div>', "vq-inspect-empty")

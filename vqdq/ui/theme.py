@@ -15,7 +15,7 @@ from pathlib import Path
 from gradio.themes import Base
 
 STATIC = Path(__file__).parent / "static"
-STYLE_SHEETS = ("gradio.css", "base.css", "compress.css", "viewer.css", "runs.css")
+STYLE_SHEETS = ("gradio.css", "base.css", "compress.css", "viewer.css", "runs.css", "inspect.css")
 """Each is nested below the page's container (CSS nesting), so that our rules win over Gradio's."""
 SCRIPTS = ("page.js", "viewer.js")
 
