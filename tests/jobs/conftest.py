@@ -20,7 +20,7 @@ def draw(model="demo", **values):
     return GenerateRequest(**({"model": model, "prompt": "a red circle"} | values))
 
 
-def wait_for(check, seconds=30.0):
+def wait_for(check, seconds=240.0):
     """Returns the first true value of `check`; fails after a generous time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -31,7 +31,7 @@ def wait_for(check, seconds=30.0):
     raise AssertionError("it did not happen")
 
 
-def wait_state(workspace, run_id, *states, seconds=30.0):
+def wait_state(workspace, run_id, *states, seconds=240.0):
     return wait_for(lambda: (r := workspace.run(run_id)).state in states and r, seconds)
 
 

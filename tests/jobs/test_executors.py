@@ -161,7 +161,7 @@ def test_through_the_real_worker(place, tmp_path):
         second = worker.submit(
             CompareRequest(model=str(place / "tiny"), variants=("mine",), prompt="a", steps=1)
         )
-        done = wait_state(workspace, second, "done", "failed", seconds=400)
+        done = wait_state(workspace, second, "done", "failed")
     assert done.error is None
     assert done.result["variants"][0]["variant"] == "mine"
     (entry,) = workspace.models()

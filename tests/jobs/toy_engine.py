@@ -40,7 +40,7 @@ class Engine:
 def behave(model, report):
     if model == "stuck":
         report(Event(stage="stuck"))
-        time.sleep(60)
+        time.sleep(3600)
     if model == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
     if model == "fault":

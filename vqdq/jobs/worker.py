@@ -26,7 +26,8 @@ from vqdq.jobs.store import Workspace
 PATIENCE_SECONDS = 1.2  # of the two seconds that a cancel may take
 WATCH_SECONDS = 0.1
 GRACE_SECONDS = 2.0  # for a worker that was asked to stop
-STARTS_ALLOWED = 3  # in a row, without any run taken
+STARTS_ALLOWED = 3  # in a row, each dead before it lived this long
+LIVED_SECONDS = 60.0
 ENGINE = "vqdq.jobs.engine"
 
 
@@ -51,6 +52,7 @@ class Worker:
         self._closing = threading.Event()
         self._guard = threading.RLock()
         self._crashes = 0
+        self._born = 0.0
         self._fault: UserError | None = None
 
     def start(self) -> None:
@@ -126,6 +128,7 @@ class Worker:
 
     def _spawn(self) -> None:
         folder = str(self.workspace.path)
+        self._born = time.monotonic()
         with self._guard, (self.workspace.path / "worker.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vqdq.jobs.child", folder, self._engine, *self._warm],
@@ -166,7 +169,8 @@ class Worker:
             else:
                 self.workspace.finish(running.id, "interrupted", error=_death(code))
         else:
-            self._crashes += 1
+            lived = time.monotonic() - self._born
+            self._crashes = 1 if lived > LIVED_SECONDS else self._crashes + 1
         if self._crashes >= STARTS_ALLOWED:
             self._process = None
             self._fault = UserError(
