@@ -146,7 +146,7 @@ def test_two_codebooks_with_the_whole_beam_find_every_drawn_sum() -> None:
     assert torch.equal(books[0][codes[:, 0]] + books[1][codes[:, 1]], vectors)
 
 
-@pytest.mark.parametrize("block", [1, 2, 16, 64])
+@pytest.mark.parametrize("block", [1, 2, 8, 16, 32, 64])
 def test_hadamard_equals_the_reference_and_is_its_own_inverse(block: int) -> None:
     x = torch.randn(7, 192, generator=torch.Generator().manual_seed(8))
     once = cpu.hadamard(x, block)
@@ -161,6 +161,20 @@ def test_hadamard_is_the_sylvester_matrix() -> None:
     x = torch.randn(5, 24, generator=torch.Generator().manual_seed(9))
     expected = (x.reshape(5, 3, 8) @ sylvester).reshape(5, 24)
     assert torch.allclose(cpu.hadamard(x, 8), expected, atol=1e-5)
+
+
+def test_grid_errors_equal_the_reference_and_the_definition() -> None:
+    generator = torch.Generator().manual_seed(10)
+    groups = torch.randn(9, 33, generator=generator)
+    steps = torch.rand(9, 5, generator=generator) * 0.5
+    steps[3, 2] = 0.0
+    zeros = torch.tensor([3.5, 3.0, 0.0, 7.0, 3.5]).expand(9, 5)
+    errors = cpu.grid_errors(groups, steps, zeros, 7)
+    assert torch.equal(errors, reference.grid_errors(groups, steps, zeros, 7))
+    codes = (groups[:, None, :] / steps[:, :, None].clamp_min(1e-9) + zeros[:, :, None]).round()
+    values = (codes.clamp(0, 7) - zeros[:, :, None]) * steps[:, :, None]
+    expected = (values - groups[:, None, :]).double().square().sum(dim=2)
+    assert torch.allclose(errors, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -18,7 +18,7 @@ from vqdq.errors import UserError
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
 
-_SHRINKS = 48  # candidate ranges of the MSE search, from the full range down to 1/5 of it
+_PARTS = 48  # candidate ranges of the MSE search, from the full range down to 1/5 of it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,9 +101,7 @@ class UniformCodec(Codec[UniformParams]):
                 remedy="Leave the Hessian out.",
             )
         grouped = weight.reshape(-1, self._size(shape))  # [groups, size]
-        step, zero = self._full_range(grouped)
-        if self.params.clip == "mse":
-            step, zero = self._least_error(grouped)
+        step, zero = self._best_range(grouped)
         codes = self._codes(grouped, step, zero)
         stored = {
             "codes": kernels.pack_bits(codes, self.params.bits),
@@ -113,34 +111,28 @@ class UniformCodec(Codec[UniformParams]):
             return stored
         return stored | {"zero_points": zero.to(torch.uint8).reshape(shape.out_features, -1)}
 
-    def _full_range(
-        self, grouped: torch.Tensor, shrink: float = 1.0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the fp16-exact step and the zero point for `shrink` of the range, [groups]."""
+    def _ranges(self, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns fp16-exact steps and zero points, [groups, n], for n parts of the full range."""
         highest = (1 << self.params.bits) - 1
+        parts = torch.ones(1) if self.params.clip == "absmax" else torch.linspace(1.0, 0.2, _PARTS)
+        exact = grouped.double()
         if self.params.symmetric:
-            largest = grouped.double().abs().amax(dim=1) * shrink
-            return _half_exact(2 * largest / highest), torch.full(largest.shape, highest / 2)
-        low = grouped.double().amin(dim=1).clamp_max(0) * shrink
-        high = grouped.double().amax(dim=1).clamp_min(0) * shrink
-        step = _half_exact((high - low) / highest)
-        zero = torch.where(step > 0, -low / step.clamp_min(1e-30), 0.0).round()
-        return step, zero.clamp(0, highest).float()
+            spans = 2 * exact.abs().amax(dim=1, keepdim=True) * parts
+            return _half_exact(spans / highest), torch.full(spans.shape, highest / 2)
+        low = exact.amin(dim=1, keepdim=True).clamp_max(0) * parts
+        high = exact.amax(dim=1, keepdim=True).clamp_min(0) * parts
+        steps = _half_exact((high - low) / highest)
+        zeros = torch.where(steps > 0, -low / steps.clamp_min(1e-30), 0.0)
+        return steps, zeros.round().clamp(0, highest).float()
 
-    def _least_error(self, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the step and zero point of least squared error among shrunken ranges."""
-        best_step, best_zero = self._full_range(grouped)
-        least = torch.full((len(grouped),), torch.inf, dtype=torch.float64)
-        for index in range(_SHRINKS):
-            step, zero = self._full_range(grouped, 1.0 - 0.8 * index / _SHRINKS)
-            codes = self._codes(grouped, step, zero)
-            off = (codes.float() - zero[:, None]) * step[:, None] - grouped
-            error = off.double().square().sum(dim=1)
-            better = error < least
-            least = torch.where(better, error, least)
-            best_step = torch.where(better, step, best_step)
-            best_zero = torch.where(better, zero, best_zero)
-        return best_step, best_zero
+    def _best_range(self, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the step and zero point of every group, [groups]."""
+        steps, zeros = self._ranges(grouped)
+        if steps.shape[1] == 1:
+            return steps[:, 0], zeros[:, 0]
+        errors = kernels.grid_errors(grouped, steps, zeros, (1 << self.params.bits) - 1)
+        best = errors.argmin(dim=1, keepdim=True)
+        return steps.gather(1, best)[:, 0], zeros.gather(1, best)[:, 0]
 
     def _codes(self, grouped: torch.Tensor, step: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         safe = torch.where(step > 0, step, 1.0)[:, None]

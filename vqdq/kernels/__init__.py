@@ -19,6 +19,7 @@ OPERATIONS = (
     "pack_bits",
     "unpack_bits",
     "hadamard",
+    "grid_errors",
     "trellis_encode",
     "trellis_decode",
     "additive_encode",
@@ -55,6 +56,7 @@ def warm() -> None:
     additive_decode(picked, codebooks.float(), torch.ones(48), 2)
     unpack_bits(pack_bits(torch.zeros(8, dtype=torch.uint8), 3), 3, 8)
     hadamard(torch.zeros(16, 16), 16)
+    grid_errors(torch.zeros(16, 16), torch.ones(16, 3), torch.zeros(16, 3), 7)
 
 
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
@@ -86,6 +88,22 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
         block: a power of two that divides the columns.
     """
     return _backend()[0].hadamard(x, block)
+
+
+def grid_errors(
+    groups: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor, highest: int
+) -> torch.Tensor:
+    """Returns the squared error of rounding groups to each of n even grids, float64 [groups, n].
+
+    The error is added up in float64 from the first weight to the last, so every implementation
+    gives the same bits. A step of 0 rounds everything to 0.
+
+    Args:
+        groups: float32 [groups, size].
+        steps, zeros: float32 [groups, n]; a grid has the values (code - zero) * step.
+        highest: the largest code; the smallest is 0.
+    """
+    return _backend()[0].grid_errors(groups, steps, zeros, highest)
 
 
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
@@ -132,7 +150,7 @@ def additive_decode(
 
     Args:
         codes: uint8 [rows*groups, num_codebooks].
-        codebooks: float32 [num_codebooks, 256, dim], values whose sums are exact in float32.
+        codebooks: float32 [num_codebooks, 256, dim] with sums that are exact; dim 4, 8 or 16.
         scales: float32 [rows].
         groups: vectors per row.
     """

@@ -15,11 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 
 from vqdq import packing
 from vqdq.kernels import beam as beam_search
-from vqdq.kernels import reference, viterbi
+from vqdq.kernels import butterflies, lookup, reference, rounding, viterbi
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -30,7 +29,7 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     if flat.dtype != torch.uint8 or not 1 <= bits <= 8 or (len(flat) and int(flat.max()) >> bits):
         return packing.pack(values, bits)  # also words the faults
     out = np.zeros(packing.packed_bytes(len(flat), bits), np.uint8)
-    _pack(flat.numpy(), bits, out)
+    rounding.pack(flat.numpy(), bits, out)
     return torch.from_numpy(out)
 
 
@@ -40,7 +39,7 @@ def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     if not 1 <= bits <= 8 or len(flat) < packing.packed_bytes(count, bits):
         return reference.unpack_bits(stream, bits, count)
     out = np.empty(count, np.uint8)
-    _unpack(flat.numpy(), bits, out)
+    rounding.unpack(flat.numpy(), bits, out)
     return torch.from_numpy(out)
 
 
@@ -48,8 +47,25 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
     """See `vqdq.kernels.hadamard`."""
     out = x.detach().float().contiguous().clone().numpy()
     scale: Any = np.float32(block**-0.5)
-    _spread(lambda a, b: _hadamard(out, block, scale, a, b), out.shape[0], 64)
+    _spread(lambda a, b: butterflies.transform(out, block, scale, a, b), out.shape[0], 64)
     return torch.from_numpy(out)
+
+
+def grid_errors(
+    groups: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor, highest: int
+) -> torch.Tensor:
+    """See `vqdq.kernels.grid_errors`."""
+    weights = groups.float().contiguous().numpy()
+    step, zero = steps.double().contiguous(), zeros.double().contiguous().numpy()
+    inverse = torch.where(step > 0, 1 / step, 0.0).numpy()
+    total = np.zeros(steps.shape, np.float64)
+    sizes = step.numpy()
+
+    def measure(first: int, last: int) -> None:
+        rounding.grid_errors(weights, sizes, inverse, zero, highest, total, first, last)
+
+    _spread(measure, len(weights), 8)
+    return torch.from_numpy(total)
 
 
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
@@ -70,12 +86,15 @@ def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> tor
 def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
     """See `vqdq.kernels.trellis_decode`."""
     stream = codes.contiguous().numpy()
-    states = len(table)
     tail = np.zeros((8, codes.shape[1]), np.uint8)
     out = np.empty((rows, codes.shape[1]), np.int8)
-    values = table.contiguous().numpy()
-    inner = _tail(stream, rows * bits, tail)
-    _spread(lambda a, b: _decode(stream, tail, inner, values, states, bits, out, a, b), rows, 32)
+    values = table.to(torch.int32).contiguous().numpy()
+    inner = lookup.circular_tail(stream, rows * bits, tail)
+
+    def decode(first: int, last: int) -> None:
+        lookup.decode_rows(stream, tail, inner, values, bits, out, first, last)
+
+    _spread(decode, rows, 32)
     return torch.from_numpy(out)
 
 
@@ -123,90 +142,3 @@ def _spread(work: Callable[[int, int], None], count: int, grain: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]:
             done.result()
-
-
-@njit(nogil=True, cache=True)
-def _pack(values: Array, bits: int, out: Array) -> None:
-    held, have, place = np.uint32(0), 0, 0
-    for value in values:
-        held |= np.uint32(value) << np.uint32(have)
-        have += bits
-        while have >= 8:
-            out[place] = np.uint8(held & np.uint32(255))
-            held >>= np.uint32(8)
-            have -= 8
-            place += 1
-    if have:
-        out[place] = np.uint8(held)
-
-
-@njit(nogil=True, cache=True)
-def _unpack(stream: Array, bits: int, out: Array) -> None:
-    held, have, place = np.uint32(0), 0, 0
-    mask = np.uint32((1 << bits) - 1)
-    for index in range(out.shape[0]):
-        if have < bits:
-            held |= np.uint32(stream[place]) << np.uint32(have)
-            have += 8
-            place += 1
-        out[index] = np.uint8(held & mask)
-        held >>= np.uint32(bits)
-        have -= bits
-
-
-@njit(nogil=True, cache=True)
-def _hadamard(x: Array, block: int, scale: float, first: int, last: int) -> None:
-    for row in range(first, last):
-        stride = 1
-        while stride < block:
-            for start in range(0, x.shape[1], 2 * stride):
-                for index in range(start, start + stride):
-                    a, b = x[row, index], x[row, index + stride]
-                    x[row, index] = a + b
-                    x[row, index + stride] = a - b
-            stride *= 2
-        for index in range(x.shape[1]):
-            x[row, index] *= scale
-
-
-@njit(nogil=True, cache=True)
-def _tail(codes: Array, length: int, tail: Array) -> int:
-    """Fills `tail` with the end of the stream, continued circularly; returns its first byte."""
-    first = max(0, (length >> 3) - 2)
-    for byte in range(tail.shape[0]):
-        for bit in range(8):
-            place = ((first + byte) * 8 + bit) % length
-            for column in range(codes.shape[1]):
-                value = (codes[place >> 3, column] >> np.uint8(place & 7)) & np.uint8(1)
-                tail[byte, column] |= np.uint8(value << np.uint8(bit))
-    return first
-
-
-@njit(nogil=True, cache=True)
-def _decode(
-    codes: Array,
-    tail: Array,
-    inner: int,
-    table: Array,
-    states: int,
-    bits: int,
-    out: Array,
-    first: int,
-    last: int,
-) -> None:
-    mask = np.uint32(states - 1)
-    for row in range(first, last):
-        place = row * bits
-        byte, shift = place >> 3, np.uint32(place & 7)
-        if byte < inner:
-            a, b, c = codes[byte], codes[byte + 1], codes[byte + 2]
-        else:
-            a, b, c = tail[byte - inner], tail[byte - inner + 1], tail[byte - inner + 2]
-        line = out[row]
-        for column in range(out.shape[1]):
-            window = (
-                np.uint32(a[column])
-                | (np.uint32(b[column]) << np.uint32(8))
-                | (np.uint32(c[column]) << np.uint32(16))
-            )
-            line[column] = table[(window >> shift) & mask]

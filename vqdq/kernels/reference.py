@@ -33,6 +33,20 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
     return y.reshape(x.shape) * torch.tensor(block**-0.5, dtype=torch.float32)
 
 
+def grid_errors(
+    groups: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor, highest: int
+) -> torch.Tensor:
+    """See `vqdq.kernels.grid_errors`."""
+    step, zero = steps.double(), zeros.double()
+    inverse = torch.where(step > 0, 1 / step, 0.0)
+    total = torch.zeros(steps.shape, dtype=torch.float64)
+    for weight in groups.double().T:  # [groups]
+        code = torch.floor(weight[:, None] * inverse + zero + 0.5).clamp(0, highest)
+        off = (code - zero) * step - weight[:, None]
+        total = total + off * off
+    return total
+
+
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
     """See `vqdq.kernels.trellis_encode`; this function defines the search.
 
