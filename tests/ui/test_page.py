@@ -199,10 +199,10 @@ def test_keys_move_the_divider_flip_and_open_tabs_and_help(tab, studio) -> None:
 
 
 BAD_INPUT = (
-    ("", "7", "prompt"),
-    ("a red ring " * 1000, "7", "prompt"),
-    ("a large green ring on a dotted grey background", "-1", "seed"),
-    ("a large green ring on a dotted grey background", str(2**64), "seed"),
+    ("", "7", ("prompt", "is empty")),
+    ("a red ring " * 1000, "7", ("prompt", "11,000 characters")),
+    ("a large green ring on a dotted grey background", "-1", ("seed", "-1 is out of range")),
+    ("a large green ring on a dotted grey background", str(2**64), ("seed", "184467")),
 )
 
 
@@ -211,14 +211,15 @@ def test_bad_input_is_refused_in_place_and_kept(tab, studio) -> None:
     visit(tab, studio)
     count = len(studio.workspace.runs("compare"))
     open_tab(tab, "Compare")
-    for prompt, seed, where in BAD_INPUT:
+    fault = tab.locator("#vq-compare-fault .vq-fault")
+    for prompt, seed, words in BAD_INPUT:
         tab.locator("#vq-seed input").fill(seed)
         draw(tab, prompt)
-        fault = tab.locator("#vq-compare-fault .vq-where")
-        wait_until(tab, lambda fault=fault, where=where: fault.all_inner_texts() == [where])
+        wait_until(
+            tab,
+            lambda words=words: all(word in "".join(fault.all_inner_texts()) for word in words),
+        )
         assert tab.locator("#vq-prompt textarea").input_value() == prompt
-        tab.locator("#vq-seed input").fill("5")
-        tab.locator("#vq-compare-fault").evaluate("node => { node.textContent = ''; }")
     assert len(studio.workspace.runs("compare")) == count
 
 

@@ -119,7 +119,9 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     goals.click(choose, settings.inputs, [*settings.inputs, *areas, *views], **PRIVATE)
     settings.method.input(switch, settings.inputs, [*areas, *views], **PRIVATE)
     for control in settings.inputs[1:]:
-        control.input(look, settings.inputs, views, trigger_mode="always_last", **PRIVATE)
+        # A paste or a fill-in by the browser is a change of a text, but not always an input.
+        changed = control.change if control is settings.rules else control.input
+        changed(look, settings.inputs, views, trigger_mode="always_last", **PRIVATE)
 
     wiring = {
         "look": (look, settings.inputs, views),

@@ -24,6 +24,8 @@ PRIVATE: Final[dict[str, Any]] = {
 Gradio sums up all earlier events with pandas after each queued one: a clock would feed that
 forever.
 """
+ACTION: Final[dict[str, Any]] = PRIVATE | {"queue": True}
+"""How an action of a person is registered: a message to them needs the queue."""
 CLICKS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-act]');

@@ -16,7 +16,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
 from vqdq.ui import api, compare, compress, header, inspect, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
-from vqdq.ui.live import PRIVATE, Region, Session, clicked, follow, html, markup
+from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
 from vqdq.ui.look import Look
 from vqdq.ui.wording import escape
 
@@ -84,21 +84,21 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
 
         button, start, inputs = made["start"]
         outputs = [session, made["trouble"]]
-        then_refresh(button.click(start, [session, *inputs], outputs, **PRIVATE))
+        then_refresh(button.click(start, [session, *inputs], outputs, **ACTION))
         draw, prompt, begin, inputs, shown = drawn["start"]
         for trigger in (draw.click, prompt.submit):
-            then_refresh(trigger(begin, [session, *inputs], [session, *shown], **PRIVATE))
+            then_refresh(trigger(begin, [session, *inputs], [session, *shown], **ACTION))
 
         def act(state: Session, event: gr.EventData, *asked: Any) -> list[Any]:
             return _act(desk, state, clicked(event), asked)
 
         for component in (pill, made["status"], drawn["first_model"], history):
             outputs = [session, tabs, drawn["chosen"]]
-            then_refresh(component.click(act, [session, *drawn["asked"]], outputs, **PRIVATE))
+            then_refresh(component.click(act, [session, *drawn["asked"]], outputs, **ACTION))
         for component, function in (drawn["stage"], drawn["gallery"]):
-            then_refresh(component.click(function, session, session, **PRIVATE))
+            then_refresh(component.click(function, session, session, **ACTION))
         for wire in wires:
-            then_refresh(wire.trigger(wire.function, wire.inputs, wire.outputs, **PRIVATE))
+            then_refresh(wire.trigger(wire.function, wire.inputs, wire.outputs, **ACTION))
     return page
 
 
