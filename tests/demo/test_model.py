@@ -13,6 +13,9 @@ from vqdq.demo import evaluate, scenes
 from vqdq.demo.judge import judge
 from vqdq.demo.tokenizer import MAX_TOKENS, words
 
+# diffusers' scheduler hands a tensor to numpy.array, which numpy 2 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 FOLDER = Path(__file__).parents[2] / "assets" / "demo"
 
 

@@ -10,6 +10,9 @@ import torch
 from vqdq.demo import scenes
 from vqdq.demo.evaluate import GUIDANCE, STEPS, Row, table
 
+EXAMPLES = "examples.png"
+"""The file beside the card that shows the example prompts drawn with seeds 0, 1, 2 ..."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
@@ -95,6 +98,8 @@ pipeline(prompt, num_inference_steps={STEPS}, guidance_scale={GUIDANCE:.0f}).ima
 | category | words |
 |---|---|
 {words}
+
+![Eight pictures, one for each of the prompts below]({EXAMPLES})
 
 {prompts}
 

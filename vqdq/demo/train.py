@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from vqdq.demo import card, dataset, denoiser, evaluate, export, proxy, text, vae
+from vqdq.demo import card, dataset, denoiser, evaluate, export, proxy, scenes, text, vae
 from vqdq.demo.parallel import Schedule
 
 STAGES = ("pictures", "autoencoder", "text", "data", "denoiser", "publish", "evaluate")
@@ -169,6 +170,13 @@ def _evaluate(plan: Plan) -> None:
         denoiser=card.stage(plan.work / "denoiser", plan.denoiser.batch * plan.workers),
     )
     (plan.output / "README.md").write_text(card.model_card(rows, record))
+    examples = evaluate.draw(
+        evaluate.load_pipeline(plan.output),
+        list(scenes.EXAMPLE_PROMPTS),
+        list(range(len(scenes.EXAMPLE_PROMPTS))),
+    )
+    sheet = np.concatenate([np.concatenate(row, axis=1) for row in np.split(examples, 2)])
+    Image.fromarray(sheet).save(plan.output / card.EXAMPLES)
 
 
 def main() -> None:
