@@ -128,6 +128,12 @@ def table(rows: dict[str, Row]) -> str:
     return "\n".join([head, rule, *(row.line(name) for name, row in rows.items())])
 
 
+def save(rows: dict[str, Row], path: Path) -> None:
+    """Writes `rows` to `path` as JSON, shares in 0..1."""
+    plain = {name: dataclasses.asdict(row) for name, row in rows.items()}
+    path.write_text(json.dumps(plain, indent=1) + "\n")
+
+
 def _draw_share(folder: Path, indices: list[int]) -> NDArray[np.uint8]:
     torch.set_num_threads(1)
     pipeline = load_pipeline(folder)
@@ -147,8 +153,7 @@ def main() -> None:
     rows, _ = evaluate(arguments.folder, arguments.captions, arguments.workers)
     print(table(rows))
     if arguments.json is not None:
-        plain = {name: dataclasses.asdict(row) for name, row in rows.items()}
-        arguments.json.write_text(json.dumps(plain, indent=1) + "\n")
+        save(rows, arguments.json)
 
 
 if __name__ == "__main__":

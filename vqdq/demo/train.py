@@ -9,7 +9,6 @@ so two machines of different speed end with different weights.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,8 +158,7 @@ def _publish(
 def _evaluate(plan: Plan) -> None:
     rows, _ = evaluate.evaluate(plan.output, plan.captions, plan.workers)
     print(evaluate.table(rows))
-    results = {name: dataclasses.asdict(row) for name, row in rows.items()}
-    (plan.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    evaluate.save(rows, plan.output / "results.json")
     record = card.Record(
         seed=plan.seed,
         workers=plan.workers,
