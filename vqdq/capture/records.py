@@ -58,8 +58,12 @@ class Scalars:
 
     @property
     def peak_ratio(self) -> Floats:
-        """Largest over median magnitude; how far the outliers stand out."""
-        return (self.absmax / np.maximum(self.median, 1e-12)).astype(np.float32)
+        """Largest over median magnitude, 1000 at most; how far the outliers stand out.
+
+        Beyond 1000 the median is zero for all purposes (inputs after a SiLU that is mostly shut).
+        """
+        floor = np.maximum(self.absmax / 1000, 1e-12)
+        return (self.absmax / np.maximum(self.median, floor)).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -97,6 +97,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[list[Region], lis
         earlier = html("", "vq-inspect-earlier")
     parts = {"words": words, "scores": scores, "layer": details, "layers": overview}
     inputs = [prompt, seed, variant, guidance, layer, step]
+    asked = {"prompt": prompt, "seed": seed, "guidance": guidance, "layer": layer, "step": step}
 
     def begin(state: Session, *values: Any) -> tuple[Session, str]:
         try:
@@ -144,6 +145,10 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[list[Region], lis
             for name, component in parts.items()
         ),
         Region("inspect variants", variant, lambda _: _variants(desk)),
+        *(
+            Region(f"inspect {field} control", component, _asked(desk, field))
+            for field, component in asked.items()
+        ),
         Region("inspect earlier", earlier, markup(lambda s: _earlier(desk, s))),
     ]
     return regions, wires
@@ -194,8 +199,8 @@ def looked(look: Look, data: dict[str, str]) -> Look:
     """Returns what is looked at after a click on a word, an order, a half or a quantity."""
     value = data.get("value", "")
     match data.get("act"):
-        case "word" if data.get("word", "").isdigit():
-            return replace(look, word=int(data["word"]))
+        case "word" if data.get("at", "").isdigit():
+            return replace(look, word=int(data["at"]))
         case "order":
             return replace(look, by_size=value == "size")
         case "half" if value in dict(HALVES):
@@ -286,6 +291,19 @@ def _part(desk: Desk, name: str) -> Callable[[Session], tuple[str, str]]:
         except UserError:
             return "", ""  # the status line says what is wrong with the files
         return f"{run.id} {session.look}", shown
+
+    return render
+
+
+def _asked(desk: Desk, field: str) -> Callable[[Session], tuple[str, Any]]:
+    """The render function of a control that takes up what the run on display was asked with."""
+
+    def render(session: Session) -> tuple[str, Any]:
+        run = shown_run(desk, session)
+        if run is None or not isinstance(run.request, InspectRequest):
+            return "", gr.skip()
+        value = getattr(run.request, field)
+        return run.id, gr.update(value=value + 1 if field == "step" else value)
 
     return render
 

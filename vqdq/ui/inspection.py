@@ -115,7 +115,7 @@ def words(capture: Capture, look: Look) -> str:
         drift = "" if drifts is None else f" · moved {share(drifts[index])}"
         part = share(float(mass[list(word.tokens)].sum()))
         chips.append(
-            f'<button type="button" class="vq-token" data-act="word" data-word="{index}"'
+            f'<button type="button" class="vq-token" data-act="word" data-at="{index}"'
             f' aria-pressed="{str(index == chosen).lower()}">{escape(word.text)}'
             f"<small>{part}{drift}</small></button>"
         )
@@ -162,7 +162,7 @@ def layer(capture: Capture, look: Look) -> str:
     """Returns the input of the chosen layer at the chosen step, by channel and by place."""
     name, step = chosen_layer(capture, look)
     heading = (
-        f'<h2>What goes into the layer</h2><p class="vq-code vq-path">{escape(name)}</p>'
+        f'<h2>What goes into the layer</h2><p class="vq-code vq-layer-name">{escape(name)}</p>'
         f'<p class="vq-muted">Step {step + 1} of {len(capture.sides[0].activity.timesteps)}</p>'
     )
     try:
@@ -243,14 +243,18 @@ def chosen_layer(capture: Capture, look: Look) -> tuple[str, int]:
 
 
 def _chosen_word(record: AttentionRecord, look: Look) -> int:
-    """The clicked word, else the one with the most uneven map; -1 for a prompt without words."""
+    """The clicked word, else the long one with the most uneven map; -1 without words."""
     found = record.prompt.words
     if not found:
         return -1
     if 0 <= look.word < len(found):
         return look.word
     maps = [record.token_map(word.tokens) for word in found]
-    return int(np.argmax([each.max() / max(float(each.mean()), 1e-9) for each in maps]))
+    uneven = [
+        each.max() / max(float(each.mean()), 1e-9) if len(word.text) > 2 else 0.0
+        for word, each in zip(found, maps, strict=True)
+    ]
+    return int(np.argmax(uneven))
 
 
 def _figure(view: View) -> str:
@@ -269,9 +273,9 @@ def _halves(look: Look, guided: bool) -> str:
 
 def _picks(act: str, known: tuple[tuple[str, str, str], ...], on: str, label: str) -> str:
     buttons = "".join(
-        f'<button type="button" class="vq-mode" data-act="{act}" data-value="{escape(name)}"'
+        f'<button type="button" class="vq-pick" data-act="{act}" data-value="{escape(name)}"'
         f' title="{escape(title)}" aria-pressed="{str(name == on).lower()}">'
         f"{escape(words)}</button>"
         for name, words, title in known
     )
-    return f'<div class="vq-modes" role="group" aria-label="{escape(label)}">{buttons}</div>'
+    return f'<div class="vq-picks" role="group" aria-label="{escape(label)}">{buttons}</div>'

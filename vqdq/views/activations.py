@@ -69,7 +69,7 @@ def position_map(records: Sequence[Named], style: Style, *, half: str = "cond") 
     top = max(float(values.max()) for values in maps)
     panels = len(maps) + (1 if len(maps) == 2 else 0)
     height, width = first.positions
-    figure = look.figure(880, 320, style, pictures=True)
+    figure = look.figure(880, 300, style, pictures=True)
     grid = figure.subplots(1, panels, squeeze=False)[0]
     for index, (name, values) in enumerate(zip(named, maps, strict=True)):
         axes = grid[index]
@@ -147,12 +147,14 @@ def layer_map(
     sense = "lowest" if quantity == "sqnr_db" else "highest"
     if quantity == "sqnr_db" and finite.size:
         row, column = np.unravel_index(int(np.nanargmin(plotted)), plotted.shape)
+    extreme = digits(float(shown[row, column]))
+    if quantity == "peak_ratio" and shown[row, column] > 999:
+        extreme = "1,000 or more"
     return View(
         figure=figure,
         alt=f"{label} of {len(record.layers)} layers at {steps} steps; {sense} in "
-        f"{record.layers[row]} at step {column + 1}: {digits(float(shown[row, column]))}.",
-        caption=f"{sense.capitalize()}: {record.layers[row]}, step {column + 1}, "
-        f"{digits(float(shown[row, column]))}.",
+        f"{record.layers[row]} at step {column + 1}: {extreme}.",
+        caption=f"{sense.capitalize()}: {record.layers[row]}, step {column + 1}, {extreme}.",
         style=style,
     )
 
@@ -166,8 +168,9 @@ def outliers(record: LayerRecord, *, half: str = "cond", name: str = "") -> str:
     ratio = peak / max(median, 1e-12)
     beyond = record.outliers[at]
     who = f"{name}: channel" if name else "Channel"
+    times = digits(ratio) if ratio < 1000 else "more than 1,000"
     largest = (
-        f"{who} {channel} reaches {digits(peak)}, {digits(ratio)} times the median magnitude "
+        f"{who} {channel} reaches {digits(peak)}, {times} times the median magnitude "
         f"({digits(median)})."
     )
     limit = digits(record.outlier_threshold)

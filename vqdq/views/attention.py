@@ -38,7 +38,8 @@ def score_histogram(
     centres, width = (edges[:-1] + edges[1:]) / 2, 0.5
     figure = look.figure(880, 56 + 190 * len(records), style)
     grid = figure.subplots(len(records), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    lowest, sentences = 0.0, []
+    lowest, tallest, sentences = 0.0, 1.0, list[str]()
+    bases: list[npt.NDArray[np.float64]] = []
     for index, ((name, record), axes) in enumerate(zip(records, grid, strict=True)):
         counts = _counts(record, layer, step, half)  # [groups, bins]
         parts = 100 * counts / max(float(counts.sum()), 1.0)
@@ -48,11 +49,24 @@ def score_histogram(
         for group, role in enumerate(GROUPS):
             axes.bar(centres, parts[group], width, base, color=ROLES[role], label=role, linewidth=0)
             base += parts[group]
+        tallest = max(tallest, float(base[1:].max()))
+        bases.append(base)
         seen = np.flatnonzero(base > 0.005)
         lowest = min(lowest, float(edges[seen[0]]) if len(seen) else 0.0)
         axes.set_ylabel("scores (%)")
         sentences.append(f"{name}: {_mass_words(record, layer, step, half)}")
     floor = max(-24.5, np.floor(lowest) - 1)
+    # The first bin is open: all that is smaller than 2^-24 can be a third of the scores.
+    grid[0].set_ylim(0, 1.25 * tallest)
+    for base, axes in zip(bases, grid, strict=True):
+        if base[0] > 1.25 * tallest:
+            axes.annotate(
+                f" {base[0]:.0f} % are smaller",
+                (float(edges[1]), 1.12 * tallest),
+                color=style.text,
+                fontsize=look.SMALL,
+                va="center",
+            )
     bottom = grid[-1]
     bottom.set_xlim(floor, 0.25)
     marks = [
@@ -142,7 +156,7 @@ def word_map(
     maps = [record.token_map(tokens, layer=layer, step=step) for _, record in records]
     top = max(float(values.max()) for values in maps)
     panels = len(maps) + (1 if len(maps) == 2 else 0)
-    figure = look.figure(880, 316, style, pictures=True)
+    figure = look.figure(880, 288, style, pictures=True)
     grid = figure.subplots(1, panels, squeeze=False)[0]
     for index, ((name, _), values) in enumerate(zip(records, maps, strict=True)):
         over = _blend(pictures[index], values, top)

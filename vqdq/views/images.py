@@ -22,7 +22,7 @@ def error_view(
     """
     found: ImageMetrics = compare(reference, variant)
     errors = 255 * error_map(reference, variant)
-    figure = look.figure(880, 316, style, pictures=True)
+    figure = look.figure(880, 288, style, pictures=True)
     grid = figure.subplots(1, 3)
     for index, (name, picture) in enumerate(zip(names, (reference, variant), strict=True)):
         grid[index].imshow(picture, interpolation="none")
