@@ -271,3 +271,19 @@ def test_eta_is_never_negative(steps):
         now, done = now + wait, done + more
         left = eta.update("s", done, 100, now)
         assert left is None or left >= 0
+
+
+def test_a_run_can_end_on_a_full_disk(workspace, monkeypatch):
+    workspace.submit(draw())
+    record = workspace.take()
+    assert workspace._reserve.stat().st_size > 100_000
+    write = run.write_json
+
+    def full_while_reserved(path, values):
+        if workspace._reserve.exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, values)
+
+    monkeypatch.setattr(run, "write_json", full_while_reserved)
+    assert workspace.finish(record.id, "failed", error={"what": "full", "where": "", "remedy": ""})
+    assert workspace.run(record.id).state == "failed"

@@ -8,6 +8,7 @@ gone, even by kill -9.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -31,6 +32,7 @@ from vqdq.progress import Report
 
 BEAT_SECONDS = 0.5
 IDLE_SECONDS = 0.25
+RETRY_SECONDS = 1.0
 
 
 class Engine(Protocol):
@@ -59,14 +61,13 @@ class _Orders:
                 self.stopping.set()
             self.wake.set()
         if not self.stopping.is_set():
-            os._exit(
-                3
-            )  # the parent died: nobody would see the result; the run becomes `interrupted`
+            os._exit(3)  # the parent died; the next start calls the run interrupted
 
 
 def _beat(workspace: Workspace, born: float) -> None:
     while True:
-        workspace.beat(os.getpid(), born)
+        with contextlib.suppress(UserError):  # a missed beat is nothing
+            workspace.beat(os.getpid(), born)
         time.sleep(BEAT_SECONDS)
 
 
@@ -87,13 +88,15 @@ def perform(
     except Exception as fault:  # the process boundary: told to the person, details kept in full
         known = as_user_error(fault, record.kind)
         state, error = "failed", _error(known) if known else _unexpected(record, fault)
-    try:
+    with contextlib.suppress(UserError):  # the end is what counts
         tracker.flush()
-        workspace.finish(record.id, state, result=result, error=error)
-    except (
-        UserError
-    ) as fault:  # the disk filled up at the very end: say so instead of "running" forever
-        workspace.finish(record.id, "failed", error=_error(fault))
+    while True:
+        try:
+            workspace.finish(record.id, state, result=result, error=error)
+            return
+        except UserError:  # the disk is full: the run ends as soon as that can be written
+            if stopping.wait(RETRY_SECONDS):
+                return  # the next start will call it interrupted
 
 
 def _error(fault: UserError) -> dict[str, str]:
@@ -123,7 +126,12 @@ def main(arguments: list[str]) -> int:
     engine = cast(Engine, importlib.import_module(module).Engine(workspace, warm))
     while not orders.stopping.is_set():
         orders.wake.clear()
-        record = workspace.take()
+        try:
+            record = workspace.take()
+        except UserError as error:  # the index cannot be written now
+            print(error, file=sys.stderr, flush=True)
+            orders.stopping.wait(RETRY_SECONDS)
+            continue
         if record is not None:
             perform(workspace, record, engine, orders.stopping)
         elif not engine.idle():

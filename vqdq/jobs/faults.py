@@ -16,8 +16,11 @@ from pathlib import Path
 from vqdq.errors import UserError
 
 _REMEDIES = {
-    errno.ENOSPC: ("the disk is full.", "Free some space; finished work is kept, then resume."),
-    errno.EDQUOT: ("the disk quota is used up.", "Free some space, then resume."),
+    errno.ENOSPC: ("the disk is full.", "Free some space and try again; finished work is kept."),
+    errno.EDQUOT: (
+        "the disk quota is used up.",
+        "Free some space and try again; finished work is kept.",
+    ),
     errno.EROFS: ("the disk is read-only.", "Choose a folder that can be written."),
     errno.EACCES: ("access is denied.", "Choose another path, or change its permissions."),
     errno.EPERM: ("access is denied.", "Choose another path, or change its permissions."),
@@ -48,7 +51,7 @@ def disk_faults(where: str | Path) -> Generator[None]:
 
 
 _INDEX_FAULTS = (
-    ("disk is full", "the disk is full.", "Free some space, then resume."),
+    ("disk is full", "the disk is full.", "Free some space and try again; finished work is kept."),
     ("readonly", "the workspace is read-only.", "Choose a folder that can be written."),
     ("unable to open", "the workspace cannot be opened.", "Choose a folder that can be written."),
     ("disk I/O", "the disk reports a fault.", "Check the disk; choose another folder."),

@@ -12,6 +12,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import request_from_json
-from vqdq.jobs.run import read_json
+from vqdq.jobs.run import RunRecord, read_json
 
 _VERSION = 1
 _SCHEMA = """
@@ -150,3 +151,28 @@ def insert_file(db: sqlite3.Connection, path: Path) -> int:
     except (KeyError, TypeError, UserError):  # written by another version: the files stay, unlisted
         return 0
     return 1
+
+
+def record_of(row: sqlite3.Row, folder: Path) -> RunRecord:
+    """Returns the run in a row."""
+    end = row["finished"] or time.time()
+    return RunRecord(
+        id=row["id"],
+        kind=row["kind"],
+        state=row["state"],
+        request=request_from_json(json.loads(row["request"])),
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        stage=row["stage"],
+        done=row["done"],
+        total=row["total"],
+        message=row["message"],
+        preview=row["preview"],
+        eta_seconds=row["eta"],
+        seconds=0.0 if row["started"] is None else max(0.0, end - row["started"]),
+        cancelling=row["cancel_at"] is not None,
+        error=values_of(row["error"]),
+        folder=folder,
+        result=values_of(row["result"]),
+    )

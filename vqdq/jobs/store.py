@@ -7,6 +7,7 @@ and only one server may own it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import secrets
@@ -20,12 +21,14 @@ from typing_extensions import Self
 from vqdq.errors import UserError
 from vqdq.jobs import models, run
 from vqdq.jobs.faults import disk_faults
-from vqdq.jobs.index import Index, content_of, insert, insert_file, values_of
+from vqdq.jobs.index import Index, content_of, insert, insert_file, record_of
 from vqdq.jobs.models import ModelEntry
-from vqdq.jobs.requests import CompressRequest, Request, request_from_json
+from vqdq.jobs.requests import CompressRequest, Request
 from vqdq.jobs.run import RunRecord
 from vqdq.params import nearest
 from vqdq.progress import Event
+
+RESERVE_BYTES = 512 * 1024  # kept aside so that a job on a full disk can still say so
 
 
 class Workspace:
@@ -42,6 +45,10 @@ class Workspace:
             probe.write_bytes(b"")
             probe.unlink()
         self._index = Index(path / "index.sqlite")
+        self._reserve = path / ".reserve"
+        with contextlib.suppress(OSError):  # no room for a reserve: then there is none
+            if not self._reserve.exists():
+                self._reserve.write_bytes(bytes(RESERVE_BYTES))
         if self._index.is_new:
             self.reindex()
 
@@ -289,7 +296,19 @@ class Workspace:
         result: dict[str, Any] | None = None,
         error: dict[str, str] | None = None,
     ) -> bool:
-        """Returns whether a running run was closed in `state`; its result is written first."""
+        """Returns whether a running run was closed in `state`; its result is written first.
+
+        A full disk does not keep a run from ending: the reserve is given up for it.
+        """
+        try:
+            return self._finish(run_id, state, result, error)
+        except UserError:
+            self._reserve.unlink(missing_ok=True)
+            return self._finish(run_id, state, result, error)
+
+    def _finish(
+        self, run_id: str, state: str, result: dict[str, Any] | None, error: dict[str, str] | None
+    ) -> bool:
         if result is not None:
             with disk_faults(self.runs_folder / run_id):
                 run.write_json(self.runs_folder / run_id / "result.json", result)
@@ -358,24 +377,4 @@ class Workspace:
             )
 
     def _record(self, row: sqlite3.Row) -> RunRecord:
-        end = row["finished"] or time.time()
-        return RunRecord(
-            id=row["id"],
-            kind=row["kind"],
-            state=row["state"],
-            request=request_from_json(json.loads(row["request"])),
-            created=row["created"],
-            started=row["started"],
-            finished=row["finished"],
-            stage=row["stage"],
-            done=row["done"],
-            total=row["total"],
-            message=row["message"],
-            preview=row["preview"],
-            eta_seconds=row["eta"],
-            seconds=0.0 if row["started"] is None else max(0.0, end - row["started"]),
-            cancelling=row["cancel_at"] is not None,
-            error=values_of(row["error"]),
-            folder=self.runs_folder / row["id"],
-            result=values_of(row["result"]),
-        )
+        return record_of(row, self.runs_folder / row["id"])

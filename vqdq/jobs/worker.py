@@ -88,7 +88,8 @@ class Worker:
                 process.kill()
                 process.wait()
         self._process = None
-        self.workspace.recover()
+        with contextlib.suppress(UserError):  # a full disk, say: the next start does it
+            self.workspace.recover()
         self._lock.release()
         self._lock = None
 
@@ -144,16 +145,23 @@ class Worker:
             process = self._process
             if process is None:
                 continue
-            if process.poll() is not None:
-                _hang_up(process)
-                self._replace(process.returncode, None)
-                continue
-            overdue = self.workspace.overdue(PATIENCE_SECONDS)
-            if overdue is not None:
-                process.kill()
-                process.wait()
-                _hang_up(process)
-                self._replace(process.returncode, overdue)
+            try:
+                self._look_after(process)
+            except UserError as error:  # a full disk, say: try again until it can be written
+                print(f"worker: {error}", file=sys.stderr)
+                self._closing.wait(1.0)
+
+    def _look_after(self, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is not None:
+            _hang_up(process)
+            self._replace(process.returncode, None)
+            return
+        overdue = self.workspace.overdue(PATIENCE_SECONDS)
+        if overdue is not None:
+            process.kill()
+            process.wait()
+            _hang_up(process)
+            self._replace(process.returncode, overdue)
 
     def _replace(self, code: int, cancelled: str | None) -> None:
         """Closes what the dead process was running and starts another one."""
