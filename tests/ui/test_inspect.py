@@ -281,10 +281,10 @@ def test_words_and_layers_answer_to_clicks(inside, browser):
     tab.on("pageerror", lambda error: faults.append(str(error)))
     visit(tab, studio, f"?tab=inspect&run={run}")
     tab.wait_for_selector("#vq-inspect-layers svg")
-    label = tab.locator("#vq-inspect-words svg").get_attribute("aria-label")
-    tab.get_by_role("button", name="blue").click()
-    tab.wait_for_selector("[data-act=word][data-at='3'][aria-pressed=true]")
-    assert tab.locator("#vq-inspect-words svg").get_attribute("aria-label") != label
+    assert tab.locator("[data-act=word][data-at='0']").get_attribute("aria-pressed") == "false"
+    tab.locator("[data-act=word][data-at='0']").click()
+    tab.wait_for_selector("[data-act=word][data-at='0'][aria-pressed=true]")
+    assert "“red”" in (tab.locator("#vq-inspect-words svg").get_attribute("aria-label") or "")
     tab.get_by_role("button", name="Largest first").click()
     tab.wait_for_selector("[data-act=order][data-value=size][aria-pressed=true]")
     tab.get_by_role("button", name="Drift").click()

@@ -76,8 +76,10 @@ def test_settings_change_the_prediction_and_bad_ones_say_why(tab, studio) -> Non
     assert 'Did you mean "trellis"?' in fault.inner_text()
     assert button.is_disabled()
     lines.fill("conv_in = keep")
+    wait_until(tab, lambda: "conv_out" in "".join(fault.all_inner_texts()))  # it fits no trellis
+    lines.fill("conv_*t = keep\nconv_in = keep")
     wait_until(tab, lambda: button.is_enabled())
-    assert lines.input_value() == "conv_in = keep"  # nothing that was typed is lost
+    assert lines.input_value() == "conv_*t = keep\nconv_in = keep"  # what was typed stays
 
 
 def test_compress_shows_progress_survives_a_reload_and_ends_with_sizes(tab, studio) -> None:

@@ -16,7 +16,7 @@ from vqdq.params import Params, describe
 from vqdq.recipe import Recipe, Rule
 from vqdq.ui import forms, header, panels, rules
 from vqdq.ui.desk import DEFAULT_GOAL, GOALS, Desk
-from vqdq.ui.live import PRIVATE, Region, Session, clicked, html, markup
+from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, html, markup
 from vqdq.ui.wording import escape, size
 
 MAX_SEED = 2**63 - 1
@@ -121,7 +121,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     for control in settings.inputs[1:]:
         # A paste or a fill-in by the browser is a change of a text, but not always an input.
         changed = control.change if control is settings.rules else control.input
-        changed(look, settings.inputs, views, trigger_mode="always_last", **PRIVATE)
+        changed(look, settings.inputs, views, trigger_mode="always_last", **ACTION)
 
     wiring = {
         "look": (look, settings.inputs, views),

@@ -25,7 +25,7 @@ Gradio sums up all earlier events with pandas after each queued one: a clock wou
 forever.
 """
 ACTION: Final[dict[str, Any]] = PRIVATE | {"queue": True}
-"""How an action of a person is registered: a message to them needs the queue."""
+"""How an action of a person is registered: messages to them and `always_last` need the queue."""
 CLICKS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-act]');
