@@ -99,7 +99,7 @@ def test_what_is_measured(result: CompressionResult, model: Path) -> None:
     weight = to_matrix(load_file(model / WEIGHTS)[f"{layer.name}.weight"])
     packed = codecs.encode(weight, "uniform", bits=3, clip="absmax", seed=layer_seed(0, layer.name))
     error = (weight.float() - packed.decode()).square().sum() / weight.float().square().sum()
-    assert layer.error_db == pytest.approx(10 * torch.log10(error).item(), abs=1e-4)
+    assert layer.error_db == pytest.approx(10 * torch.log10(error).item(), abs=1e-3)
     assert layer.bits_per_weight == packed.storage.bits_per_weight
     assert 3 < result.bits_per_weight < 5
     assert result.seconds > 0

@@ -41,11 +41,15 @@ def encode_layer(
 
 
 def error_db(weight: torch.Tensor, decoded: torch.Tensor) -> float | None:
-    """Returns 10 log10(‖W-Ŵ‖² / ‖W‖²), or None when nothing was lost."""
+    """Returns 10 log10(‖W-Ŵ‖² / ‖W‖²) to a thousandth, or None when nothing was lost.
+
+    Rounded, because the last digits of a sum depend on the number of threads, and the value goes
+    into a file that must be the same wherever it is made.
+    """
     exact = weight.double()
     lost = float((exact - decoded.double()).square().sum())
     energy = float(exact.square().sum())
-    return None if lost == 0 or energy == 0 else 10 * math.log10(lost / energy)
+    return None if lost == 0 or energy == 0 else round(10 * math.log10(lost / energy), 3)
 
 
 def within(report: Report, done: int, total: int, name: str) -> Report:
