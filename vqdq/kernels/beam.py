@@ -19,7 +19,41 @@ from numba.extending import intrinsic
 Array: TypeAlias = npt.NDArray[Any]
 
 CODEWORDS = 256
-_CHUNK = 16  # candidates whose minimum is compared with the worst survivor before any is looked at
+LANES = 16  # candidates compared with the worst survivor at once
+_NO_LIMIT = np.int32(2**31 - 1)
+
+
+@intrinsic
+def _compare(_typing: Any, costs: Any, start: Any, limit: Any) -> Any:
+    """Returns the bits of the lanes of costs[start:start+16] below the limit, int64."""
+    signature = types.int64(costs, start, limit)
+
+    def generate(context: Any, b: Any, call: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(32), LANES)
+        data = context.make_array(call.args[0])(context, b, args[0]).data
+        loaded = b.load(b.bitcast(b.gep(data, [args[1]]), vector.as_pointer()))
+        loaded.align = 4
+        empty = ir.Constant(vector, ir.Undefined)
+        single = b.insert_element(empty, args[2], ir.Constant(ir.IntType(32), 0))
+        limits = b.shuffle_vector(single, empty, ir.Constant(vector, [0] * LANES))
+        bits = b.bitcast(b.icmp_signed("<", loaded, limits), ir.IntType(LANES))
+        return b.zext(bits, ir.IntType(64))
+
+    return signature, generate
+
+
+@intrinsic
+def _trailing_zeros(_typing: Any, _bits: Any) -> Any:
+    """Returns the place of the lowest set bit of a positive int64."""
+
+    def generate(_context: Any, b: Any, _call: Any, args: Any) -> Any:
+        return b.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate
+
+
+_below: Any = _compare  # the decorator hides the first parameter from callers
+_lowest: Any = _trailing_zeros
 
 
 @njit(nogil=True, cache=True)
@@ -81,13 +115,11 @@ def encode_vectors(
                     table = gram[earlier, m, old_history[parent, earlier]]
                     for a in range(CODEWORDS):
                         grown[a] += table[a]
-                for start in range(0, CODEWORDS, _CHUNK):
-                    low = grown[start]
-                    for a in range(start + 1, start + _CHUNK):
-                        low = min(low, grown[a])
-                    if kept == width and low >= costs[kept - 1]:
-                        continue
-                    for a in range(start, start + _CHUNK):
+                for start in range(0, CODEWORDS, LANES):
+                    below = _below(grown, start, costs[kept - 1] if kept == width else _NO_LIMIT)
+                    while below:
+                        a = start + _lowest(below)
+                        below &= below - 1
                         cost = grown[a]
                         if kept == width and cost >= costs[kept - 1]:
                             continue
