@@ -185,7 +185,9 @@ def layer(capture: Capture, look: Look) -> str:
         "Order of the channels",
     )
     strip = activations.channel_strip(records, PAGE, half=look.half, by_size=look.by_size)
-    places = activations.position_map(records, PAGE, half=look.half)
+    tokens = capture.attention
+    labels = tokens[0][1].tokens[tokens[0][1].half(look.half)].labels if tokens else ()
+    places = activations.position_map(records, PAGE, half=look.half, labels=labels)
     shown = (
         f"<h3>By place</h3>{_figure(places)}"
         if places is not None

@@ -54,10 +54,12 @@ def channel_strip(
     )
 
 
-def position_map(records: Sequence[Named], style: Style, *, half: str = "cond") -> View | None:
+def position_map(
+    records: Sequence[Named], style: Style, *, half: str = "cond", labels: Sequence[str] = ()
+) -> View | None:
     """Returns the largest magnitude at each place, and its change; None for a single vector.
 
-    A layer that reads the text gets bars by token instead of a map.
+    A layer that reads the text gets bars by token instead of a map; `labels` name the tokens.
     """
     first = records[0][1]
     if not first.positions:
@@ -65,7 +67,7 @@ def position_map(records: Sequence[Named], style: Style, *, half: str = "cond") 
     maps = [record.position_absmax[record.half(half)] for _, record in records]
     named = [name for name, _ in records]
     if len(first.positions) == 1:
-        return _token_bars(named, maps, first, style)
+        return _token_bars(named, maps, first, style, labels)
     top = max(float(values.max()) for values in maps)
     panels = len(maps) + (1 if len(maps) == 2 else 0)
     height, width = first.positions
@@ -204,7 +206,7 @@ def _bands(
     axes.fill_between(
         x, steps(record.p01), steps(record.p99), color=colour, alpha=0.75, linewidth=0
     )
-    axes.plot(x, steps(record.median), color=style.text, linewidth=0.9, alpha=0.9)
+    axes.plot(x, steps(record.median), color=style.text, linewidth=0.8, alpha=0.8)
 
 
 def _scale(axes: Axes, low: float, high: float, style: Style) -> None:
@@ -263,8 +265,9 @@ def _token_bars(
     maps: Sequence[npt.NDArray[np.float32]],
     first: LayerRecord,
     style: Style,
+    labels: Sequence[str],
 ) -> View:
-    figure = look.figure(880, 220, style)
+    figure = look.figure(880, 240, style)
     axes = figure.subplots()
     look.quiet(axes, style)
     tokens = first.positions[0]
@@ -272,10 +275,15 @@ def _token_bars(
     for index, (name, values) in enumerate(zip(names, maps, strict=True)):
         x = np.arange(tokens) + (index - (len(maps) - 1) / 2) * width
         axes.bar(x, values, width, color=style.variant(index), label=look.drawable(name))
-    axes.set_xlabel("token of the prompt, the start sign is 1")
     axes.set_ylabel("largest |input|")
-    marks = range(0, tokens, max(1, round(tokens / 12)))
-    axes.set_xticks(list(marks), [str(mark + 1) for mark in marks])
+    if len(labels) == tokens <= 40:
+        drawn = ["" if label == "<pad>" else look.drawable(label) for label in labels]
+        axes.set_xticks(range(tokens), drawn, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_xlabel("token of the prompt, padding at the end")
+    else:
+        marks = range(0, tokens, max(1, round(tokens / 12)))
+        axes.set_xticks(list(marks), [str(mark + 1) for mark in marks])
+        axes.set_xlabel("token of the prompt, the start sign is 1")
     axes.set_xlim(-0.6, tokens - 0.4)
     if len(maps) > 1:
         axes.legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL, ncols=len(maps))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from vqdq.capture.attention_record import AttentionRecord, score_edges
+from vqdq.capture.attention_record import FLOOR_OCTAVES, AttentionRecord, score_edges
 from vqdq.capture.tokens import GROUPS, PromptTokens
 from vqdq.views import style as look
 from vqdq.views.style import DIVERGING, ROLES, SEQUENTIAL, Style, View, digits, share
@@ -35,7 +35,6 @@ def score_histogram(
         layer: one cross-attention layer, else all; `step`: one step, else all.
     """
     edges = score_edges()
-    centres, width = (edges[:-1] + edges[1:]) / 2, 0.5
     figure = look.figure(880, 56 + 190 * len(records), style)
     grid = figure.subplots(len(records), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     lowest, tallest, sentences = 0.0, 1.0, list[str]()
@@ -45,10 +44,11 @@ def score_histogram(
         parts = 100 * counts / max(float(counts.sum()), 1.0)
         look.quiet(axes, style)
         look.title(axes, name, style, colour=style.variant(index))
-        base = np.zeros(len(centres))
+        base = np.zeros(len(edges) - 1)
         for group, role in enumerate(GROUPS):
-            axes.bar(centres, parts[group], width, base, color=ROLES[role], label=role, linewidth=0)
-            base += parts[group]
+            above = base + parts[group]  # one outline for all bins: no seams between them
+            axes.stairs(above, edges, baseline=base, fill=True, color=ROLES[role], label=role)
+            base = above
         tallest = max(tallest, float(base[1:].max()))
         bases.append(base)
         seen = np.flatnonzero(base > 0.005)
@@ -61,7 +61,7 @@ def score_histogram(
     for base, axes in zip(bases, grid, strict=True):
         if base[0] > 1.25 * tallest:
             axes.annotate(
-                f" {base[0]:.0f} % are smaller",
+                f" {base[0]:.0f} % are below {_power(-FLOOR_OCTAVES)}",
                 (float(edges[1]), 1.12 * tallest),
                 color=style.text,
                 fontsize=look.SMALL,
@@ -95,42 +95,6 @@ def score_histogram(
         alt="Histogram of cross-attention scores by the token's role, from small to 1. "
         + " ".join(sentences),
         caption=" ".join(sentences),
-        style=style,
-    )
-
-
-def mass_bars(records: Sequence[Named], style: Style, *, half: str = "cond") -> View:
-    """Returns how the attention is shared out among the prompt's tokens, mean of everything."""
-    prompt = records[0][1].tokens[records[0][1].half(half)]
-    chosen = [at for at, label in enumerate(prompt.labels) if label != "<pad>"]
-    figure = look.figure(880, 250, style)
-    axes = figure.subplots()
-    look.quiet(axes, style)
-    width = 0.8 / len(records)
-    for index, (name, record) in enumerate(records):
-        mass = np.nanmean(record.mass[record.half(half)], axis=(0, 1, 2))
-        x = np.arange(len(chosen) + 1) + (index - (len(records) - 1) / 2) * width
-        rest = float(mass.sum() - mass[chosen].sum())
-        values = [*(float(mass[at]) for at in chosen), rest]
-        axes.bar(
-            x,
-            100 * np.asarray(values),
-            width,
-            color=style.variant(index),
-            label=look.drawable(name),
-        )
-    labels = [*(look.drawable(prompt.labels[at]) for at in chosen), "padding"]
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_ylabel("attention (%)")
-    axes.set_xlim(-0.6, len(labels) - 0.4)
-    if len(records) > 1:
-        axes.legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL, ncols=len(records))
-    name, record = records[0]
-    words = _mass_words(record, None, None, half)
-    return View(
-        figure=figure,
-        alt=f"Mean attention of each token. {name}: {words}",
-        caption="Mean over layers, heads, steps and places.",
         style=style,
     )
 
