@@ -37,9 +37,9 @@ def wait_state(workspace, run_id, *states, seconds=240.0):
 
 @pytest.fixture
 def workspace(tmp_path):
-    with_models = Workspace.open(tmp_path / "space")
-    yield with_models
-    with_models.close()
+    made = Workspace.open(tmp_path / "space")
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -152,12 +152,18 @@ def test_file_names_are_safe_and_distinct():
     )
 
 
-def test_through_the_real_worker(place, tmp_path):
-    """Compress in the worker's process, name the result as a variant, draw beside the reference."""
+def test_through_the_real_worker(place, tmp_path, monkeypatch):
+    """Compress, be killed, resume to the same bytes, draw the result beside the reference."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     workspace = Workspace.open(tmp_path / "space")
-    with Worker(workspace) as worker:
+    with Worker(workspace, engine="tests.jobs.crashing_engine") as worker:
         asked = CompressRequest(model=str(place / "tiny"), recipe=RECIPE, name="mine")
         first = worker.submit(asked)
+        killed = wait_state(workspace, first, "interrupted", "done", "failed")
+        assert "SIGKILL" in killed.error["what"]
+        assert len(list((workspace.models_folder / "mine.partial" / "layers").iterdir())) == 3
+        workspace.resume(first)
+        worker.wake()
         second = worker.submit(
             CompareRequest(model=str(place / "tiny"), variants=("mine",), prompt="a", steps=1)
         )
@@ -167,6 +173,7 @@ def test_through_the_real_worker(place, tmp_path):
     (entry,) = workspace.models()
     assert (entry.name, entry.run_id, entry.recipe) == ("mine", first, "two")
     assert entry.measured_bytes == workspace.run(first).result["measured_bytes"]
+    assert workspace.run(first).state == "done"
     values = json.loads((done.folder / "run.json").read_text())
     assert values["versions"]["torch"]
     assert values["kernels"]
