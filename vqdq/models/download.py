@@ -42,9 +42,9 @@ def download(model: str) -> Path:
         ) from error
     except (LocalEntryNotFoundError, HTTPError, OSError, ValueError) as error:
         raise UserError(
-            "is not on this machine and the hub cannot be reached."
+            "there is no such folder or cached model here, and the hub cannot be reached."
             if not offline
-            else "is not on this machine, and HF_HUB_OFFLINE forbids to fetch it.",
+            else "there is no such folder or cached model here, and HF_HUB_OFFLINE is set.",
             where=model,
             remedy=f"Run `hf download {model}` where there is a connection and copy the folder "
             'here, or use "demo" or a local folder.',
