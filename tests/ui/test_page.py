@@ -163,8 +163,9 @@ def test_compare_draws_and_serves_the_very_bytes_on_the_disk(tab, studio) -> Non
         assert served[:8] == b"\x89PNG\r\n\x1a\n"
         disk = (run.folder / name).read_bytes()
         assert hashlib.sha256(served).digest() == hashlib.sha256(disk).digest()
-    numbers = tab.locator("#vq-compare-numbers").inner_text()
-    assert "29.4 dB" in numbers
+    beside = tab.locator("#vq-compare-numbers")
+    wait_until(tab, lambda: "29.4 dB" in beside.inner_text())
+    numbers = beside.inner_text()
     assert "0.951" in numbers
     assert "sizes" in numbers  # the one attribute that the picture misses
     tab.reload()
@@ -223,6 +224,20 @@ def test_bad_input_is_refused_in_place_and_kept(tab, studio) -> None:
         )
         assert tab.locator("#vq-prompt textarea").input_value() == prompt
     assert len(studio.workspace.runs("compare")) == count
+
+
+def test_an_address_brings_settings_back(tab, studio) -> None:
+    visit(tab, studio, "?rules=conv_*+%3D+keep%0A*+%3D+uniform+bits%3D5&seed=3")
+    tab.locator("#vq-method input").wait_for()
+    wait_until(tab, lambda: tab.locator("#vq-method input").input_value() != "Trellis")
+    tab.get_by_role("button", name="Layer rules").click()
+    assert tab.locator("#vq-rule-lines textarea").input_value() == "conv_* = keep"
+    tab.locator(".vq-goal[data-goal=trellis-2bit]").click()
+    wait_until(tab, lambda: "recipe=trellis-2bit" in tab.url and "rules" not in tab.url)
+    tab.reload()
+    wait_until(
+        tab, lambda: tab.locator(".vq-goal[data-goal=trellis-2bit][aria-pressed=true]").count() == 1
+    )
 
 
 @pytest.mark.usefixtures("model")

@@ -142,7 +142,7 @@ def numbers(found: Comparison, chosen: int = 0) -> str:
     measured = chip("measured", "Every number here was measured on these two pictures and files.")
     rows = (
         ("Size", size(first.bytes), size(second.bytes), "The weight file of the denoiser."),
-        ("Bits per weight", digits(first.bits_per_weight), digits(second.bits_per_weight),
+        ("Bits a weight", digits(first.bits_per_weight), digits(second.bits_per_weight),
          "Everything counted: codes, scales, codebooks."),
         ("PSNR", decibels(first.psnr), decibels(second.psnr),
          "How close the pixels are to the original's; above 40 dB nobody sees a difference."),
@@ -169,7 +169,7 @@ def blank_numbers() -> str:
     """Returns the place of the numbers before they are there: same size, no values."""
     rows = "".join(
         f'<tr><th scope="row">{name}</th><td>–</td><td>–</td></tr>'
-        for name in ("Size", "Bits per weight", "PSNR", "SSIM", "Time", "Memory")
+        for name in ("Size", "Bits a weight", "PSNR", "SSIM", "Time", "Memory")
     )
     return (
         '<div class="vq-beside vq-blank"><table class="vq-numbers"><thead><tr><th'

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -66,7 +67,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     opening = foresee(desk, lambda: start)
     with gr.Row(elem_classes=["vq-columns"]):
         with gr.Column(elem_classes=["vq-controls"]):
-            goals = html(_heading() + opening.goals, "vq-goals")
+            goals = html(_heading(opening) + opening.goals, "vq-goals")
             settings = _controls(general, special, opening)
             button = gr.Button(
                 opening.button, variant="primary", elem_id="vq-compress", interactive=opening.ready
@@ -85,7 +86,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
         method, lines, seed, _, *rest = values
         seen = foresee(desk, lambda: settings.recipe(method, lines, seed, *rest))
         return [
-            _heading() + seen.goals,
+            _heading(seen) + seen.goals,
             seen.panel,
             gr.update(value=seen.button, interactive=seen.ready),
             seen.matches,
@@ -115,6 +116,17 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
             return session, panel
         return session.showing(compress_run=run), ""
 
+    def restore(query: Mapping[str, str], *values: Any) -> list[Any]:
+        """The settings that the page's address names, and what follows from them."""
+        try:
+            linked = recipe_in(desk, query)
+        except UserError as error:
+            gr.Warning(escape(str(error)), title="The link has a fault")
+            linked = None
+        after = list(values) if linked is None else _filled(settings, linked, list(values))
+        shown = [gr.skip() if linked is None else gr.update(value=value) for value in after]
+        return [*shown, *_visibility(settings, after[0]), *look(*after)]
+
     areas = [part for name in settings.forms for part in settings.groups[name]]
     goals.click(choose, settings.inputs, [*settings.inputs, *areas, *views], **PRIVATE)
     settings.method.input(switch, settings.inputs, [*areas, *views], **PRIVATE)
@@ -124,7 +136,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
         changed(look, settings.inputs, views, trigger_mode="always_last", **ACTION)
 
     wiring = {
-        "look": (look, settings.inputs, views),
+        "restore": (restore, settings.inputs, [*settings.inputs, *areas, *views]),
         "start": (button, start_job, settings.inputs),
         "trouble": trouble,
         "status": status,
@@ -142,9 +154,13 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outlook:
-    """What the settings would give, as the page shows it; `ready` is False when they do not fit."""
+    """What the settings would give, as the page shows it.
+
+    `link`: the settings for the page's address; `ready`: False when they do not fit.
+    """
 
     goals: str
+    link: str
     panel: str
     button: str
     ready: bool
@@ -165,6 +181,7 @@ def foresee(desk: Desk, make: Callable[[], Recipe]) -> Outlook:
         )
         return Outlook(
             goals=panels.goals(goal_sizes(desk), ""),
+            link="",
             panel=panels.unknown(panel),
             button="Compress",
             ready=False,
@@ -174,6 +191,7 @@ def foresee(desk: Desk, make: Callable[[], Recipe]) -> Outlook:
     pressed = next((goal.name for goal in GOALS if goal.name == recipe.name), "")
     return Outlook(
         goals=panels.goals(goal_sizes(desk), pressed),
+        link=link_of(desk, recipe),
         panel=panels.prediction(plan, desk.estimate(plan)),
         button=f"Compress to {size(plan.predicted_bytes)}",
         ready=True,
@@ -227,6 +245,31 @@ def named(desk: Desk, recipe: Recipe) -> Recipe:
     """Returns the preset that makes the same bytes, or the recipe under its own name."""
     same = (preset for preset in desk.presets.values() if preset.digest == recipe.digest)
     return next(same, recipe)
+
+
+def link_of(desk: Desk, recipe: Recipe) -> str:
+    """Returns the part of the page's address that brings `recipe` back; "" for the default."""
+    if recipe.name == DEFAULT_GOAL:
+        return ""
+    if recipe.name in desk.presets:
+        return urlencode({"recipe": recipe.name})
+    return urlencode({"rules": rules.render(recipe.rules), "seed": recipe.seed})
+
+
+def recipe_in(desk: Desk, query: Mapping[str, str]) -> Recipe | None:
+    """Returns the recipe that an address names, or None when it names none.
+
+    Raises:
+        UserError: it names one that does not exist or has a fault.
+    """
+    if query.get("recipe"):
+        return desk.preset(query["recipe"])
+    if not query.get("rules"):
+        return None
+    seed = whole(query.get("seed") or 0, "seed")
+    recipe = Recipe(name="linked", rules=rules.parse(query["rules"]), seed=seed)
+    rules.split(recipe)
+    return recipe
 
 
 def whole(value: float | str | None, where: str) -> int:
@@ -316,5 +359,5 @@ def _visibility(settings: Settings, method: Any) -> list[Any]:
     return [gr.update(visible=name == method) for name in settings.forms for _ in range(2)]
 
 
-def _heading() -> str:
-    return "<h2>What matters to you?</h2>"
+def _heading(seen: Outlook) -> str:
+    return f'<h2 data-link="{escape(seen.link)}">What matters to you?</h2>'

@@ -17,7 +17,7 @@ VERBS = {
     "compare": "Comparing",
     "inspect": "Recording",
 }
-LAYER_STAGES = ("encode", "compress")
+LAYER_STAGES = ("encode", "decode")
 _ICON = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.6"'
     ' stroke-linecap="round" stroke-linejoin="round" aria-hidden="true">{}</svg>'

@@ -64,19 +64,21 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             except UserError:  # the index is busy: the clock asks again in a moment
                 return [gr.skip()] * (len(regions) + 1)
 
-        def arrive(state: Session, request: gr.Request) -> list[Any]:
+        restore, inputs, settings = made["restore"]
+
+        def arrive(state: Session, request: gr.Request, *values: Any) -> list[Any]:
             """A page was opened: attach to what its address names, or to what is going on."""
-            asked = {key: str(value)[:200] for key, value in request.query_params.items()}
+            asked = {key: str(value)[:4000] for key, value in request.query_params.items()}
             state = _opened(desk, state, asked.get("run", ""))
             tab = asked.get("tab", "")
             state = state.showing(inside=state.inside or tab == "inspect")
             chosen = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
             card = _identity(desk)
-            return [card, chosen, *follow(regions, Session(**_shown(state)))]
+            fresh = follow(regions, Session(**_shown(state)))
+            return [card, chosen, *restore(asked, *values), *fresh]
 
-        arrived = page.load(arrive, session, [identity, tabs, *targets, session], **PRIVATE)
-        look, inputs, views = made["look"]
-        arrived.then(look, inputs, views, **PRIVATE)
+        outputs = [identity, tabs, *settings, *targets, session]
+        page.load(arrive, [session, *inputs], outputs, **ACTION)
         clock.tick(refresh, session, [*targets, session], trigger_mode="once", **PRIVATE)
 
         def then_refresh(event: Any) -> None:

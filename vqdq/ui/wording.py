@@ -15,11 +15,15 @@ UNKNOWN = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 STAGES = {
     "queued": "Waiting for its turn",
+    "plan": "Planning",
     "load": "Loading the model",
     "encode": "Compressing",
+    "decode": "Unpacking",
     "save": "Writing the file",
+    "checksums": "Checking the file",
     "verify": "Checking the file",
     "generate": "Drawing",
+    "draw": "Drawing",
     "compare": "Comparing",
     "measure": "Measuring",
     "capture": "Recording",

@@ -57,8 +57,6 @@
     if (word) insert(word.dataset.word);
     const whole = target.closest("[data-prompt]");
     if (whole) write(whole.dataset.prompt);
-    const tab = target.closest("#vq-tabs [role=tab]");
-    if (tab) link("tab", tab.textContent.trim().toLowerCase());
   });
 
   /* Words of the demo model: a click types them into the prompt. */
@@ -90,6 +88,14 @@
     const url = new URL(location.href);
     if (value) url.searchParams.set(name, value); else url.searchParams.delete(name);
     history.replaceState(history.state, "", url);
+  }
+
+  let settings = null;
+  function keep(wanted) {
+    const url = new URL(location.href);
+    ["recipe", "rules", "seed"].forEach((name) => url.searchParams.delete(name));
+    new URLSearchParams(wanted).forEach((value, name) => url.searchParams.set(name, value));
+    if (url.href !== location.href) history.replaceState(history.state, "", url);
   }
 
   document.addEventListener("keydown", (event) => {
@@ -125,12 +131,17 @@
     watchServer();
     const pill = document.querySelector(".vq-pill[data-title]");
     if (pill && document.title !== pill.dataset.title) document.title = pill.dataset.title;
+    const linked = document.querySelector("[data-link]");
+    if (pill && linked && linked.dataset.link !== settings) keep(settings = linked.dataset.link);
+    const tab = document.querySelector("#vq-tabs [role=tab][aria-selected=true]");
+    const open = tab ? tab.textContent.trim().toLowerCase() : "";
+    if (pill && open && open !== (new URLSearchParams(location.search).get("tab") || "compress")) link("tab", open);
     const shown = document.querySelector("[data-shown-run]");
     const run = shown ? shown.dataset.shownRun : "";
     if ((new URLSearchParams(location.search).get("run") || "") !== run && shown) link("run", run);
   }
   new MutationObserver(gather).observe(document.documentElement, {
-    childList: true, subtree: true, attributes: true, attributeFilter: ["data-title", "data-shown-run"],
+    childList: true, subtree: true, attributes: true, attributeFilter: ["data-title", "data-shown-run", "data-link", "aria-selected"],
   });
 
   /* Gradio paints the mode itself when it starts: ours is applied again right after. */
