@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.capture import toy
-from tests.ui.conftest import Studio, visit
+from tests.ui.conftest import Studio, photograph, visit
 from vqdq.capture import record, record_attention, tokenize
 from vqdq.errors import UserError
 from vqdq.jobs.requests import InspectRequest
@@ -273,6 +273,16 @@ def inside(tmp_path_factory):
     workspace.close()
 
 
+def _grave_faults(tab) -> list[object]:
+    from axe_playwright_python.sync_playwright import Axe
+
+    return [
+        (item["id"], [node["target"] for node in item["nodes"]][:4])
+        for item in Axe().run(tab).response["violations"]
+        if item["impact"] in ("serious", "critical")
+    ]
+
+
 @pytest.mark.browser
 def test_words_and_layers_answer_to_clicks(inside, browser):
     studio, run = inside
@@ -290,8 +300,11 @@ def test_words_and_layers_answer_to_clicks(inside, browser):
     tab.get_by_role("button", name="Drift").click()
     tab.wait_for_selector("[data-act=quantity][data-value=sqnr_db][aria-pressed=true]")
     assert tab.locator("#vq-inspect-prompt textarea").input_value() == PROMPT
+    photograph(tab, "inspect-1440")
+    assert _grave_faults(tab) == []
     tab.set_viewport_size({"width": 390, "height": 844})
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert _grave_faults(tab) == []
     tab.goto("about:blank")
     tab.close()
     assert faults == []
