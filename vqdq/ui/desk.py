@@ -155,7 +155,7 @@ class Desk:
         return Estimate(
             seconds=seconds,
             seconds_source=source,
-            memory_bytes=2 * plan.reference_bytes + 24 * largest + 350_000_000,
+            memory_bytes=2 * plan.reference_bytes + 24 * largest + 650_000_000,
             memory_source="Estimated: the model in 32 bits, its largest layer, the program.",
         )
 
