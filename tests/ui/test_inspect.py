@@ -166,6 +166,11 @@ def test_clicks_change_what_is_looked_at(workspace):
     assert "largest first" in inspection.layer(capture, look)
     look = inspect.looked(look, {"act": "quantity", "value": "sqnr_db"})
     assert "output against FP16 (dB)" in inspection.layers(capture, look)
+    layer = capture.attention[0][1].layers[-1]
+    inner = inspect.looked(look, {"act": "where", "value": layer})
+    assert inspection.scores(capture, inner) != inspection.scores(capture, look)
+    assert inspection.words(capture, inner) != inspection.words(capture, look)
+    assert inspection.short(layer) == "up 0 · 2"
     for bad in ({}, {"act": "half", "value": "?"}, {"act": "word", "at": "x"}, {"act": "quantity"}):
         assert inspect.looked(look, bad) == look
 
@@ -308,3 +313,11 @@ def test_words_and_layers_answer_to_clicks(inside, browser):
     tab.goto("about:blank")
     tab.close()
     assert faults == []
+
+
+def test_many_attention_layers_offer_the_one_beside_the_chosen_layer(workspace, monkeypatch):
+    capture = inspection.of_run(workspace.run(_done(workspace)))
+    monkeypatch.setattr(inspection, "MANY", 2)
+    look = Look(layer="mid_block.resnets.1.conv2")
+    found = re.findall(r'data-act="where" data-value="([^"]*)"', inspection.words(capture, look))
+    assert found == ["", "mid_block.attentions.0.transformer_blocks.0.attn2"]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from vqdq.capture import archive
+import vqdq.capture.archive as archive
 from vqdq.capture.tokens import PromptTokens
 from vqdq.errors import UserError
 from vqdq.params import nearest
@@ -110,9 +110,10 @@ class AttentionRecord:
         chosen = [self.mapped.index(at) for at in tokens]
         return maps[chosen].sum(axis=0)
 
-    def word_mass(self) -> Floats:
-        """Returns the mean score of each token of the guided half, over layers, steps and heads."""
-        return np.nanmean(self.mass[-1], axis=(0, 1, 2))
+    def word_mass(self, layer: str | None = None) -> Floats:
+        """Returns the mean score of each token of the guided half; of one layer, else of all."""
+        mass = self.mass[-1] if layer is None else self.mass[-1, [self.row(layer)]]
+        return np.nanmean(mass, axis=(0, 1, 2))
 
     def save(self, path: Path) -> None:
         """Writes the record to one `.npz` file, atomically."""

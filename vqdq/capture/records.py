@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from vqdq.capture import archive
+import vqdq.capture.archive as archive
 from vqdq.capture.streams import OUTLIER, Detail, Sketch, Summary
 from vqdq.errors import UserError
 from vqdq.params import nearest

@@ -205,6 +205,8 @@ def looked(look: Look, data: dict[str, str]) -> Look:
             return replace(look, by_size=value == "size")
         case "half" if value in dict(HALVES):
             return replace(look, half=value)
+        case "where":
+            return replace(look, where=value)
         case "quantity" if value in {name for name, _, _ in QUANTITIES}:
             return replace(look, quantity=value)
         case _:

@@ -6,8 +6,10 @@ shows. Figures are inline SVG in the page's own colours and typeface.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,9 @@ from vqdq.ui.look import HALVES, QUANTITIES, Look
 from vqdq.ui.wording import digits, escape
 from vqdq.views import activations, attention
 from vqdq.views.style import PAGE, View, share
+
+MANY = 12
+"""Attention layers up to which each gets a button."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -107,9 +112,12 @@ def words(capture: Capture, look: Look) -> str:
         return f'<section class="vq-part"><h2>Words</h2><p class="vq-muted">{reason}</p></section>'
     reference = records[0][1]
     prompt = reference.prompt
+    where = look.where if look.where in reference.layers else None
     chosen = _chosen_word(reference, look)
-    mass = reference.word_mass()
-    drifts = attention.word_drift(reference, records[1][1]) if len(records) > 1 else None
+    mass = reference.word_mass(where)
+    drifts = (
+        attention.word_drift(reference, records[1][1], layer=where) if len(records) > 1 else None
+    )
     chips: list[str] = []
     for index, word in enumerate(prompt.words):
         drift = "" if drifts is None else f" · moved {share(drifts[index])}"
@@ -132,11 +140,12 @@ def words(capture: Capture, look: Look) -> str:
     body = ""
     if chosen >= 0:
         pictures = [side.picture for side in capture.sides]
-        body = _figure(attention.word_map(records, pictures, chosen, PAGE))
+        body = _figure(attention.word_map(records, pictures, chosen, PAGE, layer=where))
     return (
         '<section class="vq-part"><h2>Where each word is looked at</h2>'
-        '<p class="vq-muted">Click a word. The percentage is its part of the attention, mean of all'
-        " layers, steps and places.</p>"
+        '<p class="vq-muted">Click a word. The percentage is its part of the attention, mean of'
+        " all steps and places.</p>"
+        f"{_wheres(capture, look)}"
         '<div class="vq-tokens" role="group" aria-label="Words of the prompt">'
         f"{''.join(chips)}{rest}"
         f"</div>{body}</section>"
@@ -149,10 +158,11 @@ def scores(capture: Capture, look: Look) -> str:
     records = capture.attention
     if not records:
         return ""
+    where = look.where if look.where in records[0][1].layers else None
     return (
         '<section class="vq-part"><h2>Attention scores</h2>'
         + _halves(look, len(records[0][1].halves) > 1)
-        + _figure(attention.score_histogram(records, PAGE, half=look.half))
+        + _figure(attention.score_histogram(records, PAGE, layer=where, half=look.half))
         + "</section>"
     )
 
@@ -264,6 +274,35 @@ def _figure(view: View) -> str:
         f'<figure class="vq-figure"><div class="vq-figure-body" tabindex="0">{view.svg()}</div>'
         f"<figcaption>{escape(view.caption)}</figcaption></figure>"
     )
+
+
+def _wheres(capture: Capture, look: Look) -> str:
+    """The attention layers to choose from; of many, the one next to the chosen layer."""
+    names = capture.attention[0][1].layers
+    if len(names) > MANY:
+        mine = chosen_layer(capture, look)[0]
+        near = max(names, key=lambda name: _common(name, mine))
+        names = tuple({look.where or near: None, near: None})
+    known = [("", "All layers", "Mean of all cross-attention layers")]
+    known += [(name, short(name), name) for name in names]
+    return _picks("where", tuple(known), look.where, "Whose attention")
+
+
+def _common(first: str, second: str) -> int:
+    """How many leading parts two layers' names share."""
+    pairs = zip(first.split("."), second.split("."), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def short(name: str) -> str:
+    """Returns an attention layer's place in few words: "up 1 · attention 0"."""
+    numbers = re.search(r"(down|up|mid)_block[s]?\.?(\d*).*?attentions\.(\d+)(.*)", name)
+    if numbers is None:
+        return name
+    block, level, which, rest = numbers.groups()
+    inner = re.search(r"transformer_blocks\.(\d+)", rest)
+    deeper = f".{inner[1]}" if inner and inner[1] != "0" else ""
+    return f"{block} {level}".strip() + f" · {int(which) + 1}{deeper}"
 
 
 def _halves(look: Look, guided: bool) -> str:

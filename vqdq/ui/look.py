@@ -20,6 +20,7 @@ class Look:
     Attributes:
         layer, step: of the activations; `half`: "cond" or "uncond".
         word: index of the chosen word; `by_size`: channels sorted; `quantity`: of all layers.
+        where: the attention layer whose scores and maps are shown; "" is the mean of all.
     """
 
     layer: str = ""
@@ -28,3 +29,4 @@ class Look:
     word: int = -1
     by_size: bool = False
     quantity: str = "peak_ratio"
+    where: str = ""
