@@ -300,6 +300,8 @@ def test_words_and_layers_answer_to_clicks(inside, browser):
     tab.locator("[data-act=word][data-at='0']").click()
     tab.wait_for_selector("[data-act=word][data-at='0'][aria-pressed=true]")
     assert "“red”" in (tab.locator("#vq-inspect-words svg").get_attribute("aria-label") or "")
+    tab.get_by_role("button", name="mid · 1").click()
+    tab.wait_for_selector("[data-act=where][data-value^=mid][aria-pressed=true]")
     tab.get_by_role("button", name="Largest first").click()
     tab.wait_for_selector("[data-act=order][data-value=size][aria-pressed=true]")
     tab.get_by_role("button", name="Drift").click()
