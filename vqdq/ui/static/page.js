@@ -111,8 +111,10 @@
 
   /* The server was closed: say it once, wait for it, and come back by itself. */
   let lost = false;
+  let leaving = false;
+  window.addEventListener("beforeunload", () => { leaving = true; });
   function watchServer() {
-    if (lost || ![...document.querySelectorAll(".toast-body")].some(
+    if (lost || leaving || ![...document.querySelectorAll(".toast-body")].some(
       (toast) => toast.textContent.includes("Connection errored out"))) return;
     lost = true;
     document.body.classList.add("vq-lost");
