@@ -270,6 +270,8 @@ def test_history_opens_and_deletes_only_after_a_second_press(tab, studio) -> Non
     open_tab(tab, "Runs")
     run = studio.workspace.runs("compare")[0]
     row = tab.locator(f"[data-run-row='{run.id}']")
+    row.get_by_text("Details").click()
+    assert "guidance" in row.locator("pre").inner_text()
     row.get_by_role("button", name="Delete").click()
     sure = row.get_by_role("button", name="Delete for good?")
     sure.wait_for()

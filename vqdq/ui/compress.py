@@ -176,9 +176,9 @@ def foresee(desk: Desk, make: Callable[[], Recipe]) -> Outlook:
         recipe = named(desk, make())
         plan = desk.plan(recipe)
     except UserError as error:
-        panel = header.fault(
-            error.what, where=error.where, remedy=error.remedy, title="These settings do not fit"
-        )
+        broken = desk.fault is not None
+        title = "This model cannot be opened" if broken else "These settings do not fit"
+        panel = header.fault(error.what, where=error.where, remedy=error.remedy, title=title)
         return Outlook(
             goals=panels.goals(goal_sizes(desk), ""),
             link="",

@@ -7,6 +7,7 @@ needs their shapes only.
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 from dataclasses import dataclass
@@ -83,14 +84,35 @@ class Desk:
         """True when the embedded model is on the desk, whose world has few words."""
         return self.model == pipelines.DEMO
 
-    @cached_property
+    @property
     def component(self) -> Component:
         """Shapes of the model's denoiser, read from file headers.
 
         Raises:
             UserError: not a model that can be opened.
         """
-        return pipelines.component(self.model)
+        if isinstance(self._component, UserError):
+            raise self._component
+        return self._component
+
+    @property
+    def fault(self) -> UserError | None:
+        """Why the model cannot be opened, or None."""
+        return self._component if isinstance(self._component, UserError) else None
+
+    @property
+    def stays_here(self) -> bool:
+        """True when nothing has to be looked up elsewhere: the demo model or a local folder."""
+        local = self.is_demo or Path(self.model).exists()
+        return local or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
+
+    @cached_property
+    def _component(self) -> Component | UserError:
+        """Read once, a fault too: a page that asks every moment must not look again each time."""
+        try:
+            return pipelines.component(self.model)
+        except UserError as error:
+            return error
 
     @cached_property
     def card(self) -> ModelCard:

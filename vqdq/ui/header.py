@@ -50,18 +50,23 @@ def device() -> tuple[str, str]:
     return f"CPU · {cores} cores", size(psutil.virtual_memory().total)
 
 
-def identity(title: str, details: str) -> str:
+def identity(title: str, details: str, *, offline: bool = True) -> str:
     """Returns logo, model, device and the offline badge; `title` and `details` describe the
     model.
     """
     processor, memory = device()
+    badge = (
+        '<span class="vq-fact" title="Nothing leaves this computer: no look-ups, no telemetry.">'
+        '<i class="vq-dot" aria-hidden="true"></i>offline</span>'
+        if offline
+        else ""
+    )
     return (
         f'<div class="vq-bar"><h1 class="vq-brand">{LOGO}VQDQ</h1><div class="vq-facts">'
         f'<span class="vq-fact" title="{escape(details)}"><strong>{escape(title)}</strong></span>'
         f'<span class="vq-fact vq-fact-device">{escape(processor)}<span class="vq-fact-memory">'
         f" · {escape(memory)}</span></span>"
-        '<span class="vq-fact" title="Nothing leaves this computer: no look-ups, no telemetry.">'
-        '<i class="vq-dot" aria-hidden="true"></i>offline</span></div></div>'
+        f"{badge}</div></div>"
     )
 
 

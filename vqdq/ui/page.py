@@ -18,7 +18,7 @@ from vqdq.ui import api, compare, compress, header, inspect, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
 from vqdq.ui.look import Look
-from vqdq.ui.wording import escape
+from vqdq.ui.wording import escape, shorten
 
 TICK_SECONDS = 0.7
 TABS = ("compress", "compare", "inspect", "runs")
@@ -245,11 +245,10 @@ def _shown(state: Session) -> dict[str, Any]:
 
 
 def _identity(desk: Desk) -> str:
-    try:
-        card = desk.card
-    except UserError as error:
-        return header.identity(f"{desk.model}: cannot be opened", str(error))
-    return header.identity(card.title, card.details)
+    if desk.fault is not None:
+        return header.identity(f"{shorten(desk.model, 60)}: cannot be opened", str(desk.fault))
+    card = desk.card
+    return header.identity(card.title, card.details, offline=desk.stays_here)
 
 
 def _pill(desk: Desk) -> str:

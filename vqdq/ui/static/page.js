@@ -29,6 +29,18 @@
       () => { window.prompt("Copy this:", text); });
   }
 
+  /* Details that a person opened stay open when the history is brought up to date. */
+  const opened = new Set();
+  const keyOf = (details) => details.closest("[data-run-row]").dataset.runRow;
+  function remember(details) {
+    if (details.open) opened.delete(keyOf(details)); else opened.add(keyOf(details));
+  }
+  function reopen() {
+    document.querySelectorAll("#vq-history details").forEach((details) => {
+      if (details.open !== opened.has(keyOf(details))) details.open = !details.open;
+    });
+  }
+
   /* The first press arms a button that destroys something; it rests again after four seconds. */
   function confirm(button) {
     if (button.dataset.act) return;
@@ -51,6 +63,8 @@
     else if (target === help()) help().close();
     const sure = target.closest("[data-confirm]");
     if (sure) confirm(sure);
+    const summary = target.closest("#vq-history summary");
+    if (summary) remember(summary.parentElement);
     const copier = target.closest("[data-copy]");
     if (copier) copy(copier.dataset.copy, copier);
     const word = target.closest("[data-word]");
@@ -131,6 +145,7 @@
   /* What arrives in the markup and belongs elsewhere: the title and the run in the address. */
   function gather() {
     watchServer();
+    reopen();
     const pill = document.querySelector(".vq-pill[data-title]");
     if (pill && document.title !== pill.dataset.title) document.title = pill.dataset.title;
     const linked = document.querySelector("[data-link]");
@@ -143,7 +158,7 @@
     if ((new URLSearchParams(location.search).get("run") || "") !== run && shown) link("run", run);
   }
   new MutationObserver(gather).observe(document.documentElement, {
-    childList: true, subtree: true, attributes: true, attributeFilter: ["data-title", "data-shown-run", "data-link", "aria-selected"],
+    childList: true, subtree: true, attributes: true, attributeFilter: ["data-title", "data-shown-run", "data-link", "data-run-row", "aria-selected"],
   });
 
   /* Gradio paints the mode itself when it starts: ours is applied again right after. */

@@ -1,0 +1,59 @@
+"""What the tabs share: plans, costs, names, and a model that cannot be opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vqdq.errors import UserError
+from vqdq.jobs.store import Workspace
+from vqdq.ui import page
+from vqdq.ui.desk import GOALS, Desk
+
+
+@pytest.fixture
+def workspace(tmp_path: Path):
+    opened = Workspace.open(tmp_path / "w")
+    yield opened
+    opened.close()
+
+
+def test_goals_are_presets_and_get_smaller(workspace) -> None:
+    desk = Desk(workspace, "demo")
+    sizes = {goal.name: desk.plan(desk.preset(goal.name)).predicted_bytes for goal in GOALS}
+    assert sizes["rtn-8bit"] > sizes["trellis-4bit"] > sizes["trellis-3bit"]
+    assert sizes["trellis-3bit"] > sizes["trellis-2bit"]
+
+
+def test_a_plan_is_made_once(workspace) -> None:
+    desk = Desk(workspace, "demo")
+    assert desk.plan(desk.preset("vq-3bit")) is desk.plan(desk.preset("vq-3bit"))
+
+
+def test_an_estimate_is_honest_about_its_source(workspace) -> None:
+    desk = Desk(workspace, "demo")
+    cost = desk.estimate(desk.plan(desk.preset("trellis-3bit")))
+    assert cost.seconds > 0
+    assert "a computer with two cores" in cost.seconds_source
+    assert cost.memory_bytes > desk.plan(desk.preset("trellis-3bit")).reference_bytes
+
+
+def test_names_are_free_and_clean(workspace, tmp_path: Path) -> None:
+    desk = Desk(workspace, "demo")
+    recipe = desk.preset("trellis-3bit")
+    assert desk.suggest_name(recipe) == "demo-trellis-3bit"
+    (workspace.models_folder / "demo-trellis-3bit").mkdir()
+    assert desk.suggest_name(recipe) == "demo-trellis-3bit-2"
+    assert Desk(workspace, str(tmp_path / "my model!")).suggest_name(recipe) == (
+        "my-model--trellis-3bit"
+    )
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "no-such-model"])
+def test_a_model_that_cannot_be_opened_is_said_on_the_page(workspace, model: str) -> None:
+    desk = Desk(workspace, model)
+    assert isinstance(desk.fault, UserError)
+    content = str(page.build(workspace, model).get_config_file()["components"])
+    assert "This model cannot be opened" in content
+    assert desk.fault.remedy.split("`")[0].strip()[:20] in content
