@@ -13,6 +13,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     NO_PROXY="localhost,127.0.0.1",
+    OMP_NUM_THREADS="1",  # small tensors: two threads that wait for each other are slower than one
 )
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
