@@ -1,7 +1,7 @@
 """Photographs the studio for the README: python -m benchmarks.screenshots.
 
-Starts the real page on a fresh workspace, compresses the embedded model, draws a comparison and keeps
-what a person would see in `assets/screenshots/`. Needs playwright and a Chromium.
+Starts the real page on a fresh workspace, compresses the embedded model, draws a comparison and
+keeps what a person would see in `assets/screenshots/`. Needs playwright and a Chromium.
 """
 
 from __future__ import annotations

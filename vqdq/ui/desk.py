@@ -23,7 +23,7 @@ from vqdq.recipe import Component, Plan, Recipe, load_recipe, resolve
 ASSETS = Path(__file__).parents[2] / "assets"
 
 # Million weights a second on two cores, until this workspace has its own measurements.
-_PACE = {"uniform": 40.0, "additive": 0.6, "trellis": 0.6}
+_PACE = {"uniform": 40.0, "additive": 1.2, "trellis": 2.2}
 _PACE_OTHER = 0.5
 _START_SECONDS = 1.5
 
