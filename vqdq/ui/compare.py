@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -148,10 +149,11 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
 
 
 def latest(desk: Desk) -> Comparison | None:
-    """Returns the newest finished comparison, or the shipped first look of the demo model."""
+    """Returns the newest finished comparison, its first variant, or the shipped first look."""
     run = next((run for run in desk.workspace.runs("compare", 20) if run.state == "done"), None)
     if run is not None:
-        return comparison.of_run(run)
+        found = comparison.of_run(run)
+        return replace(found, variants=found.variants[:1])
     return comparison.first_look(FIRST_LOOK) if desk.is_demo else None
 
 

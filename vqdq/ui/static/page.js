@@ -129,7 +129,7 @@
   window.addEventListener("beforeunload", () => { leaving = true; });
   function watchServer() {
     if (lost || leaving || ![...document.querySelectorAll(".toast-body")].some(
-      (toast) => toast.textContent.includes("Connection errored out"))) return;
+      (toast) => /Connection (errored out|to the server was lost)/.test(toast.textContent))) return;
     lost = true;
     document.body.classList.add("vq-lost");
     const banner = document.createElement("p");
