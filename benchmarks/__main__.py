@@ -18,7 +18,7 @@ PARTS = {
     ),
     "recipes": (
         "Recipes",
-        "The embedded model, 48 captions that training never saw, seeds 0 to 47, 20 steps, "
+        "The embedded model, 24 captions that training never saw, seeds 0 to 23, 20 steps, "
         "guidance 3. PSNR and SSIM against the pictures of the 16-bit file: median (10th to 90th "
         "percentile). The first row is that file against itself. As asked: what the judge says.",
         recipes.run,

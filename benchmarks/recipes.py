@@ -14,7 +14,7 @@ from vqdq.demo.scenes import caption
 from vqdq.metrics import images
 from vqdq.models.sources import presets_folder
 
-PICTURES = 48
+PICTURES = 24
 
 
 def run() -> str:

@@ -11,9 +11,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, cast
-
-from typing_extensions import Self
+from typing import Any, Self, TypeVar, cast
 
 from vqdq.errors import UserError
 

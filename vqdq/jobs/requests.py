@@ -12,9 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, cast
-
-from typing_extensions import Self
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 from vqdq.errors import UserError
 from vqdq.params import nearest

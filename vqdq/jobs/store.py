@@ -14,9 +14,7 @@ import secrets
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 from vqdq.errors import UserError
 from vqdq.jobs import models, run

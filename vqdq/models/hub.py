@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Any, cast
 
 import torch
@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 _NEWER = "Install the version of vqdq that wrote the folder, or compress the model again."
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """The name in `quant_method`; an enum because diffusers reads `.value`."""
 
     VQDQ = "vqdq"
