@@ -1,1 +1,1 @@
-"""Scripts that measure; never collected by pytest. `make bench` rewrites RESULTS.md in one run."""
+"""Scripts that measure; never collected by pytest. `make bench` rewrites RESULTS.md."""

@@ -32,12 +32,16 @@ PARTS = {
 
 
 def main(chosen: list[str]) -> None:
-    """Runs the chosen parts (all by default) and writes the file."""
+    """Runs the chosen parts (all by default) and writes the file; other parts stay as they were."""
     path = Path(__file__).with_name("RESULTS.md")
+    old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
+    kept = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in old}
     sections = ["# Results", "", "Rewritten by `make bench`; nothing here is typed by hand.", ""]
-    for name in chosen or list(PARTS):
-        title, text, run = PARTS[name]
-        sections += [f"## {title}", "", f"Measured on {machine()}.", "", text, "", run(), ""]
+    for name, (title, text, run) in PARTS.items():
+        if chosen and name not in chosen:
+            sections += [kept[title]] if title in kept else []
+        else:
+            sections += [f"## {title}", "", f"Measured on {machine()}.", "", text, "", run(), ""]
     path.write_text("\n".join(sections), encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
 
