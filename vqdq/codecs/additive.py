@@ -135,11 +135,7 @@ class AdditiveCodec(Codec[AdditiveParams]):
         stats: InputStats,
         generator: torch.Generator,
     ) -> dict[str, torch.Tensor]:
-        if stats.hessian is not None:
-            raise UserError(
-                'a Hessian was given, but "additive" works from the weight alone so far.',
-                remedy="Leave the Hessian out.",
-            )
+        del stats  # the weight alone decides
         block = rotation.block_size(shape, self.params.rotation)
         stored = rotation.random_signs(shape.in_features, generator)
         weight = rotation.rotate(weight, stored, block)

@@ -114,7 +114,8 @@ class Codec(ABC, Generic[P]):
     """A weight codec with fixed settings. Subclasses are final and registered with `@register`.
 
     Class attributes: `name` (registered), `title` (for people), `summary` (one sentence),
-    `reference` (arXiv id and section, or the standard), `settings` (its `Params` class).
+    `reference` (arXiv id and section, or the standard), `settings` (its `Params` class),
+    `uses_hessian` (False: a Hessian that is given is refused, never ignored).
     """
 
     name: ClassVar[str]
@@ -122,6 +123,7 @@ class Codec(ABC, Generic[P]):
     summary: ClassVar[str]
     reference: ClassVar[str]
     settings: ClassVar[type[Params]]
+    uses_hessian: ClassVar[bool] = False
 
     def __init__(self, params: P) -> None:
         self.params = params
@@ -171,11 +173,17 @@ class Codec(ABC, Generic[P]):
             report: progress; may raise `Cancelled`.
 
         Raises:
-            UserError: not a matrix, NaN or infinite values, or a shape the codec cannot take.
+            UserError: not a matrix, NaN or infinite values, a shape the codec cannot take, or a
+                Hessian that it does not use.
         """
         del report  # one layer is the unit of progress; a slow codec overrides `encode`
         shape = checked_shape(weight, taps)
         self.check(shape)
+        if stats is not None and stats.hessian is not None and not self.uses_hessian:
+            raise UserError(
+                f'a Hessian was given, but "{self.name}" works from the weight alone so far.',
+                remedy="Leave the Hessian out.",
+            )
         source = generator if generator is not None else torch.Generator().manual_seed(0)
         tensors = self._encode(weight.detach().float().cpu(), shape, stats or InputStats(), source)
         return Packed(codec=self.name, params=self.params, shape=shape, tensors=tensors)

@@ -94,12 +94,7 @@ class UniformCodec(Codec[UniformParams]):
         stats: InputStats,
         generator: torch.Generator,
     ) -> dict[str, torch.Tensor]:
-        del generator  # nothing is random here
-        if stats.hessian is not None:
-            raise UserError(
-                'a Hessian was given, but "uniform" works from the weight alone so far.',
-                remedy="Leave the Hessian out.",
-            )
+        del stats, generator  # the weight alone decides, and nothing is random
         grouped = weight.reshape(-1, self._size(shape))  # [groups, size]
         step, zero = self._best_range(grouped)
         codes = self._codes(grouped, step, zero)
