@@ -21,6 +21,8 @@ FLOORS = {
     "vqdq.kernels": 1,
     "vqdq.codecs": 2,
     "vqdq.activations": 2,
+    "vqdq.calibration": 3,
+    "vqdq.allocation": 3,
     "vqdq.recipe": 3,
     "vqdq.layers": 3,
     "vqdq.capture": 3,

@@ -13,18 +13,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
 from vqdq import codecs
+from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.codecs.base import Codec, Storage, WeightShape
 from vqdq.errors import UserError
 from vqdq.params import Params, nearest
 from vqdq.tensors import TensorSpec, safetensors_bytes
 
 FORMAT_VERSION = 1
-_RECIPE_KEYS = ("version", "name", "title", "description", "seed", "rules")
+S = TypeVar("S", bound=Params)
+_RECIPE_KEYS = (
+    "version", "name", "title", "description", "seed", "rules", "calibration", "finetune",
+)  # fmt: skip
+_DECIDING_KEYS = ("version", "seed", "rules", "calibration", "finetune")
 _RULE_KEYS = ("pattern", "method", "params")
 
 
@@ -49,13 +54,20 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Ordered rules with a name and a seed: everything that decides the compressed bytes."""
+    """Ordered rules with a name and a seed: everything that decides the compressed bytes.
+
+    Attributes:
+        calibration: how the layers' inputs are sampled; None encodes from the weights alone.
+        finetune: how the result learns from the full-precision model; None leaves it as encoded.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     title: str = ""
     description: str = ""
     seed: int = 0
+    calibration: CalibrationParams | None = None
+    finetune: FinetuneParams | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as JSON values, every setting written out."""
@@ -65,6 +77,7 @@ class Recipe:
             if rule.params is not None:
                 entry["params"] = rule.params.to_json()
             rules.append(entry)
+        extra = {"calibration": self.calibration, "finetune": self.finetune}
         return {
             "version": FORMAT_VERSION,
             "name": self.name,
@@ -72,16 +85,13 @@ class Recipe:
             "description": self.description,
             "seed": self.seed,
             "rules": rules,
+            **{key: value.to_json() for key, value in extra.items() if value is not None},
         }
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides the bytes (seed and rules; not name, title or description)."""
-        content = {
-            key: value
-            for key, value in self.to_json().items()
-            if key in ("version", "seed", "rules")
-        }
+        """SHA-256 of what decides the bytes (all but name, title and description)."""
+        content = {key: value for key, value in self.to_json().items() if key in _DECIDING_KEYS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -122,6 +132,8 @@ class Recipe:
             title=texts["title"],
             description=texts["description"],
             seed=seed,
+            calibration=_section(CalibrationParams, values, "calibration", where),
+            finetune=_section(FinetuneParams, values, "finetune", where),
         )
 
 
@@ -349,6 +361,15 @@ def _rule(values: object, where: str) -> Rule:
         raise UserError(error.what, where=f"{where}.method", remedy=error.remedy) from error
     ready = settings.from_json(cast(dict[str, Any], params), where=f"{where}.params")
     return Rule(pattern=pattern, method=method, params=ready)
+
+
+def _section(kind: type[S], values: Mapping[str, Any], key: str, where: str) -> S | None:
+    given = values.get(key)
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise UserError(f"{key} is not a JSON object.", where=where, remedy="Write {} or settings.")
+    return kind.from_json(cast(dict[str, Any], given), where=f"{where}.{key}")
 
 
 def _known_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:

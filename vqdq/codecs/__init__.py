@@ -82,6 +82,7 @@ def encode(
     method: str,
     *,
     hessian: torch.Tensor | None = None,
+    damping: float = 0.1,
     seed: int = 0,
     taps: int = 1,
     **params: Any,
@@ -92,6 +93,7 @@ def encode(
         weight: [out, in], any float dtype.
         method: a name from `names()`.
         hessian: E[x xᵀ] of the layer's inputs, [in, in], for codecs that use it.
+        damping: share of mean(diag H) added to its diagonal.
         seed: of all randomness; same seed and settings, same bytes.
         taps: kernel positions when the matrix is a convolution [out, taps*channels].
         params: settings of the method (`bits=3`, …).
@@ -99,6 +101,6 @@ def encode(
     Raises:
         UserError: unknown method or setting, a value out of range, a damaged or impossible weight.
     """
-    stats = InputStats(hessian=hessian) if hessian is not None else None
+    stats = None if hessian is None else InputStats(hessian=hessian, damping=damping)
     generator = torch.Generator().manual_seed(seed)
     return create(method, **params).encode(weight, taps=taps, stats=stats, generator=generator)

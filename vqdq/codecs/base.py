@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -71,11 +71,13 @@ class InputStats:
         hessian: E[x xᵀ], float32 [in, in], or None when the codec works from the weight alone.
         mean: E[x], float32 [in], or None.
         num_samples: independent input vectors behind the moments.
+        damping: share of mean(diag H) that is added to the diagonal before it is factorised.
     """
 
     hessian: torch.Tensor | None = None
     mean: torch.Tensor | None = None
     num_samples: int = 0
+    damping: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +117,9 @@ class Codec(ABC, Generic[P]):
 
     Class attributes: `name` (registered), `title` (for people), `summary` (one sentence),
     `reference` (arXiv id and section, or the standard), `settings` (its `Params` class),
-    `uses_hessian` (False: a Hessian that is given is refused, never ignored).
+    `uses_hessian` (False: a Hessian that is given is refused, never ignored), `needs_hessian`
+    (True: nothing is encoded without one), `row_scales` (True: the tensor "scales" has one or more
+    scales for each row and the decoded row is proportional to them, so fine-tuning can move them).
     """
 
     name: ClassVar[str]
@@ -124,6 +128,8 @@ class Codec(ABC, Generic[P]):
     reference: ClassVar[str]
     settings: ClassVar[type[Params]]
     uses_hessian: ClassVar[bool] = False
+    needs_hessian: ClassVar[bool] = False
+    row_scales: ClassVar[bool] = True
 
     def __init__(self, params: P) -> None:
         self.params = params
@@ -179,14 +185,47 @@ class Codec(ABC, Generic[P]):
         del report  # one layer is the unit of progress; a slow codec overrides `encode`
         shape = checked_shape(weight, taps)
         self.check(shape)
-        if stats is not None and stats.hessian is not None and not self.uses_hessian:
-            raise UserError(
-                f'a Hessian was given, but "{self.name}" works from the weight alone so far.',
-                remedy="Leave the Hessian out.",
-            )
+        self._check_hessian(shape, stats)
         source = generator if generator is not None else torch.Generator().manual_seed(0)
         tensors = self._encode(weight.detach().float().cpu(), shape, stats or InputStats(), source)
         return Packed(codec=self.name, params=self.params, shape=shape, tensors=tensors)
+
+    def rescaled(self, packed: Packed, factors: torch.Tensor) -> Packed:
+        """Returns `packed` with the scales of row r multiplied by factors[r], rounded to fp16.
+
+        Only for codecs with `row_scales`; codes stay as they are.
+        """
+        scales = packed.tensors["scales"]
+        wide = factors.to(scales.device).float().reshape(-1, *[1] * (scales.ndim - 1))
+        limit = torch.finfo(scales.dtype).max
+        moved = (scales.float() * wide).clamp(-limit, limit).to(scales.dtype)
+        return replace(packed, tensors={**packed.tensors, "scales": moved})
+
+    def _check_hessian(self, shape: WeightShape, stats: InputStats | None) -> None:
+        hessian = None if stats is None else stats.hessian
+        if hessian is None:
+            if self.needs_hessian:
+                raise UserError(
+                    f'"{self.name}" needs the Hessian of the layer\'s inputs.',
+                    remedy='Add "calibration" to the recipe, or pass hessian=….',
+                )
+            return
+        if not self.uses_hessian:
+            raise UserError(
+                f'a Hessian was given, but "{self.name}" works from the weight alone.',
+                remedy="Leave the Hessian out.",
+            )
+        width = shape.in_features
+        if hessian.shape != (width, width):
+            raise UserError(
+                f"the Hessian is {list(hessian.shape)}, the weight has {width} columns.",
+                remedy=f"Pass E[x xᵀ] of this layer's inputs, [{width}, {width}].",
+            )
+        if not bool(torch.isfinite(hessian).all()) or bool((hessian.diagonal() < 0).any()):
+            raise UserError(
+                "the Hessian holds NaN, infinite or negative second moments.",
+                remedy="Calibrate again; the model may overflow on these prompts.",
+            )
 
 
 def checked_shape(weight: torch.Tensor, taps: int) -> WeightShape:

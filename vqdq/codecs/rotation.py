@@ -57,3 +57,14 @@ def unrotate(rotated: torch.Tensor, stored: torch.Tensor, block: int) -> torch.T
     if block == 0:
         return rotated
     return kernels.hadamard(rotated, block) * signs(stored, rotated.shape[1])
+
+
+def rotate_hessian(hessian: torch.Tensor, stored: torch.Tensor, block: int) -> torch.Tensor:
+    """Returns E[x̃ x̃ᵀ] of the rotated inputs x̃ = (S H)ᵀ x; `block` 0 returns the Hessian.
+
+    tr(W̃ H̃ W̃ᵀ) = tr(W H Wᵀ), so an error weighted in one basis is the same in the other.
+    """
+    if block == 0:
+        return hessian
+    half = rotate(hessian.float(), stored, block)
+    return rotate(half.T.contiguous(), stored, block)
