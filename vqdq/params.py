@@ -44,7 +44,7 @@ def param(
     unit: str = "",
     low: float | None = None,
     high: float | None = None,
-    choices: Iterable[T] = (),
+    choices: Iterable[T] | tuple[()] = (),
     reference: str = "",
     advanced: bool = False,
 ) -> T:

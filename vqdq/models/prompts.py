@@ -1,4 +1,4 @@
-"""Which prompts a model is calibrated and fine-tuned on: a file's, its own, or the built-in ones."""
+"""Which prompts a model is calibrated and tuned on: a file's, its own, or the built-in ones."""
 
 from __future__ import annotations
 
