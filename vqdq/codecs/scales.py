@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vqdq.errors import UserError
+from vqdq.kernels.threads import one_thread
 
 LARGEST = torch.finfo(torch.float16).max
 
@@ -14,18 +15,32 @@ def row_rms(weight: torch.Tensor) -> torch.Tensor:
     return weight.double().square().mean(dim=1).sqrt().float()
 
 
-def fitted_scales(weight: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Returns argmin_s ‖weight_r − s·levels_r‖² for every row r, float32 [rows].
+def fitted_scales(
+    weight: torch.Tensor,
+    levels: torch.Tensor,
+    hessian: torch.Tensor | None = None,
+    damping: float = 0.0,
+) -> torch.Tensor:
+    """Returns argmin_s (w_r − s·l_r) H (w_r − s·l_r)ᵀ for every row r, float32 [rows].
 
-    0 where a row's levels are all 0.
+    s = w H lᵀ / l H lᵀ, products in float32 and their sums in float64. 0 where a row's
+    levels are all 0. Without `hessian` H is the identity: plain least squares, all in float64. The
+    result does not depend on the number of threads.
 
     Args:
-        weight: float32 [rows, columns]; `levels`: what it was rounded to before scaling, same
-            shape.
+        weight: float32 [rows, columns].
+        levels: what it was rounded to before scaling, same shape.
+        hessian: E[x xᵀ], symmetric positive semidefinite [columns, columns], or None.
+        damping: share of mean(diag H) added to its diagonal, as when the weight was rounded.
     """
     exact, rounded = weight.double(), levels.double()
-    power = rounded.square().sum(dim=1)
-    product = (exact * rounded).sum(dim=1)
+    seen = rounded  # l H
+    if hessian is not None:
+        with one_thread():
+            seen = (levels.float() @ hessian.float()).double()
+        seen = seen + damping * hessian.diagonal().double().mean() * rounded
+    power = (rounded * seen).sum(dim=1)
+    product = (exact * seen).sum(dim=1)
     return torch.where(power > 0, product / power.clamp_min(1e-300), 0.0).float()
 
 
