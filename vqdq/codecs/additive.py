@@ -10,7 +10,7 @@ does not take the codebook from the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -182,3 +182,44 @@ class AdditiveCodec(Codec[AdditiveParams]):
         return (
             rotation.unrotate(rotated, packed.tensors["signs"].cpu(), block) if block else rotated
         )
+
+    def codebook_gradient(self, packed: Packed, weight_gradient: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of a loss by the stored codebooks, float32 [M, codewords, dim].
+
+        The adjoint of `decode`: un-rotate, scale by row, add up by code. Empty ([0]) for a layer on
+        the universal codebooks, which has none to learn.
+
+        Args:
+            packed: what `encode` returned.
+            weight_gradient: gradient of the loss by the decoded weight, float32 [out, in].
+        """
+        if "codebooks" not in packed.tensors:
+            return torch.zeros(0)
+        block = rotation.block_size(packed.shape, self.params.rotation)
+        turned = weight_gradient.detach().cpu().float()
+        if block:  # decode multiplies by (S H)ᵀ, and S H is orthogonal
+            turned = rotation.rotate(turned, packed.tensors["signs"].cpu(), block)
+        codes = packed.tensors["codes"].cpu()
+        return kernels.additive_gradient(
+            codes.reshape(-1, codes.shape[2]),
+            turned,
+            packed.tensors["scales"].cpu().float(),
+            self._codebook_shape(),
+        )
+
+    def with_codebooks(self, packed: Packed, learnt: torch.Tensor) -> Packed:
+        """Returns `packed` with these codebooks [M, codewords, dim], on the grid that decode sums.
+
+        Codebooks are stored on the grid of 1/128, on which sums are exact.
+
+        Raises:
+            UserError: a layer on the universal codebooks, which cannot be changed.
+        """
+        if "codebooks" not in packed.tensors:
+            raise UserError(
+                "this layer uses the universal codebooks.",
+                remedy='Encode it with codebooks="layer" to learn its own.',
+            )
+        stored = packed.tensors["codebooks"]
+        books = (codebooks.to_grid(learnt.detach().float()).float() / codebooks.GRID).half()
+        return replace(packed, tensors={**packed.tensors, "codebooks": books.to(stored.device)})

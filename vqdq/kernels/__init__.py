@@ -24,6 +24,7 @@ OPERATIONS = (
     "trellis_decode",
     "additive_encode",
     "additive_decode",
+    "additive_gradient",
 )
 COST_UNITS = 8  # trellis targets are given in 1/8 of a table step
 
@@ -53,7 +54,8 @@ def warm() -> None:
         trellis_decode(codes, table, bits, 48)
     codebooks = torch.zeros((2, 256, 8), dtype=torch.int16)
     picked = additive_encode(levels.reshape(-1, 8), codebooks, 2)
-    additive_decode(picked, codebooks.float(), torch.ones(48), 2)
+    decoded = additive_decode(picked, codebooks.float(), torch.ones(48), 2)
+    additive_gradient(picked, decoded, torch.ones(48), (2, 256, 8))
     unpack_bits(pack_bits(torch.zeros(8, dtype=torch.uint8), 3), 3, 8)
     hadamard(torch.zeros(16, 16), 16)
     grid_errors(torch.zeros(16, 16), torch.ones(16, 3), torch.zeros(16, 3), 7)
@@ -155,6 +157,23 @@ def additive_decode(
         groups: vectors per row.
     """
     return _backend()[0].additive_decode(codes, codebooks, scales, groups)
+
+
+def additive_gradient(
+    codes: torch.Tensor, gradient: torch.Tensor, scales: torch.Tensor, shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """Returns the adjoint of `additive_decode` in its codebooks, float32 `shape`.
+
+    Entry [m, k] is the sum of scales[row] * gradient over the vectors whose m-th code is k, added
+    up in float64 from the first vector to the last.
+
+    Args:
+        codes: uint8 [rows*groups, num_codebooks].
+        gradient: float32 [rows, groups*dim], of a loss by the decoded weight.
+        scales: float32 [rows].
+        shape: (num_codebooks, codewords, dim) of the codebooks.
+    """
+    return _backend()[0].additive_gradient(codes, gradient, scales, shape)
 
 
 @cache

@@ -203,3 +203,22 @@ def decode_rows(
                 _sum4(line, place, books, codes, at, count, scale)
             else:
                 _sum16(line, place, books, codes, at, count, scale)
+
+
+@njit(nogil=True, cache=True)
+def add_gradient(
+    codes: Array, gradient: Array, scales: Array, total: Array, first: int, last: int
+) -> None:
+    """Adds scaled gradients to the codewords of codebooks first..last-1 that each vector uses.
+
+    codes uint8 [rows*groups, M]; gradient float32 [rows, groups*dim]; total float64 [M, K, dim].
+    """
+    dim = total.shape[2]
+    groups = gradient.shape[1] // dim
+    for index in range(first, last):
+        for row in range(gradient.shape[0]):
+            scale = scales[row]
+            for group in range(groups):
+                word = total[index, codes[row * groups + group, index]]
+                for d in range(dim):
+                    word[d] += np.float64(gradient[row, group * dim + d] * scale)

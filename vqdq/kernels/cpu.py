@@ -130,6 +130,21 @@ def additive_decode(
     return torch.from_numpy(out)
 
 
+def additive_gradient(
+    codes: torch.Tensor, gradient: torch.Tensor, scales: torch.Tensor, shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_gradient`."""
+    picked, slopes = codes.contiguous().numpy(), gradient.detach().float().contiguous().numpy()
+    factors = scales.detach().float().contiguous().numpy()
+    total = np.zeros(shape, np.float64)
+
+    def add(first: int, last: int) -> None:
+        beam_search.add_gradient(picked, slopes, factors, total, first, last)
+
+    _spread(add, shape[0], 1)
+    return torch.from_numpy(total.astype(np.float32))
+
+
 def _spread(work: Callable[[int, int], None], count: int, grain: int) -> None:
     """Calls work(first, last) on ranges that cover 0..count-1 and start at multiples of `grain`."""
     threads = torch.get_num_threads()

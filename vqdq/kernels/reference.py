@@ -168,3 +168,14 @@ def additive_decode(
     for index in range(1, len(codebooks)):
         total = total + codebooks[index][codes[:, index].long()]
     return total.reshape(len(scales), groups * codebooks.shape[2]) * scales[:, None]
+
+
+def additive_gradient(
+    codes: torch.Tensor, gradient: torch.Tensor, scales: torch.Tensor, shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_gradient`."""
+    scaled = (gradient.float() * scales.float()[:, None]).double().reshape(-1, shape[2])
+    total = torch.zeros(shape, dtype=torch.float64)
+    for index in range(shape[0]):
+        total[index].index_add_(0, codes[:, index].long(), scaled)
+    return total.float()
