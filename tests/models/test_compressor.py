@@ -255,7 +255,7 @@ def test_a_full_disk_before_the_work(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("vqdq.models.compressor.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("vqdq.models.space.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="1,000 bytes free") as caught:
         compress_folder(model, RECIPE, tmp_path / "out")
     assert "Free space" in caught.value.remedy

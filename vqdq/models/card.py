@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqdq.models.checkpoint import LayerResult
+from vqdq.models.checkpoint import LayerResult, Learnt
 from vqdq.models.sources import Source
 from vqdq.recipe import Plan
 
 _LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
 
 
-def card(source: Source, plan: Plan, layers: Sequence[LayerResult]) -> str:
+def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Learnt | None) -> str:
     """Returns the text of README.md; the same whenever and wherever it was made."""
     base = source.name
     lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
@@ -40,6 +40,8 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult]) -> str:
         f"| Layers | {len(layers) - kept} packed, {kept} kept in 16 bits |",
         f"| Bits per weight | {plan.bits_per_weight:.4g} over the packed layers, "
         "codes, scales and codebooks counted |",
+        f"| Calibration | {_calibration(plan)} |",
+        f"| Fine-tuning | {_learning(learnt)} |",
         f"| Recipe | `recipe.json` ({plan.recipe.name}, seed {plan.recipe.seed}) |",
         "",
         "## Use",
@@ -57,6 +59,20 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult]) -> str:
         "Everything but the listed layers is as in the base model, whose terms of use apply.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(plan: Plan) -> str:
+    params = plan.recipe.calibration
+    return "none" if params is None else f"{params.prompts} prompts, {params.steps} steps"
+
+
+def _learning(learnt: Learnt | None) -> str:
+    if learnt is None:
+        return "none"
+    return (
+        f"{learnt.steps} steps; noise prediction on held-out calls "
+        f"{learnt.before_db:.1f} dB before, {learnt.after_db:.1f} dB after"
+    )
 
 
 def _licence(path: Path) -> str | None:

@@ -50,7 +50,8 @@ class LayerResult:
         name: full dotted name.
         method: codec, or None for a layer kept in 16 bits.
         bits_per_weight: true bits, everything counted.
-        error_db: 10 log10(‖W-Ŵ‖² / ‖W‖²); None when nothing was lost.
+        error_db: 10 log10(‖W-Ŵ‖² / ‖W‖²) as encoded; None when nothing was lost.
+        output_error_db: the same for its outputs on the calibration inputs; None without.
         bytes, reference_bytes: of its weight, as stored and in 16 bits.
         seconds: wall time of its encoding; 0 when it was not encoded.
     """
@@ -59,6 +60,7 @@ class LayerResult:
     method: str | None
     bits_per_weight: float
     error_db: float | None
+    output_error_db: float | None
     bytes: int
     reference_bytes: int
     seconds: float
@@ -110,7 +112,23 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
     }
 
 
-def facts(plan: Plan, layers: Sequence[LayerResult], *, base_model: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learnt:
+    """What fine-tuning did.
+
+    Attributes:
+        before_db, after_db: signal over error of the noise prediction on held-out calls, dB.
+        steps: training steps taken.
+    """
+
+    before_db: float
+    after_db: float
+    steps: int
+
+
+def facts(
+    plan: Plan, layers: Sequence[LayerResult], learnt: Learnt | None, *, base_model: str
+) -> dict[str, Any]:
     """Returns the content of `vqdq.json`; without times, so that a resumed run writes the same."""
     rows = [{k: v for k, v in asdict(layer).items() if k != "seconds"} for layer in layers]
     return {
@@ -121,6 +139,7 @@ def facts(plan: Plan, layers: Sequence[LayerResult], *, base_model: str) -> dict
         "weight_bytes": plan.predicted_bytes,
         "reference_bytes": plan.reference_bytes,
         "bits_per_weight": plan.bits_per_weight,
+        "finetune": None if learnt is None else asdict(learnt),
         "layers": rows,
     }
 

@@ -6,37 +6,35 @@ Both ways encode the same matrices with the same generators, so their results ar
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shutil
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
+from vqdq.calibration import CalibrationParams
+from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
-from vqdq.layers.matrix import to_matrix, weight_matrix
+from vqdq.layers.matrix import to_matrix
 from vqdq.layers.quantized import pack
 from vqdq.models import checkpoint
-from vqdq.models.card import card
-from vqdq.models.checkpoint import LayerResult, half
-from vqdq.models.copying import component_bytes, copy_components
+from vqdq.models.assembly import finished_layers, layer_results, write_final
+from vqdq.models.checkpoint import LayerResult, Learnt, half
 from vqdq.models.denoisers import denoiser
-from vqdq.models.encoding import encode_layer, error_db, within
+from vqdq.models.encoding import EncodedLayer, encode_layer, within
 from vqdq.models.hub import VqdqConfig, attach_
 from vqdq.models.memory import peak_bytes, reset_peak
-from vqdq.models.partial import FULL, Partial, fingerprint, open_partial, refuse_existing, version
+from vqdq.models.partial import Partial, fingerprint, open_partial, refuse_existing, version
 from vqdq.models.pipelines import component, source_component
-from vqdq.models.sources import Source, locate, presets_folder
-from vqdq.models.weights import WeightFile, sync_folder, write_text, write_weights
+from vqdq.models.sources import locate, presets_folder
+from vqdq.models.space import full_disk, needed_bytes, require_space
+from vqdq.models.teacher import Teacher
+from vqdq.models.weights import WeightFile
 from vqdq.progress import Event, Report, silent
-from vqdq.recipe import METADATA, Plan, Recipe, load_recipe, resolve
-from vqdq.tensors import TensorSpec
+from vqdq.recipe import Plan, PlannedLayer, Recipe, load_recipe, resolve
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -51,6 +49,7 @@ class CompressionResult:
         plan: what was planned; `layers`: what was measured, in the plan's order.
         predicted_bytes, measured_bytes: of the denoiser's weight file.
         bits_per_weight: true bits over the packed layers.
+        learnt: what fine-tuning did, or None.
         seconds: wall time of this run; `peak_memory_bytes`: most resident memory of this process.
     """
 
@@ -60,6 +59,7 @@ class CompressionResult:
     predicted_bytes: int
     measured_bytes: int
     bits_per_weight: float
+    learnt: Learnt | None
     seconds: float
     peak_memory_bytes: int
 
@@ -85,7 +85,12 @@ def as_recipe(recipe: Recipe | str | Path) -> Recipe:
 
 
 def compress_folder(
-    model: str | Path, recipe: Recipe, output: str | Path, *, report: Report = silent
+    model: str | Path,
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    calibration: str | Path | None = None,
+    report: Report = silent,
 ) -> CompressionResult:
     """Compresses the denoiser of a model into a new diffusers folder.
 
@@ -96,7 +101,9 @@ def compress_folder(
     Args:
         model: "demo", a folder or a hub id.
         output: must not exist yet.
-        report: stages "encode" (layer k of n) and "save"; may raise `Cancelled`.
+        calibration: a folder of `vqdq calibrate`, instead of running the model on prompts here.
+        report: stages "record", "calibrate", "encode" (layer k of n), "finetune" and "save", as
+            far as the recipe asks for them; may raise `Cancelled`.
 
     Raises:
         UserError: a fault of the model, the recipe or the disk; finished layers are kept.
@@ -116,14 +123,18 @@ def compress_folder(
         "model": fingerprint(files, source.config),
         "version": version(),
     }
-    needed = _needed_bytes(plan, source)
-    with _full_disk(target, needed), open_partial(target, state) as partial:
-        _require_space(partial, needed)
+    folder = None if calibration is None else Path(calibration)
+    teacher = Teacher(model, calibration=folder)
+    needed = needed_bytes(plan, source)
+    with full_disk(target, needed), open_partial(target, state) as partial:
+        require_space(partial, needed)
         by_key = {key: file for file in files for key in file.tensors}
         _require_finite(plan, by_key)
-        layers = _encode_layers(plan, by_key, partial, report)
+        _encode_missing(plan, by_key, partial, teacher, report)
+        learnt = _learn(plan, partial, teacher, report)
+        layers = layer_results(plan, by_key, partial)
         report(Event(stage="save", done=0, total=3, message="weights"))
-        measured = _write_final(source, plan, layers, by_key, partial, report)
+        measured = write_final(source, plan, layers, by_key, partial, learnt, report)
         report(Event(stage="save", done=3, total=3, message=target.name))
         partial.publish(target)
     return CompressionResult(
@@ -133,6 +144,7 @@ def compress_folder(
         predicted_bytes=plan.predicted_bytes,
         measured_bytes=measured,
         bits_per_weight=plan.bits_per_weight,
+        learnt=learnt,
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_bytes(),
     )
@@ -143,120 +155,139 @@ def compress(
 ) -> DiffusionPipeline:
     """Returns a new pipeline with a compressed denoiser; the other components are shared.
 
-    The pipeline that is passed stays as it was. What is kept is rounded to 16 bits, so that the
-    result equals the one that is loaded from the disk, bit for bit.
+    The pipeline that is passed stays as it was, and is what a recipe calibrates on and learns
+    from. What is kept is rounded to 16 bits, so that the result equals the one that is loaded from
+    the disk, bit for bit.
 
     Raises:
         UserError: a fault of the recipe or of the weights (the layer is named).
     """
     name, module = denoiser(pipeline)
     ready = plan(pipeline, recipe)
-    memo: dict[int, Any] = {}
+    teacher = Teacher.of(pipeline)
+    state = module.state_dict()
+    packed: dict[str, Packed] = {}
+    changed: dict[str, torch.Tensor] = {}
     chosen = ready.quantized
-    for done, planned in enumerate(chosen):
-        key = planned.layer.name
-        layer = module.get_submodule(key)
-        inner = within(report, done, len(chosen), key)
-        inner(Event(stage="encode"))
-        packed, _, _ = encode_layer(weight_matrix(layer)[0], planned, ready.recipe.seed, inner)
-        # A copy, because its bias is shared with the layer and is rounded below.
-        place = layer.get_parameter("weight").device
-        memo[id(layer)] = copy.deepcopy(pack(layer, packed)).to(place)
+    for planned, layer in _encoded(ready, chosen, lambda key: state.get(key), teacher, report):
+        packed[planned.layer.name] = layer.packed
+        if layer.bias is not None:
+            changed[f"{planned.layer.name}.bias"] = layer.bias
     report(Event(stage="encode", done=len(chosen), total=len(chosen)))
-    twin = copy.deepcopy(module, memo)  # packed layers stand in for the dense ones
-    stored = {f"{p.layer.name}.{spec.name}" for p in chosen for spec in p.storage.tensors}
-    for key, tensor in twin.state_dict().items():
-        if key not in stored:
-            tensor.copy_(half(tensor, key))
+    twin = _twin(module, packed, changed)
+    if ready.recipe.finetune is not None:
+        learnt = teacher.tune(twin, ready.recipe.finetune, *_way(ready), report)
+        twin = _twin(module, learnt.packed, {**changed, **learnt.tensors})
     attach_(twin, VqdqConfig(**checkpoint.quantization_config(ready)))
     return _with_denoiser(pipeline, name, twin)
 
 
-def _encode_layers(
-    plan: Plan, files: dict[str, WeightFile], partial: Partial, report: Report
-) -> list[LayerResult]:
-    results: list[LayerResult] = []
-    total, done = len(plan.quantized), 0
-    for number, planned in enumerate(plan.layers):
-        name, storage = planned.layer.name, planned.storage
-        key = f"{name}.weight"
-        error: float | None = None
-        seconds = 0.0
-        if planned.method is not None:
-            report(Event(stage="encode", done=done, total=total, message=name))
-            finished = partial.finished(number, planned)
-            if finished is not None:
-                error, seconds = finished.error_db, finished.seconds
-            else:
-                matrix = to_matrix(files[key].read(key))
-                inner = within(report, done, total, name)
-                packed, error, seconds = encode_layer(matrix, planned, plan.recipe.seed, inner)
-                partial.keep(number, name, packed, error_db=error, seconds=seconds)
-            done += 1
-        else:
-            weight = files[key].read(key)
-            error = error_db(weight, half(weight, key))
-        results.append(
-            LayerResult(
-                name=name,
-                method=planned.method,
-                bits_per_weight=storage.bits_per_weight,
-                error_db=error,
-                bytes=storage.total_bytes,
-                reference_bytes=2 * planned.layer.shape.count,
-                seconds=seconds,
-            )
-        )
-    report(Event(stage="encode", done=total, total=total))
-    return results
-
-
-def _write_final(
-    source: Source,
+def _encoded(
     plan: Plan,
-    layers: list[LayerResult],
-    files: dict[str, WeightFile],
-    partial: Partial,
+    layers: Sequence[PlannedLayer],
+    read: Callable[[str], torch.Tensor | None],
+    teacher: Teacher,
     report: Report,
-) -> int:
-    """Puts the finished folder together in `partial.final`; returns the size of the weight file."""
-    final = partial.final
-    folder = final / plan.component.name
-    folder.mkdir(parents=True)
-    origin: dict[str, tuple[WeightFile, str]] = {}
-    for number, planned in enumerate(plan.layers):
-        if planned.method is not None:
-            finished = partial.finished(number, planned)
-            assert finished is not None
-            for spec in planned.storage.tensors:
-                origin[f"{planned.layer.name}.{spec.name}"] = (finished.weights, spec.name)
+) -> Generator[tuple[PlannedLayer, EncodedLayer], None, None]:
+    """Yields `layers` encoded, in the order in which their statistics come."""
+    calibration = plan.recipe.calibration
+    total = len(plan.quantized)
+    done = total - len(layers)
+    for part, stats in teacher.passes(layers, plan.component, calibration, report):
+        for planned in part:
+            name = planned.layer.name
+            report(Event(stage="encode", done=done, total=total, message=name))
+            weight = read(f"{name}.weight")
+            assert weight is not None
+            corrected = calibration is not None and calibration.bias_correction
+            yield (
+                planned,
+                encode_layer(
+                    to_matrix(weight.detach()),
+                    planned,
+                    plan.recipe.seed,
+                    within(report, done, total, name),
+                    stats=stats.get(name),
+                    bias=read(f"{name}.bias") if corrected else None,
+                ),
+            )
+            done += 1
 
-    def read(spec: TensorSpec) -> torch.Tensor:
-        if spec.name in origin:
-            file, key = origin[spec.name]
-            return file.read(key)
-        return half(files[spec.name].read(spec.name), spec.name)
 
-    measured = write_weights(folder / checkpoint.WEIGHTS, plan.tensors, METADATA, read)
-    if measured != plan.predicted_bytes:
-        raise UserError(
-            f"the weight file has {measured} bytes, {plan.predicted_bytes} were predicted.",
-            where=str(folder),
-            remedy="This is a fault of the program: report it with the recipe.",
+def _encode_missing(
+    plan: Plan,
+    files: Mapping[str, WeightFile],
+    partial: Partial,
+    teacher: Teacher,
+    report: Report,
+) -> None:
+    """Encodes and keeps every layer that an earlier run has not finished."""
+    numbers = {planned.layer.name: number for number, planned in enumerate(plan.layers)}
+    pending = [
+        planned
+        for planned in plan.quantized
+        if partial.finished(numbers[planned.layer.name], planned) is None
+    ]
+
+    def read(key: str) -> torch.Tensor | None:
+        return files[key].read(key) if key in files else None
+
+    if pending:
+        for planned, layer in _encoded(plan, pending, read, teacher, report):
+            name = planned.layer.name
+            partial.keep(numbers[name], name, layer)
+    total = len(plan.quantized)
+    report(Event(stage="encode", done=total, total=total))
+
+
+def _learn(plan: Plan, partial: Partial, teacher: Teacher, report: Report) -> Learnt | None:
+    """Fine-tunes the encoded layers and keeps what changed; None when the recipe does not ask."""
+    params = plan.recipe.finetune
+    if params is None:
+        return None
+    found = partial.learnt()
+    if found is None:
+        module = denoiser(teacher.pipeline(report))[1]
+        packed, biases = finished_layers(plan, partial)
+        student = _twin(module, packed, biases)
+        result = teacher.tune(student, params, *_way(plan), report, checkpoint=partial.learning)
+        tensors = dict(result.tensors)
+        for name, layer in result.packed.items():
+            tensors |= {f"{name}.{key}": value for key, value in layer.tensors.items()}
+        learnt = Learnt(before_db=result.before, after_db=result.after, steps=result.steps)
+        found = partial.keep_learnt(
+            tensors, {key: repr(value) for key, value in asdict(learnt).items()}
         )
-    config = {**source.config, "quantization_config": checkpoint.quantization_config(plan)}
-    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    report(Event(stage="save", done=1, total=3, message="other components"))
-    copy_components(source, final)
-    facts = checkpoint.facts(plan, layers, base_model=source.name)
-    write_text(final / checkpoint.RECIPE, checkpoint.dump(plan.recipe.to_json()))
-    write_text(final / checkpoint.FACTS, checkpoint.dump(facts))
-    write_text(final / "README.md", card(source, plan, layers))
-    report(Event(stage="save", done=2, total=3, message="checksums"))
-    checkpoint.write_sums(final)
-    for name, _, _ in os.walk(final):
-        sync_folder(Path(name))
-    return measured
+    facts = found.metadata
+    return Learnt(
+        before_db=float(facts["before_db"]),
+        after_db=float(facts["after_db"]),
+        steps=int(facts["steps"]),
+    )
+
+
+def _way(plan: Plan) -> tuple[float, int]:
+    """Returns the guidance and the steps of the pictures that fine-tuning learns from."""
+    shape = plan.recipe.calibration or CalibrationParams()
+    return shape.guidance, shape.steps
+
+
+def _twin(
+    module: nn.Module, packed: Mapping[str, Packed], changed: Mapping[str, torch.Tensor]
+) -> nn.Module:
+    """Returns a copy of a denoiser with packed layers, everything else rounded to 16 bits."""
+    memo: dict[int, Any] = {}
+    for key, weight in packed.items():
+        layer = module.get_submodule(key)
+        # A copy, because its bias is shared with the layer and is rounded below.
+        place = layer.get_parameter("weight").device
+        memo[id(layer)] = copy.deepcopy(pack(layer, weight)).to(place)
+    twin = copy.deepcopy(module, memo)  # packed layers stand in for the dense ones
+    stored = {f"{key}.{name}" for key, weight in packed.items() for name in weight.tensors}
+    for key, tensor in twin.state_dict().items():
+        if key not in stored:
+            tensor.copy_(changed[key] if key in changed else half(tensor, key))
+    return twin
 
 
 def _with_denoiser(pipeline: DiffusionPipeline, name: str, module: nn.Module) -> DiffusionPipeline:
@@ -292,37 +323,3 @@ def _require_finite(plan: Plan, files: dict[str, WeightFile]) -> None:
     for spec in plan.tensors:
         if spec.name in files:
             half(files[spec.name].read(spec.name), spec.name)
-
-
-def _needed_bytes(plan: Plan, source: Source) -> int:
-    """Returns what the work takes on the disk: each packed layer, then the whole final folder."""
-    packed = sum(planned.storage.total_bytes for planned in plan.quantized)
-    return packed + plan.predicted_bytes + component_bytes(source)
-
-
-def _require_space(partial: Partial, needed: int) -> None:
-    """Raises `UserError` before any work when the disk cannot hold what is still to be written."""
-    done = sum(item.stat().st_size for item in (partial.folder / "layers").iterdir())
-    free = shutil.disk_usage(partial.folder).free
-    if free < needed - done:
-        raise UserError(
-            f"the disk has {free:,} bytes free, {needed - done:,} are needed.",
-            where=str(partial.folder),
-            remedy="Free space or choose another disk; finished layers are kept.",
-        )
-
-
-@contextmanager
-def _full_disk(output: Path, needed: int) -> Generator[None, None, None]:
-    """Turns "no space left" into a `UserError` that says what is needed and what is kept."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise UserError(
-            f"the disk is full; the work takes {needed:,} bytes in all.",
-            where=str(output),
-            remedy="Free space and start again: finished layers are kept in "
-            f"{output.with_name(output.name + '.partial')}.",
-        ) from error

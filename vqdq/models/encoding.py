@@ -5,14 +5,35 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from dataclasses import dataclass, replace
 
 import torch
 
 from vqdq import codecs
-from vqdq.codecs.base import Packed
+from vqdq.codecs.base import InputStats, Packed
 from vqdq.errors import UserError
 from vqdq.progress import Event, Report
 from vqdq.recipe import PlannedLayer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedLayer:
+    """A layer as it is stored, and what it lost.
+
+    Attributes:
+        packed: the weight.
+        bias: the corrected bias in float16, or None when the layer keeps its own.
+        error_db: 10 log10(‖W-Ŵ‖² / ‖W‖²); None when nothing was lost.
+        output_error_db: the same for the outputs on the calibration inputs, E‖(W-Ŵ)x‖² / E‖Wx‖²,
+            after the bias took up the mean; None without calibration.
+        seconds: wall time.
+    """
+
+    packed: Packed
+    bias: torch.Tensor | None
+    error_db: float | None
+    output_error_db: float | None
+    seconds: float
 
 
 def layer_seed(seed: int, name: str) -> int:
@@ -22,34 +43,73 @@ def layer_seed(seed: int, name: str) -> int:
 
 
 def encode_layer(
-    matrix: torch.Tensor, planned: PlannedLayer, seed: int, report: Report
-) -> tuple[Packed, float | None, float]:
-    """Returns a layer's packed weight, its error in dB (None: exact) and the seconds it took."""
+    matrix: torch.Tensor,
+    planned: PlannedLayer,
+    seed: int,
+    report: Report,
+    *,
+    stats: InputStats | None = None,
+    bias: torch.Tensor | None = None,
+) -> EncodedLayer:
+    """Returns the encoded layer.
+
+    Args:
+        stats: moments of its inputs; None, or a codec that does not use them: the weight alone.
+        bias: given when it may take up the change of the mean output, b + (W − Ŵ) E[x] (arXiv
+            1906.04721, section 4.2). The rounding then answers for the covariance only.
+    """
     name = planned.layer.name
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(layer_seed(seed, name))
     assert planned.method is not None
     codec = codecs.create(planned.method, planned.params)
+    used = stats if codec.uses_hessian else None
+    mean = None if used is None or bias is None else used.mean
+    if used is not None and used.hessian is not None and mean is not None:
+        used = replace(used, hessian=used.hessian - torch.outer(mean, mean))
     try:
         packed = codec.encode(
-            matrix, taps=planned.layer.shape.taps, generator=generator, report=report
+            matrix, taps=planned.layer.shape.taps, stats=used, generator=generator, report=report
         )
     except UserError as error:
         raise UserError(error.what, where=name, remedy=error.remedy) from error
-    seconds = time.perf_counter() - started
-    return packed, error_db(matrix, packed.decode()), seconds
+    decoded = packed.decode()
+    lost = matrix.float() - decoded
+    corrected = None
+    if bias is not None and mean is not None:
+        corrected = (bias.float() + lost @ mean).half()
+    output_error = None
+    if used is not None and used.hessian is not None and stats is not None:
+        whole = stats.hessian if stats.hessian is not None else used.hessian
+        output_error = decibels(_power(lost, used.hessian), _power(matrix.float(), whole))
+    return EncodedLayer(
+        packed=packed,
+        bias=corrected,
+        error_db=error_db(matrix, decoded),
+        output_error_db=output_error,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def error_db(weight: torch.Tensor, decoded: torch.Tensor) -> float | None:
-    """Returns 10 log10(‖W-Ŵ‖² / ‖W‖²) to a thousandth, or None when nothing was lost.
+    """Returns 10 log10(‖W-Ŵ‖² / ‖W‖²) to a thousandth, or None when nothing was lost."""
+    exact = weight.double()
+    lost = float((exact - decoded.double()).square().sum())
+    return decibels(lost, float(exact.square().sum()))
+
+
+def decibels(lost: float, energy: float) -> float | None:
+    """Returns 10 log10(lost / energy) to a thousandth, None where either is nothing.
 
     Rounded, because the last digits of a sum depend on the number of threads, and the value goes
     into a file that must be the same wherever it is made.
     """
-    exact = weight.double()
-    lost = float((exact - decoded.double()).square().sum())
-    energy = float(exact.square().sum())
-    return None if lost == 0 or energy == 0 else round(10 * math.log10(lost / energy), 3)
+    return None if lost <= 0 or energy <= 0 else round(10 * math.log10(lost / energy), 3)
+
+
+def _power(weight: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Returns tr(W H Wᵀ), the power of the outputs."""
+    return float((weight @ hessian).mul_(weight).sum(dtype=torch.float64))
 
 
 def within(report: Report, done: int, total: int, name: str) -> Report:

@@ -24,20 +24,41 @@ import torch
 from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
 from vqdq.models.checkpoint import dump
+from vqdq.models.encoding import EncodedLayer
 from vqdq.models.weights import WeightFile, open_weights, sync_folder, write_text, write_weights
 from vqdq.recipe import PlannedLayer
 from vqdq.tensors import TensorSpec
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+BIAS = "bias"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedLayer:
-    """A layer on disk: its tensors, and what was measured when it was encoded."""
+    """A layer on disk: its tensors, and what was measured when it was encoded.
+
+    Attributes:
+        weights: the packed tensors, and "bias" when it was corrected (`has_bias`).
+        error_db, output_error_db, seconds: see `vqdq.models.encoding.EncodedLayer`.
+    """
 
     weights: WeightFile
+    has_bias: bool
     error_db: float | None
+    output_error_db: float | None
     seconds: float
+
+    def packed(self, planned: PlannedLayer) -> Packed:
+        """Returns the packed weight, read from the disk."""
+        assert planned.method is not None
+        assert planned.params is not None
+        names = [spec.name for spec in planned.storage.tensors]
+        return Packed(
+            codec=planned.method,
+            params=planned.params,
+            shape=planned.layer.shape,
+            tensors={name: self.weights.read(name) for name in names},
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,32 +82,62 @@ class Partial:
         except UserError:
             path.unlink()
             return None
+        found = dict(file.tensors)
+        bias = found.pop(BIAS, None)
         wanted = {spec.name: spec for spec in planned.storage.tensors}
-        if dict(file.tensors) != wanted or file.metadata.get("layer") != planned.layer.name:
+        if found != wanted or file.metadata.get("layer") != planned.layer.name:
             path.unlink()
             return None
-        error = file.metadata["error_db"]
         return FinishedLayer(
             weights=file,
-            error_db=None if error == "exact" else float(error),
+            has_bias=bias is not None,
+            error_db=_decibels(file.metadata["error_db"]),
+            output_error_db=_decibels(file.metadata["output_error_db"]),
             seconds=float(file.metadata["seconds"]),
         )
 
-    def keep(
-        self, number: int, name: str, packed: Packed, *, error_db: float | None, seconds: float
-    ) -> None:
+    def keep(self, number: int, name: str, layer: EncodedLayer) -> None:
         """Writes a finished layer, whole or not at all."""
-        specs = [TensorSpec.of(key, tensor) for key, tensor in packed.tensors.items()]
+        tensors = dict(layer.packed.tensors)
+        if layer.bias is not None:
+            tensors[BIAS] = layer.bias
+        specs = [TensorSpec.of(key, tensor) for key, tensor in tensors.items()]
         measured = {
             "layer": name,
-            "error_db": "exact" if error_db is None else repr(error_db),
-            "seconds": repr(seconds),
+            "error_db": repr(layer.error_db),
+            "output_error_db": repr(layer.output_error_db),
+            "seconds": repr(layer.seconds),
         }
 
         def read(spec: TensorSpec) -> torch.Tensor:
-            return packed.tensors[spec.name]
+            return tensors[spec.name]
 
         write_weights(self._path(number), specs, measured, read)
+
+    @property
+    def learning(self) -> Path:
+        """Where fine-tuning keeps its own state."""
+        return self.folder / "learning"
+
+    def keep_learnt(
+        self, tensors: Mapping[str, torch.Tensor], measured: Mapping[str, str]
+    ) -> WeightFile:
+        """Writes what fine-tuning changed, whole or not at all, and opens it."""
+        specs = [TensorSpec.of(key, tensor) for key, tensor in tensors.items()]
+        path = self.folder / "learnt.safetensors"
+        write_weights(path, specs, measured, lambda spec: tensors[spec.name])
+        return open_weights(path)
+
+    def learnt(self) -> WeightFile | None:
+        """Returns what an earlier run learnt to the end, or None."""
+        path = self.folder / "learnt.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            return open_weights(path)
+        except UserError:
+            path.unlink()
+            return None
 
     def publish(self, output: Path) -> None:
         """Turns `final` into the output by one rename and removes the rest.
@@ -101,6 +152,10 @@ class Partial:
 
     def _path(self, number: int) -> Path:
         return self.folder / "layers" / f"{number:05d}.safetensors"
+
+
+def _decibels(text: str) -> float | None:
+    return None if text == "None" else float(text)
 
 
 @contextmanager

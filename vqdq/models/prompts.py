@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vqdq.errors import UserError
-from vqdq.models.sources import demo_folder, locate
+from vqdq.models.sources import DEMO, demo_folder
 
 _MAX_FILE_BYTES = 50_000_000
 
@@ -81,4 +81,5 @@ def _cycled(known: tuple[str, ...], count: int, seed: int) -> tuple[str, ...]:
 
 
 def _is_demo(model: str | Path) -> bool:
-    return locate(model).folder == demo_folder()
+    folder = demo_folder()
+    return str(model) == DEMO or Path(model).expanduser().absolute() == folder.absolute()

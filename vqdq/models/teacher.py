@@ -1,0 +1,150 @@
+"""The full-precision model as a source: of its layers' inputs, and of what fine-tuning learns.
+
+It is loaded when it is first asked for, so a recipe that works from the weights alone never loads
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from vqdq import codecs
+from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.codecs.base import InputStats
+from vqdq.models.denoisers import denoiser
+from vqdq.models.prompts import prompts_for
+from vqdq.models.sources import DEMO
+from vqdq.models.trajectory import Trajectories, record
+from vqdq.progress import Report
+from vqdq.recipe import Component, PlannedLayer
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from vqdq.models.finetune import FinetuneResult
+
+# Far from the seeds that people type and that evaluation uses.
+_CALIBRATION_SEED, _TRAINING_SEED, _HELD_OUT_SEED = 1_000_003, 2_000_003, 3_000_017
+_SEED_STRIDE = 10_007
+
+
+class Teacher:
+    """A full-precision pipeline, given or loaded at its first use.
+
+    Args:
+        reference: "demo", a folder or a hub id: decides the prompts.
+        pipeline: the loaded model; None loads `reference`.
+        calibration: a folder of `vqdq calibrate`, used instead of running the model.
+    """
+
+    def __init__(
+        self,
+        reference: str | Path,
+        *,
+        pipeline: DiffusionPipeline | None = None,
+        calibration: Path | None = None,
+    ) -> None:
+        self._reference = reference
+        self._pipeline = pipeline
+        self._calibration = calibration
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> Teacher:
+        """Returns the teacher that a loaded pipeline is."""
+        config: Any = pipeline.config
+        return cls(config.get("_name_or_path") or DEMO, pipeline=pipeline)
+
+    def pipeline(self, report: Report) -> DiffusionPipeline:
+        """Returns the full-precision pipeline."""
+        if self._pipeline is None:
+            from vqdq.models.pipelines import load
+
+            self._pipeline = load(self._reference, report=report)
+        return self._pipeline
+
+    def passes(
+        self,
+        layers: Sequence[PlannedLayer],
+        component: Component,
+        params: CalibrationParams | None,
+        report: Report,
+    ) -> Generator[tuple[Sequence[PlannedLayer], Mapping[str, InputStats]], None, None]:
+        """Yields parts of `layers` with the statistics of their inputs, as memory allows.
+
+        Layers whose codec works from the weight alone, and layers without statistics (grouped
+        convolutions), come first and without.
+        """
+        asking = [layer for layer in layers if params is not None and _uses_hessian(layer)]
+        if not asking or params is None:
+            yield layers, {}
+            return
+        from vqdq.models.calibration import (
+            collect,
+            input_groups,
+            open_calibration,
+            plan_waves,
+            step_weights,
+        )
+
+        if self._calibration is not None:
+            yield layers, open_calibration(self._calibration, component)
+            return
+        pipeline = self.pipeline(report)
+        trajectories = self._trajectories(params, _CALIBRATION_SEED, params.prompts, report)
+        weights = None
+        if params.weighting == "effect":
+            weights = step_weights(pipeline, trajectories, report=report)
+        module = denoiser(pipeline)[1]
+        wanted = {layer.layer.name for layer in asking}
+        groups = input_groups(module, trajectories.calls)
+        waves = plan_waves(
+            tuple(group for group in groups if wanted & set(group.layers)),
+            int(params.memory_gb * 1e9),
+        )
+        covered = {name for wave in waves for group in wave.groups for name in group.layers}
+        alone = [layer for layer in layers if layer.layer.name not in wanted & covered]
+        if alone:
+            yield alone, {}
+        for wave in waves:
+            inside = {name for group in wave.groups for name in group.layers}
+            part = [layer for layer in asking if layer.layer.name in inside]
+            names = tuple(layer.layer.name for layer in part)
+            yield (
+                part,
+                collect(module, trajectories, names, params, report=report, weights=weights),
+            )
+
+    def tune(
+        self, student: nn.Module, params: FinetuneParams, guidance: float, steps: int,
+        report: Report, *, checkpoint: Path | None = None,
+    ) -> FinetuneResult:  # fmt: skip
+        """Returns what `student` learns from this model; the student itself stays as it is."""
+        from vqdq.models.finetune import finetune
+
+        held_out = max(8, params.prompts // 8)
+        shape = CalibrationParams(steps=steps, guidance=guidance, seed=params.seed)
+        train = self._trajectories(shape, _TRAINING_SEED, params.prompts, report)
+        judge = self._trajectories(shape, _HELD_OUT_SEED, held_out, report)
+        return finetune(student, train, judge, params, report=report, checkpoint=checkpoint)
+
+    def _trajectories(
+        self, params: CalibrationParams, base: int, count: int, report: Report
+    ) -> Trajectories:
+        seed = base + _SEED_STRIDE * params.seed
+        prompts = prompts_for(self._reference, count, seed=seed, prompt_file=params.prompt_file)
+        return record(
+            self.pipeline(report),
+            prompts,
+            steps=params.steps,
+            guidance=params.guidance,
+            seed=seed,
+            report=report,
+        )
+
+
+def _uses_hessian(layer: PlannedLayer) -> bool:
+    return layer.method is not None and codecs.get(layer.method).uses_hessian
