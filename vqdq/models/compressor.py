@@ -123,8 +123,7 @@ def compress_folder(
         "model": fingerprint(files, source.config),
         "version": version(),
     }
-    folder = None if calibration is None else Path(calibration)
-    teacher = Teacher(model, calibration=folder)
+    teacher = Teacher(model, calibration=calibration)
     needed = needed_bytes(plan, source)
     with full_disk(target, needed), open_partial(target, state) as partial:
         require_space(partial, needed)
@@ -151,7 +150,11 @@ def compress_folder(
 
 
 def compress(
-    pipeline: DiffusionPipeline, recipe: Recipe | str | Path, *, report: Report = silent
+    pipeline: DiffusionPipeline,
+    recipe: Recipe | str | Path,
+    *,
+    calibration: str | Path | None = None,
+    report: Report = silent,
 ) -> DiffusionPipeline:
     """Returns a new pipeline with a compressed denoiser; the other components are shared.
 
@@ -159,12 +162,15 @@ def compress(
     from. What is kept is rounded to 16 bits, so that the result equals the one that is loaded from
     the disk, bit for bit.
 
+    Args:
+        calibration: a folder of `vqdq calibrate` of this model, instead of running it here.
+
     Raises:
         UserError: a fault of the recipe or of the weights (the layer is named).
     """
     name, module = denoiser(pipeline)
     ready = plan(pipeline, recipe)
-    teacher = Teacher.of(pipeline)
+    teacher = Teacher.of(pipeline, calibration)
     state = module.state_dict()
     packed: dict[str, Packed] = {}
     changed: dict[str, torch.Tensor] = {}

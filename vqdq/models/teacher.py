@@ -17,7 +17,6 @@ from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.codecs.base import InputStats
 from vqdq.models.denoisers import denoiser
 from vqdq.models.prompts import prompts_for
-from vqdq.models.sources import DEMO
 from vqdq.models.trajectory import Trajectories, record
 from vqdq.progress import Report
 from vqdq.recipe import Component, PlannedLayer
@@ -46,17 +45,18 @@ class Teacher:
         reference: str | Path,
         *,
         pipeline: DiffusionPipeline | None = None,
-        calibration: Path | None = None,
+        calibration: str | Path | None = None,
     ) -> None:
         self._reference = reference
         self._pipeline = pipeline
-        self._calibration = calibration
+        self._calibration = None if calibration is None else Path(calibration)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> Teacher:
+    def of(cls, pipeline: DiffusionPipeline, calibration: str | Path | None = None) -> Teacher:
         """Returns the teacher that a loaded pipeline is."""
         config: Any = pipeline.config
-        return cls(config.get("_name_or_path") or DEMO, pipeline=pipeline)
+        name = config.get("_name_or_path") or "unnamed"
+        return cls(name, pipeline=pipeline, calibration=calibration)
 
     def pipeline(self, report: Report) -> DiffusionPipeline:
         """Returns the full-precision pipeline."""

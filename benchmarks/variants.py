@@ -1,0 +1,94 @@
+"""Which compressed models the evidence compares: every method, at every size, with and without aid.
+
+The layers that stay in 16 bits are the same for every variant: those of the presets.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.models.sources import presets_folder
+from vqdq.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One row of the evidence.
+
+    Attributes:
+        name: unique; what the row is kept under.
+        method: registered codec; `params`: its settings.
+        aid: "none", "calibrated" or "fine-tuned" (calibrated first).
+        average_bits: bits allocated by sensitivity to this average, or None for `params` alike.
+    """
+
+    name: str
+    method: str
+    params: dict[str, Any]
+    aid: str = "none"
+    average_bits: float | None = None
+
+    def recipe(self) -> Recipe:
+        """Returns the recipe, before any allocation."""
+        text = (presets_folder() / "trellis-3bit.json").read_text(encoding="utf-8")
+        rules = json.loads(text)["rules"][:-1]
+        rules.append({"pattern": "*", "method": self.method, "params": self.params})
+        plain = Recipe.from_json({"name": self.name, "rules": rules})
+        if self.aid == "none":
+            return plain
+        tuned = FinetuneParams() if self.aid == "fine-tuned" else None
+        return replace(plain, calibration=CalibrationParams(), finetune=tuned)
+
+
+def _each(
+    method: str, settings: dict[str, dict[str, Any]], aid: str = "none"
+) -> tuple[Variant, ...]:
+    mark = {"none": "", "calibrated": ", calibrated", "fine-tuned": ", fine-tuned"}[aid]
+    return tuple(
+        Variant(name=f"{method} {size}{mark}", method=method, params=params, aid=aid)
+        for size, params in settings.items()
+    )
+
+
+def _allocated(method: str, aid: str = "none") -> tuple[Variant, ...]:
+    mark = "" if aid == "none" else f", {aid}"
+    return tuple(
+        Variant(
+            name=f"{method} {bits} allocated{mark}",
+            method=method,
+            params={},
+            aid=aid,
+            average_bits=bits,
+        )
+        for bits in (2.5, 3.0, 3.5)
+    )
+
+
+_BITS: dict[str, dict[str, Any]] = {f"{bits}": {"bits": bits} for bits in (2, 3, 4)}
+_BOOKS: dict[str, dict[str, Any]] = {f"{count}": {"num_codebooks": count} for count in (2, 3, 4)}
+
+VARIANTS: tuple[Variant, ...] = (
+    *_each("trellis", _BITS),
+    *_each("uniform", _BITS),
+    *_each("additive", _BOOKS),
+    *_each("trellis", _BITS, "calibrated"),
+    *_each("gptq", _BITS, "calibrated"),
+    *_each("additive", _BOOKS, "calibrated"),
+    *_each("nf4", {"4": {}}),
+    *_each("bnb", {"nf4": {}}),
+    *_each("gguf", {"Q4_0": {"kind": "Q4_0"}}),
+    *_each("hqq", _BITS),
+    *_each("quanto", {"2": {"bits": 2}, "4": {"bits": 4}}),
+    *_each("sdnq", _BITS),
+    *_each("trellis", {"3": {"bits": 3}}, "fine-tuned"),
+    *_each("additive", {"3": {"num_codebooks": 3}}, "fine-tuned"),
+    *_each("trellis", {"2": {"bits": 2}}, "fine-tuned"),
+    *_each("lloyd_max", _BITS),
+    *_allocated("trellis", "calibrated"),
+    *_allocated("uniform"),
+    *_allocated("additive"),
+    *_each("uniform", {"8": {"bits": 8}}),
+)
