@@ -20,6 +20,8 @@ OPERATIONS = (
     "unpack_bits",
     "hadamard",
     "grid_errors",
+    "feed_forward",
+    "round_columns",
     "trellis_encode",
     "trellis_decode",
     "additive_encode",
@@ -61,6 +63,9 @@ def warm() -> None:
     grid_errors(torch.zeros(16, 16), torch.ones(16, 3), torch.zeros(16, 3), 7)
 
 
+    rest = feed_forward(torch.zeros(2, 16), torch.zeros(9, 16), torch.zeros(9, 2))
+    grid, group = torch.ones(1, 16), torch.zeros(2, dtype=torch.int32)
+    round_columns(rest, rest, torch.eye(2), grid, grid, group, torch.arange(4.0))
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Returns `vqdq.packing.pack(values, bits)` for uint8 values of 1 to 8 bits.
 
@@ -110,6 +115,46 @@ def grid_errors(
 
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
     """Returns tail-biting trellis codes of every column, uint8 [ceil(rows*bits/8), columns].
+def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """Returns targets + unitᵀ errors: what rounded columns hand to the columns after them.
+
+    Float32 products are added from the first rounded column to the last, each product rounded
+    before it is added, so every implementation gives the same bits and blocks may be cut anywhere.
+
+    Args:
+        targets: float32 [n, rows], columns of a weight still to be rounded (transposed).
+        errors: float32 [m, rows], what the m columns before them lost.
+        unit: float32 [m, n], R_ij / R_jj of `vqdq.codecs.feedback`.
+    """
+    return _backend()[0].feed_forward(targets, errors, unit)
+
+
+def round_columns(
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    unit: torch.Tensor,
+    steps: torch.Tensor,
+    zeros: torch.Tensor,
+    group: torch.Tensor,
+    table: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns codes uint8 [n, rows] of a block of columns, and errors weight − value, float32.
+
+    Columns are rounded in turn to the nearest (table[code] − zero) * step, by t / step + zero in
+    float32 (the lower code at a tie), and each error goes to the targets of the later columns as in
+    `feed_forward`. A step of 0 gives the value 0.
+
+    Args:
+        targets: float32 [n, rows], a transposed block, fed by all columns before it.
+        weight: float32 [n, rows], the weight itself: errors are counted from it.
+        unit: float32 [n, n], unit upper triangular; the identity rounds every column by itself.
+        steps, zeros: float32 [groups, rows].
+        group: the row of `steps` and `zeros` that each column uses, int [n].
+        table: float32 levels in ascending order, at most 256.
+    """
+    return _backend()[0].round_columns(targets, weight, unit, steps, zeros, group, table)
+
+
 
     Column c holds a circular stream of rows*bits bits, bit i in byte i // 8 at position i % 8. Row
     r is reproduced by table[state], its state being the log2(len(table)) bits that start at bit

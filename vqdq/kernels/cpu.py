@@ -69,6 +69,53 @@ def grid_errors(
 
 
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
+def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """See `vqdq.kernels.feed_forward`."""
+    out = targets.float().contiguous().clone()
+    lost, shares = errors.contiguous().numpy(), unit.contiguous().numpy()
+    fed = out.numpy()
+    _spread(lambda a, b: rounding.feed_forward(fed, lost, shares, a, b), out.shape[1], 64)
+    return out
+
+
+def round_columns(
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    unit: torch.Tensor,
+    steps: torch.Tensor,
+    zeros: torch.Tensor,
+    group: torch.Tensor,
+    table: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `vqdq.kernels.round_columns`."""
+    moved = targets.float().contiguous().clone().numpy()
+    weights, shares = weight.contiguous().numpy(), unit.contiguous().numpy()
+    step, zero = steps.contiguous().numpy(), zeros.contiguous().numpy()
+    member, levels = group.int().contiguous().numpy(), table.contiguous().numpy()
+    bounds = reference.midpoints(table).numpy()
+    codes = np.empty(targets.shape, np.uint8)
+    errors = np.empty(targets.shape, np.float32)
+
+    def work(first: int, last: int) -> None:
+        rounding.round_columns(
+            moved,
+            weights,
+            shares,
+            step,
+            zero,
+            member,
+            levels,
+            bounds,
+            codes,
+            errors,
+            first,
+            last,
+        )
+
+    _spread(work, targets.shape[1], 64)
+    return torch.from_numpy(codes), torch.from_numpy(errors)
+
+
     """See `vqdq.kernels.trellis_encode`."""
     rows, columns = targets.shape
     codes = np.zeros((packing.packed_bytes(rows, bits), columns), np.uint8)

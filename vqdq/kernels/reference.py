@@ -47,6 +47,41 @@ def grid_errors(
     return total
 
 
+def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """See `vqdq.kernels.feed_forward`."""
+    for error, shares in zip(errors, unit, strict=True):
+        targets = targets + shares[:, None] * error[None, :]
+    return targets
+
+
+def round_columns(
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    unit: torch.Tensor,
+    steps: torch.Tensor,
+    zeros: torch.Tensor,
+    group: torch.Tensor,
+    table: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `vqdq.kernels.round_columns`."""
+    bounds, rest = midpoints(table), targets.clone()
+    codes, errors = torch.empty_like(targets, dtype=torch.uint8), torch.empty_like(targets)
+    for column, member in enumerate(group.tolist()):
+        step, zero = steps[member], zeros[member]
+        place = rest[column] / torch.where(step > 0, step, 1.0) + zero
+        code = (place[None, :] > bounds[:, None]).sum(dim=0)
+        codes[column] = code
+        errors[column] = weight[column] - (table[code] - zero) * step
+        shares = unit[column, column + 1 :, None]
+        rest[column + 1 :] = rest[column + 1 :] + shares * errors[column]
+    return codes, errors
+
+
+def midpoints(table: torch.Tensor) -> torch.Tensor:
+    """Returns where the nearest level changes; the lower level keeps the boundary itself."""
+    return (table[1:] + table[:-1]) / 2
+
+
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
     """See `vqdq.kernels.trellis_encode`; this function defines the search.
 
