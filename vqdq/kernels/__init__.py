@@ -61,11 +61,11 @@ def warm() -> None:
     unpack_bits(pack_bits(torch.zeros(8, dtype=torch.uint8), 3), 3, 8)
     hadamard(torch.zeros(16, 16), 16)
     grid_errors(torch.zeros(16, 16), torch.ones(16, 3), torch.zeros(16, 3), 7)
-
-
     rest = feed_forward(torch.zeros(2, 16), torch.zeros(9, 16), torch.zeros(9, 2))
     grid, group = torch.ones(1, 16), torch.zeros(2, dtype=torch.int32)
     round_columns(rest, rest, torch.eye(2), grid, grid, group, torch.arange(4.0))
+
+
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Returns `vqdq.packing.pack(values, bits)` for uint8 values of 1 to 8 bits.
 
@@ -113,8 +113,6 @@ def grid_errors(
     return _backend()[0].grid_errors(groups, steps, zeros, highest)
 
 
-def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
-    """Returns tail-biting trellis codes of every column, uint8 [ceil(rows*bits/8), columns].
 def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """Returns targets + unitᵀ errors: what rounded columns hand to the columns after them.
 
@@ -155,6 +153,8 @@ def round_columns(
     return _backend()[0].round_columns(targets, weight, unit, steps, zeros, group, table)
 
 
+def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
+    """Returns tail-biting trellis codes of every column, uint8 [ceil(rows*bits/8), columns].
 
     Column c holds a circular stream of rows*bits bits, bit i in byte i // 8 at position i % 8. Row
     r is reproduced by table[state], its state being the log2(len(table)) bits that start at bit

@@ -68,7 +68,6 @@ def grid_errors(
     return torch.from_numpy(total)
 
 
-def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
 def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """See `vqdq.kernels.feed_forward`."""
     out = targets.float().contiguous().clone()
@@ -116,6 +115,7 @@ def round_columns(
     return torch.from_numpy(codes), torch.from_numpy(errors)
 
 
+def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
     """See `vqdq.kernels.trellis_encode`."""
     rows, columns = targets.shape
     codes = np.zeros((packing.packed_bytes(rows, bits), columns), np.uint8)
