@@ -22,7 +22,7 @@ from vqdq.layers.matrix import to_matrix
 from vqdq.layers.quantized import pack
 from vqdq.models import checkpoint
 from vqdq.models.assembly import finished_layers, layer_results, write_final
-from vqdq.models.checkpoint import LayerResult, Learnt, half
+from vqdq.models.checkpoint import LayerResult, Learnt, half, sha256
 from vqdq.models.denoisers import denoiser
 from vqdq.models.encoding import EncodedLayer, encode_layer, within
 from vqdq.models.hub import VqdqConfig, attach_
@@ -123,6 +123,8 @@ def compress_folder(
         "model": fingerprint(files, source.config),
         "version": version(),
     }
+    if calibration is not None:
+        state["calibration"] = sha256(Path(calibration) / "state.json")
     teacher = Teacher(model, calibration=calibration)
     needed = needed_bytes(plan, source)
     with full_disk(target, needed), open_partial(target, state) as partial:
