@@ -20,100 +20,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def trellis_table(state_bits: int, generator: torch.Generator) -> torch.Tensor:
-    values = torch.randn(1 << state_bits, generator=generator) * 32
-    return values.round().clamp(-127, 127).to(torch.int8)
-
-
-@pytest.mark.parametrize(
-    ("bits", "state_bits", "rows", "columns"),
-    [
-        (2, 8, 4, 1),
-        (2, 12, 6, 3),
-        (2, 10, 33, 17),
-        (3, 8, 3, 5),
-        (3, 12, 13, 33),
-        (3, 10, 64, 16),
-        (4, 8, 2, 2),
-        (4, 12, 3, 18),
-        (4, 10, 50, 40),
-    ],
-)
-def test_trellis_equals_the_reference(bits: int, state_bits: int, rows: int, columns: int) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    table = trellis_table(state_bits, generator)
-    targets = (torch.randn(rows, columns, generator=generator) * 256).to(torch.int16)
-    codes = cpu.trellis_encode(targets, table, bits)
-    assert torch.equal(codes, reference.trellis_encode(targets, table, bits))
-    decoded = cpu.trellis_decode(codes, table, bits, rows)
-    assert torch.equal(decoded, reference.trellis_decode(codes, table, bits, rows))
-
-
-def test_trellis_equals_the_reference_far_outside_the_table() -> None:
-    targets = torch.full((20, 17), 32767, dtype=torch.int16)
-    targets[::2] = -32768
-    table = trellis_table(8, torch.Generator().manual_seed(0))
-    expected = reference.trellis_encode(targets, table, 3)
-    assert torch.equal(cpu.trellis_encode(targets, table, 3), expected)
-
-
 def test_threads_do_not_change_the_codes() -> None:
     generator = torch.Generator().manual_seed(1)
-    targets = (torch.randn(24, 100, generator=generator) * 256).to(torch.int16)
-    table = trellis_table(10, generator)
     vectors = torch.randint(-300, 300, (1000, 8), generator=generator, dtype=torch.int16)
     books = torch.randint(-300, 300, (3, 256, 8), generator=generator, dtype=torch.int16)
     torch.set_num_threads(3)
-    both = cpu.trellis_encode(targets, table, 3), cpu.additive_encode(vectors, books, 4)
+    codes = cpu.additive_encode(vectors, books, 4)
     torch.set_num_threads(1)
-    assert torch.equal(both[0], cpu.trellis_encode(targets, table, 3))
-    assert torch.equal(both[1], cpu.additive_encode(vectors, books, 4))
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_trellis_decodes_as_the_walk_through_its_states(bits: int) -> None:
-    """Row by row, by hand: the window slides by `bits`, its new bits come in at the top."""
-    rows, state_bits = 11, 8
-    generator = torch.Generator().manual_seed(bits)
-    codes = torch.randint(
-        0, 256, (packing.packed_bytes(rows, bits), 1), generator=generator, dtype=torch.uint8
-    )
-    table = trellis_table(state_bits, generator)
-    values = packing.unpack(codes[:, 0], 1, rows * bits).tolist()
-    state = sum(bit << place for place, bit in enumerate(values[:state_bits]))
-    expected = []
-    for row in range(rows):
-        expected.append(int(table[state]))
-        first = row * bits + state_bits
-        fresh = sum(values[(first + i) % len(values)] << i for i in range(bits))
-        state = (state >> bits) | (fresh << (state_bits - bits))
-    assert cpu.trellis_decode(codes, table, bits, rows)[:, 0].tolist() == expected
-
-
-def test_viterbi_comes_near_the_best_of_all_tail_biting_codes() -> None:
-    """Eight rows of two bits are 65536 codes; the seam is settled by a window, not a search."""
-    generator = torch.Generator().manual_seed(3)
-    table = trellis_table(8, generator)
-    every = torch.stack((torch.arange(65536) % 256, torch.arange(65536) // 256)).to(torch.uint8)
-    levels = reference.trellis_decode(every, table, 2, 8).float()  # [8, 65536]
-    targets = (torch.randn(8, 60, generator=generator) * 256).to(torch.int16)
-    found = cpu.trellis_decode(cpu.trellis_encode(targets, table, 2), table, 2, 8).float()
-    wanted = targets.float() / 8
-    best = torch.stack(
-        [(column[:, None] - levels).square().sum(dim=0).amin() for column in wanted.T]
-    )
-    reached = (wanted - found).square().sum(dim=0)
-    assert bool((reached >= best - 0.01).all())
-    assert float(reached.sum()) <= 1.5 * float(best.sum())
-
-
-def test_data_drawn_from_the_trellis_decodes_exactly() -> None:
-    generator = torch.Generator().manual_seed(5)
-    table = trellis_table(10, generator)
-    codes = torch.randint(0, 256, (24, 9), generator=generator, dtype=torch.uint8)
-    levels = cpu.trellis_decode(codes, table, 3, 64)
-    again = cpu.trellis_encode((levels.int() * 8).to(torch.int16), table, 3)
-    assert torch.equal(cpu.trellis_decode(again, table, 3, 64), levels)
+    assert torch.equal(codes, cpu.additive_encode(vectors, books, 4))
 
 
 @pytest.mark.parametrize("dim", [4, 8, 16])
@@ -128,6 +42,37 @@ def test_additive_equals_the_reference(dim: int, count: int, beam: int) -> None:
     scales = torch.rand(30, generator=generator)
     decoded = cpu.additive_decode(codes, books.float() / 128, scales, 5)
     assert torch.equal(decoded, reference.additive_decode(codes, books.float() / 128, scales, 5))
+
+
+@pytest.mark.parametrize(("dim", "words", "columns"), [(8, 256, 272), (4, 64, 136), (16, 16, 160)])
+def test_additive_feedback_equals_the_reference(dim: int, words: int, columns: int) -> None:
+    """Over the edge of a block of columns, rows by threads."""
+    generator = torch.Generator().manual_seed(dim)
+    weight = torch.randn(70, columns, generator=generator) * 128
+    books = (torch.randn(2, words, dim, generator=generator) * 80).round().to(torch.int16)
+    unit = torch.randn(columns, columns, generator=generator).triu(1) * 0.1
+    metric = torch.randn(columns // dim, dim, dim, generator=generator)
+    metric = metric / metric.norm(dim=1).amax(dim=1)[:, None, None]
+    seen = (books.float() @ metric[:, None]).round().clamp(-768, 768).to(torch.int16)
+    codes = cpu.additive_feedback(weight, unit, metric, books, seen, 3)
+    expected = reference.additive_feedback(weight, unit, metric, books, seen, 3)
+    assert torch.equal(codes, expected)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(cpu.additive_feedback(weight, unit, metric, books, seen, 3), codes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_feedback_under_the_identity_is_the_plain_search() -> None:
+    generator = torch.Generator().manual_seed(11)
+    weight = torch.randn(40, 64, generator=generator) * 128
+    books = (torch.randn(2, 256, 8, generator=generator) * 80).round().to(torch.int16)
+    metric = torch.eye(8).repeat(8, 1, 1)
+    codes = kernels.additive_feedback(weight, torch.eye(64), metric, books, 4)
+    plain = kernels.additive_encode(weight.round().to(torch.int16).reshape(-1, 8), books, 4)
+    assert torch.equal(codes, plain)
 
 
 def test_data_drawn_from_a_codebook_decodes_exactly() -> None:
@@ -193,7 +138,10 @@ def test_every_operation_has_one_backend_and_one_compiled_version() -> None:
         assert status.backend == "cpu", status.reason
         assert callable(getattr(kernels, status.op))
         assert callable(getattr(reference, status.op))
-    from vqdq.kernels import beam, viterbi
+    from vqdq.kernels import beam, lookup, sums, viterbi
 
-    compiled = [viterbi.encode_columns, beam.encode_vectors, beam.decode_rows]
+    compiled = [lookup.decode_rows, beam.encode_vectors, sums.decode_rows]
     assert [len(kernel.signatures) for kernel in compiled] == [1, 1, 1]  # nothing recompiles
+    shapes = len(kernels.TRELLIS_FORMS)
+    assert len(viterbi.encode_columns.signatures) == shapes
+    assert len(viterbi.encode_fed.signatures) == shapes

@@ -23,12 +23,16 @@ OPERATIONS = (
     "feed_forward",
     "round_columns",
     "trellis_encode",
+    "trellis_feedback",
     "trellis_decode",
     "additive_encode",
+    "additive_feedback",
     "additive_decode",
     "additive_gradient",
 )
 COST_UNITS = 8  # trellis targets are given in 1/8 of a table step
+# One of each compiled shape of the search: 2k = L, 2k + 2 = L, and what is wider.
+TRELLIS_FORMS = ((2, 8), (3, 8), (3, 10), (4, 8), (4, 10), (4, 12), (5, 10), (5, 12), (6, 12))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +54,14 @@ def status() -> tuple[KernelStatus, ...]:
 def warm() -> None:
     """Compiles every kernel, or loads it from the cache, so that no later call waits for it."""
     levels = torch.zeros((48, 16), dtype=torch.int16)
-    for bits in (2, 3, 4):
-        table = torch.zeros(256, dtype=torch.int8)
-        codes = trellis_encode(levels, table, bits)
-        trellis_decode(codes, table, bits, 48)
+    for bits, state_bits in TRELLIS_FORMS:
+        table = torch.zeros(1 << state_bits, dtype=torch.int8)
+        codes = trellis_encode(levels[:8, :1], table, bits)
+        trellis_feedback(torch.zeros(8, 1), torch.ones(8), torch.eye(1), table, bits)
+        trellis_decode(codes, table, bits, 8)
     codebooks = torch.zeros((2, 256, 8), dtype=torch.int16)
     picked = additive_encode(levels.reshape(-1, 8), codebooks, 2)
+    additive_feedback(torch.zeros(2, 8), torch.eye(8), torch.eye(8)[None], codebooks, 2)
     decoded = additive_decode(picked, codebooks.float(), torch.ones(48), 2)
     additive_gradient(picked, decoded, torch.ones(48), (2, 256, 8))
     unpack_bits(pack_bits(torch.zeros(8, dtype=torch.uint8), 3), 3, 8)
@@ -156,19 +162,44 @@ def round_columns(
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
     """Returns tail-biting trellis codes of every column, uint8 [ceil(rows*bits/8), columns].
 
-    Column c holds a circular stream of rows*bits bits, bit i in byte i // 8 at position i % 8. Row
-    r is reproduced by table[state], its state being the log2(len(table)) bits that start at bit
-    r*bits (QTIP, arXiv 2406.11235, sections 3.1 and 3.2; there the window ends at the weight, here
-    it starts there). Viterbi minimises the squared error; `reference.trellis_encode` defines the
-    search to the last tie.
+    A column is cut into sequences of 256 rows (the last takes the remainder), whose streams of
+    rows*bits bits follow one another, bit i in byte i // 8 at position i % 8. Each is circular. Row
+    r of a sequence is reproduced by table[state], its state being the log2(len(table)) bits that
+    start at bit r*bits (QTIP, arXiv 2406.11235, sections 3.1 and 3.2; there the window ends at the
+    weight, here it starts there). Viterbi minimises the squared error; `trellis_reference` defines
+    the search to the last tie.
 
     Args:
-        targets: int16 [rows, columns] in 1/8 of a table step; at least one state per column, so
-            rows*bits >= log2(len(table)).
-        table: int8 [2**state_bits], the reproduction values in table steps.
-        bits: 2, 3 or 4 bits per weight.
+        targets: int16 [rows, columns] in 1/8 of a table step, clamped to ±255 steps; at least one
+            state per column, so rows*bits >= log2(len(table)).
+        table: int8 [2**state_bits], the reproduction values in table steps; 2*bits <= state_bits
+            <= 16.
+        bits: 2 to 6 bits per weight. (8 make no sense with a table of 8 bits.)
     """
     return _backend()[0].trellis_encode(targets, table, bits)
+
+
+def trellis_feedback(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    unit: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+) -> torch.Tensor:
+    """Returns codes as `trellis_encode`, each column making good what the ones before it lost.
+
+    Column j is rounded towards w_j + Σ_{i<j} (w_i − scales·levels_i) unit_ij (LDLQ, arXiv
+    2307.13304, section 3). Float32 products are added in the order of i, each rounded before it is
+    added, and targets are rounded to 1/8 of a table step, halves to even: every implementation and
+    any number of threads gives the same bits.
+
+    Args:
+        weight: float32 [rows, columns].
+        scales: float32 [rows], what one table step stands for; a row of 0 stays 0.
+        unit: float32 [columns, columns]; entries above the diagonal are used.
+        table, bits: see `trellis_encode`.
+    """
+    return _backend()[0].trellis_feedback(weight, scales, unit, table, bits)
 
 
 def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
@@ -184,10 +215,40 @@ def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -
 
     Args:
         vectors: int16 [n, dim], on the grid of the codebooks.
-        codebooks: int16 [num_codebooks, 256, dim].
+        codebooks: int16 [num_codebooks, codewords, dim]; 16 to 256 codewords, a multiple of 16.
         beam: partial sums kept after each codebook, 1 to 32.
     """
     return _backend()[0].additive_encode(vectors, codebooks, beam)
+
+
+def additive_feedback(
+    weight: torch.Tensor,
+    unit: torch.Tensor,
+    metric: torch.Tensor,
+    codebooks: torch.Tensor,
+    beam: int,
+) -> torch.Tensor:
+    """Returns additive codes chosen with error feedback, uint8 [rows*groups, num_codebooks].
+
+    Groups of columns are encoded from the first to the last. Group G is encoded towards w_G plus
+    the errors of the groups before it times `unit`, and its distance is |(target − sum) metric_G|.
+    Targets and codewords under the metric are rounded to integers and searched as by
+    `additive_encode`; what is fed back is summed in float32 in the order of the columns, so that
+    every implementation gives the same bits.
+
+    Args:
+        weight: float32 [rows, groups*dim] in grid units.
+        unit: float32 [columns, columns]; entries above the diagonal groups are used.
+        metric: float32 [groups, dim, dim], with columns of length at most 1.
+        codebooks: int16 [num_codebooks, codewords, dim].
+        beam: partial sums kept after each codebook, 1 to 32.
+    """
+    seen = torch.zeros(len(metric), *codebooks.shape)
+    wide = codebooks.float()
+    for index in range(codebooks.shape[2]):  # in a stated order, not a matrix product
+        seen += wide[None, :, :, index, None] * metric[:, None, None, index, :]
+    under = seen.round().clamp(-768, 768).to(torch.int16)
+    return _backend()[0].additive_feedback(weight, unit, metric, codebooks, under, beam)
 
 
 def additive_decode(

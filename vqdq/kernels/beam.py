@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 Array: TypeAlias = npt.NDArray[Any]
 
-CODEWORDS = 256
 LANES = 16  # candidates compared with the worst survivor at once
+LARGEST = 768  # of targets and codewords: six standard deviations
 _NO_LIMIT = np.int32(2**31 - 1)
 
 
@@ -58,15 +57,27 @@ _lowest: Any = _trailing_zeros
 
 @njit(nogil=True, cache=True)
 def gram_tables(books: Array, gram: Array) -> None:
-    """Fills gram int32 [M, M, 256, 256] with 2·(codeword a of m)·(codeword b of n) for m < n."""
-    for first in range(books.shape[0]):
-        for second in range(first + 1, books.shape[0]):
-            for a in range(CODEWORDS):
-                for b in range(CODEWORDS):
-                    total = np.int32(0)
-                    for d in range(books.shape[2]):
-                        total += np.int32(books[first, a, d]) * np.int32(books[second, b, d])
-                    gram[first, second, a, b] = np.int32(2) * total
+    """Fills gram int32 [M, M, K, K] with 2·(codeword a of m)·(codeword b of n) for m < n.
+
+    Products are below 2**20 and their sums below 2**24: exact in float32, which vectorises.
+    """
+    count, words, dim = books.shape
+    lines = np.empty((dim, words), np.float32)
+    total = np.empty(words, np.float32)
+    for second in range(1, count):
+        for b in range(words):
+            for d in range(dim):
+                lines[d, b] = np.float32(2 * np.int32(books[second, b, d]))
+        for first in range(second):
+            for a in range(words):
+                total[:] = np.float32(0)
+                for d in range(dim):
+                    factor, line = np.float32(books[first, a, d]), lines[d]
+                    for b in range(words):
+                        total[b] += factor * line[b]
+                row = gram[first, second, a]
+                for b in range(words):
+                    row[b] = np.int32(total[b])
 
 
 @njit(nogil=True, cache=True)
@@ -74,20 +85,20 @@ def encode_vectors(
     vectors: Array, books: Array, gram: Array, beam: int, codes: Array, first: int, last: int
 ) -> None:
     """Writes codes uint8 [n, M] of vectors first..last-1; see `reference.additive_encode`."""
-    count, dim = books.shape[0], books.shape[2]
-    columns = np.empty((count, dim, CODEWORDS), np.float32)  # dot products below 2**24: exact
-    power = np.empty((count, CODEWORDS), np.int32)
+    count, words, dim = books.shape
+    columns = np.empty((count, dim, words), np.float32)  # dot products below 2**24: exact
+    power = np.empty((count, words), np.int32)
     for m in range(count):
-        for a in range(CODEWORDS):
+        for a in range(words):
             total = np.int32(0)
             for d in range(dim):
                 value = np.int32(books[m, a, d])
                 total += value * value
                 columns[m, d, a] = np.float32(-2 * value)
             power[m, a] = total
-    dots = np.empty(CODEWORDS, np.float32)
-    base = np.empty((count, CODEWORDS), np.int32)
-    grown = np.empty(CODEWORDS, np.int32)
+    dots = np.empty(words, np.float32)
+    base = np.empty((count, words), np.int32)
+    grown = np.empty(words, np.int32)
     costs = np.empty(beam, np.int32)
     names = np.empty(beam, np.int64)
     old_costs = np.empty(beam, np.int32)
@@ -98,24 +109,24 @@ def encode_vectors(
             dots[:] = np.float32(0)
             for d in range(dim):
                 x, line = np.float32(vectors[index, d]), columns[m, d]
-                for a in range(CODEWORDS):
+                for a in range(words):
                     dots[a] += x * line[a]
-            for a in range(CODEWORDS):
+            for a in range(words):
                 base[m, a] = power[m, a] + np.int32(dots[a])
         parents = 1
         old_costs[0] = np.int32(0)
         for m in range(count):
-            width = 1 if m == count - 1 else min(beam, parents * CODEWORDS)
+            width = 1 if m == count - 1 else min(beam, parents * words)
             kept = 0
             for parent in range(parents):
                 offset, row = old_costs[parent], base[m]
-                for a in range(CODEWORDS):
+                for a in range(words):
                     grown[a] = row[a] + offset
                 for earlier in range(m):
                     table = gram[earlier, m, old_history[parent, earlier]]
-                    for a in range(CODEWORDS):
+                    for a in range(words):
                         grown[a] += table[a]
-                for start in range(0, CODEWORDS, LANES):
+                for start in range(0, words, LANES):
                     below = _below(grown, start, costs[kept - 1] if kept == width else _NO_LIMIT)
                     while below:
                         a = start + _lowest(below)
@@ -128,12 +139,12 @@ def encode_vectors(
                         while place > 0 and costs[place - 1] > cost:
                             costs[place], names[place] = costs[place - 1], names[place - 1]
                             place -= 1
-                        costs[place], names[place] = cost, parent * CODEWORDS + a
+                        costs[place], names[place] = cost, parent << 8 | a
             for slot in range(kept):
-                parent = names[slot] // CODEWORDS
+                parent = names[slot] >> 8
                 for earlier in range(m):
                     history[slot, earlier] = old_history[parent, earlier]
-                history[slot, m] = names[slot] % CODEWORDS
+                history[slot, m] = names[slot] & 255
             for slot in range(kept):
                 old_costs[slot] = costs[slot]
                 for earlier in range(m + 1):
@@ -143,82 +154,80 @@ def encode_vectors(
             codes[index, m] = np.uint8(old_history[0, m])
 
 
-def _make_sum(dim: int) -> Any:
-    """Returns an intrinsic that writes one scaled sum of codewords of `dim` values."""
-    vector = ir.VectorType(ir.FloatType(), dim)
+@njit(nogil=True, cache=True)
+def feedback_groups(
+    targets: Array,
+    errors: Array,
+    weight: Array,
+    unit: Array,
+    metric: Array,
+    plain: Array,
+    seen: Array,
+    gram: Array,
+    beam: int,
+    codes: Array,
+    start: int,
+    first: int,
+    last: int,
+) -> None:
+    """Encodes the groups of one block of columns for rows first..last-1, each in its metric.
 
-    @intrinsic
-    def write_sum(
-        _typing: Any, out: Any, place: Any, books: Any, codes: Any, at: Any, count: Any, scale: Any
-    ) -> Any:
-        signature = types.void(out, place, books, codes, at, count, scale)
-
-        def generate(context: Any, b: Any, call: Any, args: Any) -> Any:
-            long = ir.IntType(64)
-
-            def data(index: int) -> Any:
-                return context.make_array(call.args[index])(context, b, args[index]).data
-
-            line, table, names = data(0), data(2), data(3)
-            _, place, _, _, at, count, scale = args
-            total = cgutils.alloca_once_value(b, ir.Constant(vector, [0.0] * dim))
-            with cgutils.for_range(b, count, intp=long) as loop:
-                name = b.zext(b.load(b.gep(names, [b.add(at, loop.index)])), long)
-                row = b.add(b.mul(loop.index, ir.Constant(long, CODEWORDS)), name)
-                start = b.gep(table, [b.mul(row, ir.Constant(long, dim))])
-                word = b.load(b.bitcast(start, vector.as_pointer()))
-                word.align = 4
-                b.store(b.fadd(b.load(total), word), total)
-            empty = ir.Constant(vector, ir.Undefined)
-            single = b.insert_element(empty, scale, ir.Constant(ir.IntType(32), 0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), dim), [0] * dim)
-            scaled = b.fmul(b.load(total), b.shuffle_vector(single, empty, zeros))
-            b.store(scaled, b.bitcast(b.gep(line, [place]), vector.as_pointer())).align = 4
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return write_sum
-
-
-_sum4, _sum8, _sum16 = _make_sum(4), _make_sum(8), _make_sum(16)
+    Args:
+        targets: float32 [rows, columns], the weight plus what is fed back from columns < start.
+        errors: float32 [rows, columns]; weight − decoded is written for the block's columns.
+        weight: float32 [rows, columns] in grid units; `unit`: see `kernels.additive_feedback`.
+        metric: float32 [g, dim, dim] of the block's g groups; `plain`: int16 [M, K, dim].
+        seen: int16 [g, M, K, dim], codebooks under each metric; `gram`: int32 [g, M, M, K, K].
+        codes: uint8 [rows, columns/dim, M]; `start`: first column of the block.
+    """
+    count, dim = plain.shape[0], plain.shape[2]
+    end = start + len(metric) * dim
+    wanted = np.empty((last - first, dim), np.int16)
+    picked = np.empty((last - first, count), np.uint8)
+    for group in range(len(metric)):
+        place = start + group * dim
+        for row in range(first, last):
+            for b in range(dim):
+                total = np.float32(0)
+                for a in range(dim):
+                    total += targets[row, place + a] * metric[group, a, b]
+                total = min(max(np.rint(total), np.float32(-LARGEST)), np.float32(LARGEST))
+                wanted[row - first, b] = np.int16(total)
+        encode_vectors(wanted, seen[group], gram[group], beam, picked, 0, last - first)
+        for row in range(first, last):
+            for m in range(count):
+                codes[row, place // dim, m] = picked[row - first, m]
+            for d in range(dim):
+                decoded = np.int32(0)
+                for m in range(count):
+                    decoded += np.int32(plain[m, picked[row - first, m], d])
+                errors[row, place + d] = weight[row, place + d] - np.float32(decoded)
+        feed_back(targets, errors, unit, place, place + dim, place + dim, end, first, last)
 
 
 @njit(nogil=True, cache=True)
-def decode_rows(
-    codes: Array, books: Array, scales: Array, groups: int, out: Array, first: int, last: int
+def feed_back(
+    targets: Array,
+    errors: Array,
+    unit: Array,
+    begin: int,
+    end: int,
+    left: int,
+    right: int,
+    first: int,
+    last: int,
 ) -> None:
-    """Writes rows first..last-1 of out float32 [rows, groups*dim]: the scaled sums of codewords.
+    """Adds Σ errors[:, k]·unit[k, j], k = begin..end-1 in order, to columns left..right-1.
 
-    codes uint8 [rows*groups, M]; books float32 [M, 256, dim] with dim 4, 8 or 16.
+    Every sum is taken in the order of k by IEEE operations, so cutting rows, columns or k into
+    pieces changes no bit. end − begin is a multiple of 4.
     """
-    count, dim = books.shape[0], books.shape[2]
     for row in range(first, last):
-        line, scale = out[row], scales[row]
-        for group in range(groups):
-            place, at = group * dim, (row * groups + group) * count
-            if dim == 8:
-                _sum8(line, place, books, codes, at, count, scale)
-            elif dim == 4:
-                _sum4(line, place, books, codes, at, count, scale)
-            else:
-                _sum16(line, place, books, codes, at, count, scale)
-
-
-@njit(nogil=True, cache=True)
-def add_gradient(
-    codes: Array, gradient: Array, scales: Array, total: Array, first: int, last: int
-) -> None:
-    """Adds scaled gradients to the codewords of codebooks first..last-1 that each vector uses.
-
-    codes uint8 [rows*groups, M]; gradient float32 [rows, groups*dim]; total float64 [M, K, dim].
-    """
-    dim = total.shape[2]
-    groups = gradient.shape[1] // dim
-    for index in range(first, last):
-        for row in range(gradient.shape[0]):
-            scale = scales[row]
-            for group in range(groups):
-                word = total[index, codes[row * groups + group, index]]
-                for d in range(dim):
-                    word[d] += np.float64(gradient[row, group * dim + d] * scale)
+        for k in range(begin, end, 4):
+            line = targets[row, left:right]
+            e0, e1 = errors[row, k], errors[row, k + 1]
+            e2, e3 = errors[row, k + 2], errors[row, k + 3]
+            u0, u1 = unit[k, left:right], unit[k + 1, left:right]
+            u2, u3 = unit[k + 2, left:right], unit[k + 3, left:right]
+            for j in range(right - left):
+                line[j] = (((line[j] + e0 * u0[j]) + e1 * u1[j]) + e2 * u2[j]) + e3 * u3[j]

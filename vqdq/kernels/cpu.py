@@ -7,9 +7,6 @@ threads of ours enter them at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,9 +15,14 @@ import torch
 
 from vqdq import packing
 from vqdq.kernels import beam as beam_search
-from vqdq.kernels import butterflies, lookup, reference, rounding, viterbi
+from vqdq.kernels import butterflies, reference, rounding, sums
+from vqdq.kernels.threads import spread as _spread
+from vqdq.kernels.trellis import trellis_decode as trellis_decode
+from vqdq.kernels.trellis import trellis_encode as trellis_encode
+from vqdq.kernels.trellis import trellis_feedback as trellis_feedback
 
 Array: TypeAlias = npt.NDArray[Any]
+FEEDBACK_COLUMNS = 128  # encoded before what they lost is fed back to all later ones at once
 
 
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
@@ -115,43 +117,12 @@ def round_columns(
     return torch.from_numpy(codes), torch.from_numpy(errors)
 
 
-def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
-    """See `vqdq.kernels.trellis_encode`."""
-    rows, columns = targets.shape
-    codes = np.zeros((packing.packed_bytes(rows, bits), columns), np.uint8)
-    wanted = targets.to(torch.int16).contiguous().numpy()
-    values = (table.float() * 8).contiguous().numpy()
-    side, step = reference.seam_rows(bits), 2 if bits == 2 else 4
-
-    def encode(first: int, last: int) -> None:
-        viterbi.encode_columns(wanted, values, bits, side, step, codes, first, last)
-
-    _spread(encode, columns, viterbi.LANES)
-    return torch.from_numpy(codes)
-
-
-def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
-    """See `vqdq.kernels.trellis_decode`."""
-    stream = codes.contiguous().numpy()
-    tail = np.zeros((8, codes.shape[1]), np.uint8)
-    out = np.empty((rows, codes.shape[1]), np.int8)
-    values = table.to(torch.int32).contiguous().numpy()
-    inner = lookup.circular_tail(stream, rows * bits, tail)
-
-    def decode(first: int, last: int) -> None:
-        lookup.decode_rows(stream, tail, inner, values, bits, out, first, last)
-
-    _spread(decode, rows, 32)
-    return torch.from_numpy(out)
-
-
 def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -> torch.Tensor:
     """See `vqdq.kernels.additive_encode`."""
     wanted = vectors.to(torch.int16).contiguous().numpy()
     books = codebooks.to(torch.int16).contiguous().numpy()
-    gram = np.empty(
-        (len(books), len(books), beam_search.CODEWORDS, beam_search.CODEWORDS), np.int32
-    )
+    words = books.shape[1]
+    gram = np.empty((len(books), len(books), words, words), np.int32)
     beam_search.gram_tables(books, gram)
     codes = np.empty((len(wanted), len(books)), np.uint8)
 
@@ -162,16 +133,60 @@ def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -
     return torch.from_numpy(codes)
 
 
+def additive_feedback(
+    weight: torch.Tensor,
+    unit: torch.Tensor,
+    metric: torch.Tensor,
+    codebooks: torch.Tensor,
+    seen: torch.Tensor,
+    beam: int,
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_feedback`."""
+    plain, under = codebooks.to(torch.int16).contiguous().numpy(), seen.contiguous().numpy()
+    wanted, factor = weight.contiguous().numpy(), unit.contiguous().numpy()
+    metrics = metric.contiguous().numpy()
+    (rows, columns), (count, words, dim) = wanted.shape, plain.shape
+    targets, errors = wanted.copy(), np.zeros_like(wanted)
+    codes = np.empty((rows, columns // dim, count), np.uint8)
+    span = FEEDBACK_COLUMNS // dim  # groups of a block
+    gram = np.empty((span, count, count, words, words), np.int32)
+    for start in range(0, columns // dim, span):
+        block = slice(start, start + span)
+        begin, end = start * dim, min((start + span) * dim, columns)
+
+        def prepare(first: int, last: int, base: int = start) -> None:
+            for group in range(first, last):
+                beam_search.gram_tables(under[base + group], gram[group])
+
+        def encode(
+            first: int, last: int, block: slice = block, begin: int = begin, end: int = end
+        ) -> None:
+            beam_search.feedback_groups(
+                targets, errors, wanted, factor, metrics[block], plain, under[block], gram,
+                beam, codes, begin, first, last,
+            )  # fmt: skip
+            # by 512 columns, which stay in the cache with the block's part of the factor
+            for left in range(end, columns, 512):
+                right = min(left + 512, columns)
+                beam_search.feed_back(targets, errors, factor, begin, end, left, right, first, last)
+
+        _spread(prepare, (end - begin) // dim, 1)
+        _spread(encode, rows, 64)
+    return torch.from_numpy(codes.reshape(-1, count))
+
+
 def additive_decode(
     codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor, groups: int
 ) -> torch.Tensor:
     """See `vqdq.kernels.additive_decode`."""
-    picked, books = codes.contiguous().numpy(), codebooks.contiguous().numpy()
+    full = torch.zeros(len(codebooks), sums.CODEWORDS, codebooks.shape[2])
+    full[:, : codebooks.shape[1]] = codebooks
+    picked, books = codes.contiguous().numpy(), full.numpy()
     factors = scales.contiguous().numpy()
     out = np.empty((len(factors), groups * books.shape[2]), np.float32)
 
     def decode(first: int, last: int) -> None:
-        beam_search.decode_rows(picked, books, factors, groups, out, first, last)
+        sums.decode_rows(picked, books, factors, groups, out, first, last)
 
     _spread(decode, len(factors), 32)
     return torch.from_numpy(out)
@@ -186,21 +201,7 @@ def additive_gradient(
     total = np.zeros(shape, np.float64)
 
     def add(first: int, last: int) -> None:
-        beam_search.add_gradient(picked, slopes, factors, total, first, last)
+        sums.add_gradient(picked, slopes, factors, total, first, last)
 
     _spread(add, shape[0], 1)
     return torch.from_numpy(total.astype(np.float32))
-
-
-def _spread(work: Callable[[int, int], None], count: int, grain: int) -> None:
-    """Calls work(first, last) on ranges that cover 0..count-1 and start at multiples of `grain`."""
-    threads = torch.get_num_threads()
-    grains = -(-count // grain)
-    if threads == 1 or grains == 1:
-        work(0, count)
-        return
-    pieces = min(grains, 4 * threads)
-    edges = [min(count, grains * piece // pieces * grain) for piece in range(pieces + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]:
-            done.result()
