@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 Array: TypeAlias = npt.NDArray[Any]
 LANES = 16
+ROWS = 256  # of a segment
 _BIT, _INT, _LONG = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _INTS, _LONGS = ir.VectorType(_INT, LANES), ir.VectorType(_LONG, LANES)
 _BYTES, _MASK = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(_BIT, LANES)
@@ -83,23 +84,34 @@ _look_up: Any = _gather  # the decorator hides the first parameter from callers
 
 
 @njit(nogil=True, cache=True)
-def circular_tail(codes: Array, length: int, tail: Array) -> int:
-    """Fills `tail` with the end of the stream, continued circularly; returns its first byte."""
-    first = max(0, (length >> 3) - 2)
-    for byte in range(tail.shape[0]):
-        for bit in range(8):
-            place = ((first + byte) * 8 + bit) % length
-            for column in range(codes.shape[1]):
-                value = (codes[place >> 3, column] >> np.uint8(place & 7)) & np.uint8(1)
-                tail[byte, column] |= np.uint8(value << np.uint8(bit))
-    return first
+def circular_tails(codes: Array, edges: Array, bits: int, tails: Array, inner: Array) -> None:
+    """Fills the end of every segment's stream, continued circularly, and its first byte.
+
+    codes uint8 [bytes, columns]; edges of the segments; tails uint8 [segments, 8, columns], zeroed;
+    inner int64 [segments].
+    """
+    for segment in range(edges.shape[0] - 1):
+        base = edges[segment] * bits >> 3
+        length = (edges[segment + 1] - edges[segment]) * bits
+        first = max(0, (length >> 3) - 2)
+        inner[segment] = base + first
+        for byte in range(tails.shape[1]):
+            tail = tails[segment, byte]
+            if length & 7 == 0:
+                tail[:] = codes[base + (first + byte) % (length >> 3)]
+                continue
+            for bit in range(8):
+                place = ((first + byte) * 8 + bit) % length
+                line, shift = codes[base + (place >> 3)], np.uint8(place & 7)
+                for column in range(codes.shape[1]):
+                    tail[column] |= np.uint8(((line[column] >> shift) & np.uint8(1)) << bit)
 
 
 @njit(nogil=True, cache=True)
 def decode_rows(
     codes: Array,
-    tail: Array,
-    inner: int,
+    tails: Array,
+    inner: Array,
     table: Array,
     bits: int,
     out: Array,
@@ -108,14 +120,18 @@ def decode_rows(
 ) -> None:
     """Writes rows first..last-1 of out int8 [rows, columns]; table int32 [states].
 
-    Rows whose window starts before byte `inner` read `codes`; `tail` begins there for the others.
+    Rows whose window starts before byte `inner` of their segment read `codes`; the tail of the
+    segment begins there for the others.
     """
     mask = np.uint32(table.shape[0] - 1)
     whole = out.shape[1] // LANES * LANES
     for row in range(first, last):
         place = row * bits
+        segment = min(row // ROWS, inner.shape[0] - 1)
         byte, shift = place >> 3, np.uint32(place & 7)
-        source, start = (codes, byte) if byte < inner else (tail, byte - inner)
+        source, start = codes, byte
+        if byte >= inner[segment]:
+            source, start = tails[segment], byte - inner[segment]
         a, b, c = source[start], source[start + 1], source[start + 2]
         line = out[row]
         for column in range(0, whole, LANES):

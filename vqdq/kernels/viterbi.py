@@ -1,9 +1,14 @@
-"""The Viterbi search of the trellis, compiled: sixteen columns side by side in one vector.
+"""The Viterbi search of the trellis, compiled: sixteen states of one column side by side.
 
-LLVM does not find this shape by itself (0.4 to 1.1 M weights/s as plain loops), so the innermost
-step is written as vector instructions: 3.3 to 5.7 M weights/s a core at 4096 states. It is
-portable: LLVM splits the vectors on machines with narrower ones, and every number is an integer
-below 2**24, so fused or not, the bits are the same.
+Sixteen neighbouring overlaps of the next row are settled at once. With the table dealt out once to
+[target block][choice][lane], each of the 2**bits ways that lead there is one load, one multiply-add
+of 16-bit pairs and one minimum; the costs of the row before are split by choice in registers and
+serve all targets that follow them. LLVM does not find this shape by itself. It is portable (LLVM
+cuts the vectors to what the machine has), and every number is an integer, so the bits are the same
+everywhere.
+
+One core of a 2-core AVX-512 server, shared with other work: 17, 5.3, 1.1 and 0.2 M weights/s at L =
+10, 12, 14 and 16 (k = 3, the seam included).
 """
 
 from __future__ import annotations
@@ -17,179 +22,328 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from vqdq.kernels import rounding
+
 Array: TypeAlias = npt.NDArray[Any]
+Form: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 LANES = 16
-_FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_FLOATS = ir.VectorType(_FLOAT, LANES)
-_INTS = ir.VectorType(_INT, LANES)
-_BYTES = ir.VectorType(ir.IntType(8), LANES)
+FINENESS = 8  # targets are given in 1/8 of a table step
+_INT, _LONG = ir.IntType(32), ir.IntType(64)
+_INTS, _BYTES = ir.VectorType(_INT, LANES), ir.VectorType(ir.IntType(8), LANES)
+_SHORTS, _PRODUCTS = ir.VectorType(ir.IntType(16), 2 * LANES), ir.VectorType(_INT, 2 * LANES)
+_BLOCK = 128  # columns between two rounds of feeding forward
+_FAR = 1 << 29  # the cost of a start that is not allowed; no path gathers as much
 
 
-def _make_step(bits: int) -> Any:
-    """Returns an intrinsic that settles one overlap of the next row, for all lanes.
+def form(bits: int, states: int) -> Form:
+    """Returns the shape of the search as tuple lengths: numba compiles one kernel for each.
 
-    It takes the cheapest of the 2**bits states that lead there, writes the choice (the bits that
-    leave the window) and the new cost. Costs are multiples of 2**bits plus a tag, the low bits of
-    their overlap, so one minimum finds both; costs are kept relative to the first overlap of the
-    row before.
+    The first is as long as the choice has bits, the second as log2 of the runs in one vector.
     """
-    choices = 1 << bits
-
-    @intrinsic
-    def step(
-        _typing: Any,
-        cost_out: Any,
-        decisions: Any,
-        cost: Any,
-        values: Any,
-        x: Any,
-        target: Any,
-        low: Any,
-        state: Any,
-    ) -> Any:
-        signature = types.void(cost_out, decisions, cost, values, x, target, low, state)
-
-        def generate(context: Any, b: Any, call: Any, args: Any) -> Any:
-            out, chosen, old, table, row = (
-                context.make_array(kind)(context, b, value).data
-                for kind, value in zip(call.args[:5], args[:5], strict=True)
-            )
-            target, low, state = args[5:]
-            undefined = ir.Constant(_FLOATS, ir.Undefined)
-            fused = cgutils.get_or_insert_function(
-                b.module,
-                ir.FunctionType(_FLOATS, [_FLOATS] * 3),
-                f"llvm.fmuladd.v{LANES}f32",
-            )
-
-            def lanes(pointer: Any, index: Any, kind: Any) -> Any:
-                place = b.gep(pointer, [b.mul(index, ir.Constant(_LONG, LANES))])
-                return b.bitcast(place, kind.as_pointer())
-
-            def load(pointer: Any, index: Any) -> Any:
-                loaded = b.load(lanes(pointer, index, _FLOATS))
-                loaded.align = 4
-                return loaded
-
-            def broadcast(scalar: Any) -> Any:
-                first = b.insert_element(undefined, scalar, ir.Constant(_INT, 0))
-                return b.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * LANES))
-
-            zero = ir.Constant(_LONG, 0)
-            here = load(row, zero)
-            best: Any = None
-            for choice in range(choices):
-                offset = ir.Constant(_LONG, choice)
-                value = broadcast(b.load(b.gep(table, [b.add(state, offset)])))
-                error = b.fsub(here, value)
-                total = b.call(fused, [error, error, load(old, b.add(low, offset))])
-                best = total if best is None else _smaller(b, total, best)
-            whole = b.fptosi(best, _INTS)
-            picked = b.and_(whole, ir.Constant(_INTS, [choices - 1] * LANES))
-            b.store(b.trunc(picked, _BYTES), lanes(chosen, target, _BYTES)).align = 1
-            clean = b.sitofp(b.sub(whole, picked), _FLOATS)
-            tag = b.and_(b.trunc(target, _INT), ir.Constant(_INT, choices - 1))
-            tagged = b.fadd(b.fsub(clean, load(old, zero)), broadcast(b.sitofp(tag, _FLOAT)))
-            b.store(tagged, lanes(out, target, _FLOATS)).align = 4
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return step
+    runs = min(states >> 2 * bits, LANES)
+    return (0,) * bits, (0,) * (runs.bit_length() - 1)
 
 
-def _smaller(b: Any, first: Any, second: Any) -> Any:
-    return b.select(b.fcmp_ordered("<", first, second), first, second)
+def dealt(table: Array, bits: int) -> Array:
+    """Returns int8 [states] as the pairs (2**(bits+1)·v, v²), int32 [target block, choice, lane].
+
+    Multiplied by the pair (-x, 8·2**bits) of a target x in 1/8 steps and added up, that is
+    8·2**bits·((v - x/8)² - (x/8)²).
+    """
+    values = table.astype(np.int32)
+    pairs = (values * values << 16) | ((values << (bits + 1)) & 0xFFFF)
+    return np.ascontiguousarray(pairs.reshape(-1, LANES, 1 << bits).transpose(0, 2, 1)).reshape(-1)
 
 
-_step2, _step3, _step4 = _make_step(2), _make_step(3), _make_step(4)
+def _lanes(values: Any) -> ir.Constant:
+    return ir.Constant(_INTS, list(values))
+
+
+def _split(b: Any, vectors: list[Any], bits: int, made: dict[Any, Any]) -> list[Any]:
+    """Returns 2**bits vectors; number c holds the elements at c, c + 2**bits, c + 2·2**bits, …"""
+    if bits == 0:
+        return vectors
+    halves: list[list[Any]] = []
+    for odd in (0, 1):
+        half: list[Any] = []
+        for first, second in zip(vectors[::2], vectors[1::2], strict=True):
+            key = (id(first), id(second), odd)
+            if key not in made:  # few runs repeat in the lanes, and so do their shuffles
+                made[key] = b.shuffle_vector(first, second, _lanes(range(odd, 2 * LANES, 2)))
+            half.append(made[key])
+        halves.append(_split(b, half, bits - 1, made))
+    return [vector for pair in zip(*halves, strict=True) for vector in pair]
+
+
+@intrinsic
+def _settle(
+    _typing: Any,
+    cost: Any,
+    chosen: Any,
+    old: Any,
+    table: Any,
+    pair: Any,
+    group: Any,
+    groups: Any,
+    choices: Any,
+    width: Any,
+) -> Any:
+    """Settles every overlap of the next row that follows the old costs of one group of runs.
+
+    Writes the new costs (int32) and what was chosen (uint8, the bits that leave the window). Costs
+    are multiples of 2**bits plus a tag, the low bits of their overlap, so one minimum finds both;
+    they are kept relative to the first overlap of the row before.
+    """
+    signature = types.void(cost, chosen, old, table, pair, group, groups, choices, width)
+    bits = choices.count
+    count, mask = 1 << bits, (1 << bits) - 1
+    loaded = count * (1 << width.count) // LANES  # vectors of old costs in a group
+
+    def generate(context: Any, b: Any, call: Any, args: Any) -> Any:
+        cost, chosen, old, table = (
+            context.make_array(kind)(context, b, value)
+            for kind, value in zip(call.args[:4], args[:4], strict=True)
+        )
+        pair, group, groups = args[4:7]
+        empty = ir.Constant(_INTS, ir.Undefined)
+
+        def times(index: Any, size: int) -> Any:
+            return b.mul(index, ir.Constant(_LONG, size))
+
+        def place(array: Any, index: Any, kind: Any) -> Any:
+            return b.bitcast(b.gep(array.data, [index]), kind.as_pointer())
+
+        def load(array: Any, start: Any, number: int) -> Any:
+            index = b.add(start, ir.Constant(_LONG, LANES * number))
+            found = b.load(place(array, index, _INTS))
+            found.align = 4
+            return found
+
+        def broadcast(scalar: Any) -> Any:
+            first = b.insert_element(empty, scalar, ir.Constant(_INT, 0))
+            return b.shuffle_vector(first, empty, _lanes([0] * LANES))
+
+        def smaller(first: Any, second: Any) -> Any:
+            return b.select(b.icmp_signed("<", first, second), first, second)
+
+        base = broadcast(b.load(b.gep(old.data, [ir.Constant(_LONG, 0)])))
+        start = times(group, count * LANES)
+        row = [b.sub(load(old, start, number), base) for number in range(loaded)]
+        before = _split(b, [row[number % loaded] for number in range(count)], bits, {})
+        factors = b.sext(b.bitcast(broadcast(pair), _SHORTS), _PRODUCTS)
+        nothing = ir.Constant(_PRODUCTS, ir.Undefined)
+        overlaps = cgutils.unpack_tuple(b, cost.shape, 1)[0]
+        with cgutils.for_range(b, b.udiv(overlaps, times(groups, LANES)), intp=_LONG) as loop:
+            block = b.add(group, b.mul(loop.index, groups))
+            target, states = times(block, LANES), times(block, LANES * count)
+            best: list[Any] = []
+            for choice in range(count):
+                entry = b.bitcast(load(table, states, choice), _SHORTS)
+                product = b.mul(b.sext(entry, _PRODUCTS), factors)
+                even = b.shuffle_vector(product, nothing, _lanes(range(0, 2 * LANES, 2)))
+                odd = b.shuffle_vector(product, nothing, _lanes(range(1, 2 * LANES, 2)))
+                best.append(b.add(b.add(even, odd), before[choice]))
+                left = choice + 1
+                while left % 2 == 0:  # a tree of minima, folded as soon as it can be
+                    best.append(smaller(best.pop(), best.pop()))
+                    left //= 2
+            picked = b.and_(best[0], _lanes([mask] * LANES))
+            b.store(b.trunc(picked, _BYTES), place(chosen, target, _BYTES)).align = 1
+            tags: Any = _lanes(lane & mask for lane in range(LANES))
+            if mask >= LANES:
+                high = b.and_(b.trunc(target, _INT), ir.Constant(_INT, mask))
+                tags = b.or_(tags, broadcast(high))
+            tagged = b.or_(b.and_(best[0], _lanes([~mask] * LANES)), tags)
+            b.store(tagged, place(cost, target, _INTS)).align = 4
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+_settle_group: Any = _settle  # the decorator hides the first parameter from callers
 
 
 @njit(nogil=True, cache=True)
 def _forward(
-    x: Array, values: Array, bits: int, cost: Array, other: Array, decisions: Array
+    pairs: Array,
+    table: Array,
+    cost: Array,
+    other: Array,
+    decisions: Array,
+    choices: tuple[int, ...],
+    width: tuple[int, ...],
 ) -> Array:
-    """Runs all rows of `x` [rows, LANES] and returns the final costs, tags included."""
-    overlaps = cost.shape[0]
-    choices = 1 << bits
-    runs = overlaps >> bits
-    for row in range(x.shape[0]):
-        here, chosen = x[row], decisions[row]
-        for run in range(runs):
-            low = run * choices
-            for top in range(choices):
-                target, state = top * runs + run, top * overlaps + low
-                if bits == 2:
-                    _step2(other, chosen, cost, values, here, target, low, state)
-                elif bits == 3:
-                    _step3(other, chosen, cost, values, here, target, low, state)
-                else:
-                    _step4(other, chosen, cost, values, here, target, low, state)
+    """Runs all rows and returns the final costs, tags included."""
+    groups = max(1, (cost.shape[0] >> len(choices)) // LANES)
+    for row in range(pairs.shape[0]):
+        chosen, pair = decisions[row], pairs[row]
+        for group in range(groups):
+            _settle_group(other, chosen, cost, table, pair, group, groups, choices, width)
         cost, other = other, cost
     return cost
+
+
+@njit(nogil=True, cache=True)
+def _search(
+    targets: Array,
+    values: Array,
+    table: Array,
+    side: int,
+    cost: Array,
+    other: Array,
+    decisions: Array,
+    codes: Array,
+    levels: Array,
+    choices: tuple[int, ...],
+    width: tuple[int, ...],
+) -> None:
+    """Writes the stream of one segment of one column and the levels that it stands for.
+
+    targets int32 [rows] in 1/8 steps, clamped; values int8 [states] and what `dealt` made of them;
+    side: rows of the seam window; cost, other: int32 [overlaps]; decisions uint8 [max(rows,
+    2*side), overlaps]; codes uint8 [ceil(rows*bits/8)], zeroed; levels float32 [rows].
+    """
+    bits, rows, overlaps = len(choices), targets.shape[0], cost.shape[0]
+    mask, choice_mask = overlaps - 1, (1 << bits) - 1
+    pairs = np.empty(rows, np.int32)
+    window = np.empty(2 * side, np.int32)
+    for row in range(rows):
+        pairs[row] = np.int32((FINENESS << bits) << 16 | (-targets[row] & 0xFFFF))
+    for row in range(2 * side):
+        window[row] = pairs[(row - side) % rows]
+    for overlap in range(overlaps):
+        cost[overlap] = overlap & choice_mask
+    ends = _forward(window, table, cost, other, decisions, choices, width)
+    least = ends[0]
+    for overlap in range(overlaps):
+        least = min(least, ends[overlap] & ~choice_mask)
+    seam = 0
+    while ends[seam] & ~choice_mask != least:
+        seam += 1
+    for row in range(2 * side - 1, side - 1, -1):
+        seam = ((seam << bits) | np.int64(decisions[row, seam])) & mask
+    for overlap in range(overlaps):
+        cost[overlap] = _FAR + (overlap & choice_mask)
+    cost[seam] = seam & choice_mask
+    _forward(pairs, table, cost, other, decisions, choices, width)
+    for row in range(rows - 1, -1, -1):
+        place = row * bits
+        picked = np.int64(decisions[row, seam])
+        state = (seam << bits) | picked
+        levels[row] = np.float32(values[state])
+        seam = state & mask
+        shifted = picked << (place & 7)
+        codes[place >> 3] |= np.uint8(shifted & 255)
+        if shifted > 255:
+            codes[(place >> 3) + 1] |= np.uint8(shifted >> 8)
 
 
 @njit(nogil=True, cache=True)
 def encode_columns(
     targets: Array,
     values: Array,
-    bits: int,
+    table: Array,
+    edges: Array,
     side: int,
-    step: int,
+    limit: int,
     codes: Array,
     first: int,
     last: int,
+    choices: tuple[int, ...],
+    width: tuple[int, ...],
 ) -> None:
-    """Writes the codes of columns first..last-1; `reference.trellis_encode` defines them.
+    """Writes the codes of columns first..last-1; see `reference.trellis_encode`.
 
-    targets int16 [rows, columns]; values float32 [states] in cost units; side, step: rows at the
-    seam and the rounding of the search; codes uint8 [bytes, columns], zeroed.
+    targets int16 [rows, columns]; values int8 [states] and what `dealt` made of them; edges of the
+    segments int64; side: rows of the seam window; limit of the targets; codes uint8 [bytes,
+    columns].
     """
-    rows = targets.shape[0]
+    bits = len(choices)
     overlaps = values.shape[0] >> bits
-    mask, choice_mask = overlaps - 1, (1 << bits) - 1
-    cost = np.empty((overlaps, LANES), np.float32)
-    other = np.empty((overlaps, LANES), np.float32)
-    decisions = np.empty((max(rows, 2 * side), overlaps, LANES), np.uint8)
-    x = np.zeros((rows, LANES), np.float32)
-    window = np.empty((2 * side, LANES), np.float32)
-    seam = np.empty(LANES, np.int64)
-    path = np.empty(LANES, np.int64)
-    for start in range(first, last, LANES):
-        width = min(LANES, last - start)
-        for row in range(rows):
-            for lane in range(width):
-                value = min(max(np.int64(targets[row, start + lane]), -1200), 1200)
-                x[row, lane] = np.float32((value + step // 2) // step * step)
-        for row in range(2 * side):
-            window[row] = x[(row - side) % rows]
-        for overlap in range(overlaps):
-            cost[overlap, :] = np.float32(overlap & choice_mask)
-        ends = _forward(window, values, bits, cost, other, decisions)
-        for lane in range(LANES):
-            best = 0
-            smallest = ends[0, lane]
-            for overlap in range(1, overlaps):
-                clean = ends[overlap, lane] - np.float32(overlap & choice_mask)
-                if clean < smallest:
-                    smallest, best = clean, overlap
-            for row in range(2 * side - 1, side - 1, -1):
-                best = ((best << bits) | decisions[row, best, lane]) & mask
-            seam[lane] = best
-        for overlap in range(overlaps):
-            cost[overlap, :] = np.float32((1 << 23) + (overlap & choice_mask))
-        for lane in range(LANES):
-            cost[seam[lane], lane] = np.float32(seam[lane] & choice_mask)
-        _forward(x, values, bits, cost, other, decisions)
-        path[:] = seam
-        for row in range(rows - 1, -1, -1):
-            place = row * bits
-            byte, shift = place >> 3, place & 7
-            for lane in range(width):
-                picked = np.int64(decisions[row, path[lane], lane])
-                path[lane] = ((path[lane] << bits) | picked) & mask
-                shifted = picked << shift
-                codes[byte, start + lane] |= np.uint8(shifted & 255)
-                if shifted > 255:
-                    codes[byte + 1, start + lane] |= np.uint8(shifted >> 8)
+    longest = edges[-1] - edges[-2]
+    cost, other = np.empty(overlaps, np.int32), np.empty(overlaps, np.int32)
+    decisions = np.empty((max(longest, 2 * side), overlaps), np.uint8)
+    x, levels = np.empty(longest, np.int32), np.empty(longest, np.float32)
+    stream = np.empty((longest * bits + 7) >> 3, np.uint8)
+    for column in range(first, last):
+        for segment in range(edges.shape[0] - 1):
+            start, rows = edges[segment], edges[segment + 1] - edges[segment]
+            for row in range(rows):
+                x[row] = min(max(np.int32(targets[start + row, column]), -limit), limit)
+            used = (rows * bits + 7) >> 3
+            stream[:used] = 0
+            _search(
+                x[:rows], values, table, side, cost, other, decisions, stream, levels,
+                choices, width,
+            )  # fmt: skip
+            for byte in range(used):
+                codes[(start * bits >> 3) + byte, column] = stream[byte]
+
+
+@njit(nogil=True, cache=True)
+def encode_fed(
+    targets: Array,
+    weight: Array,
+    errors: Array,
+    sizes: Array,
+    per_unit: Array,
+    unit: Array,
+    values: Array,
+    table: Array,
+    edges: Array,
+    side: int,
+    limit: int,
+    codes: Array,
+    first: int,
+    last: int,
+    choices: tuple[int, ...],
+    width: tuple[int, ...],
+) -> None:
+    """Writes the codes of segments first..last-1, column after column with error feedback.
+
+    Args:
+        targets: float32 [columns, rows], the weight; overwritten by what is rounded.
+        weight: float32 [columns, rows]; `errors`: float32 [columns, rows], written.
+        sizes, per_unit: float32 [rows], a table step and 8 over it (0 for a step of 0).
+        unit: float32 [columns, columns].
+
+    The others: see `encode_columns`; the arithmetic is that of `reference.trellis_feedback`.
+    """
+    bits = len(choices)
+    overlaps, columns = values.shape[0] >> bits, weight.shape[0]
+    longest = edges[-1] - edges[-2]
+    cost, other = np.empty(overlaps, np.int32), np.empty(overlaps, np.int32)
+    decisions = np.empty((max(longest, 2 * side), overlaps), np.uint8)
+    x, levels = np.empty(longest, np.int32), np.empty(longest, np.float32)
+    stream = np.empty((longest * bits + 7) >> 3, np.uint8)
+    top = np.float32(limit)
+    for segment in range(first, last):
+        start, stop = edges[segment], edges[segment + 1]
+        rows = stop - start
+        used = (rows * bits + 7) >> 3
+        for begin in range(0, columns, _BLOCK):
+            end = min(begin + _BLOCK, columns)
+            rounding.feed_forward(
+                targets[begin:end], errors[:begin], unit[:begin, begin:end], start, stop
+            )
+            for column in range(begin, end):
+                wanted, error = targets[column, start:stop], errors[column, start:stop]
+                for row in range(rows):
+                    place = np.rint(wanted[row] * per_unit[start + row])
+                    place = place if place == place else np.float32(0)  # 0 * inf
+                    x[row] = np.int32(min(max(place, -top), top))
+                stream[:used] = 0
+                _search(
+                    x[:rows], values, table, side, cost, other, decisions, stream, levels,
+                    choices, width,
+                )  # fmt: skip
+                for byte in range(used):
+                    codes[(start * bits >> 3) + byte, column] = stream[byte]
+                source = weight[column, start:stop]
+                for row in range(rows):
+                    error[row] = source[row] - levels[row] * sizes[start + row]
+                for later in range(column + 1, end):
+                    share, moved = unit[column, later], targets[later, start:stop]
+                    for row in range(rows):
+                        moved[row] = moved[row] + error[row] * share
