@@ -10,7 +10,7 @@ import torch
 from vqdq import codecs, kernels
 from vqdq.codecs import rotation, tables
 from vqdq.codecs.additive import AdditiveParams
-from vqdq.codecs.base import InputStats, WeightShape
+from vqdq.codecs.base import WeightShape
 from vqdq.errors import UserError
 
 
@@ -172,13 +172,6 @@ def test_groups_that_do_not_divide_name_those_that_do() -> None:
     with pytest.raises(UserError, match="7 input channels") as fault:
         codecs.encode(torch.zeros(8, 7), "additive")
     assert "trellis" in fault.value.remedy
-
-
-@pytest.mark.parametrize("name", ["uniform", "additive", "trellis"])
-def test_a_hessian_is_not_ignored_in_silence(name: str) -> None:
-    with pytest.raises(UserError, match="Hessian was given"):
-        codecs.encode(torch.zeros(16, 16), name, hessian=torch.eye(16))
-    codecs.create(name).encode(torch.zeros(16, 16), stats=InputStats())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

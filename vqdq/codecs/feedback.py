@@ -12,11 +12,17 @@ the U of GPTQ (H⁻¹ = Uᵀ U), but R needs one factorisation and no inverse.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
+from vqdq import kernels
 from vqdq.errors import UserError
+from vqdq.kernels.threads import one_thread
+
+BLOCK = 128  # columns rounded before what they lost is handed to all later ones at once
 
 _WIDEST_DOUBLE = 8192  # columns; beyond, a float64 factor would take more than 0.5 GB
 
@@ -59,7 +65,8 @@ def factor(hessian: torch.Tensor, damping: float) -> Feedback:
         return Feedback(unit=torch.eye(len(exact)), gains=ones, power=0.0)
     flipped = exact.flip(0, 1)  # a fresh copy
     flipped.diagonal().add_(damping * power)
-    lower, failed = torch.linalg.cholesky_ex(flipped)
+    with one_thread():  # the factor's last bits depend on the number of threads
+        lower, failed = torch.linalg.cholesky_ex(flipped)
     if int(failed):
         raise UserError(
             "the Hessian is singular.",
@@ -69,3 +76,51 @@ def factor(hessian: torch.Tensor, damping: float) -> Feedback:
     diagonal = upper.diagonal().clone()
     unit = (upper / diagonal[None, :]).float()
     return Feedback(unit=unit, gains=diagonal.double().square(), power=power)
+
+
+RoundBlock: TypeAlias = Callable[
+    [slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
+]
+
+
+def round_blocks(
+    weight: torch.Tensor, feedback: Feedback | None, round_block: RoundBlock, block: int = BLOCK
+) -> torch.Tensor:
+    """Returns the codes of all columns, rounded block by block from the first to the last.
+
+    Args:
+        weight: float32 [in, rows], transposed: a column of the layer's weight is contiguous here.
+        feedback: the factor of the Hessian in the same order of columns; None feeds nothing back.
+        round_block: (columns, targets, unit) -> codes and errors of these columns, both [n, rows].
+            Targets hold what all blocks before lost; `unit` [n, n] is the block's part of the
+            factor, for feedback within it. Errors are weight − reconstruction, counted from the
+            weight, not from the target.
+        block: columns of a block.
+    """
+    width = len(weight)
+    errors, codes = torch.empty_like(weight), list[torch.Tensor]()
+    for first in range(0, width, block):
+        columns = slice(first, min(first + block, width))
+        if feedback is None:
+            targets, unit = weight[columns], torch.eye(columns.stop - first)
+        else:
+            shares = feedback.unit[:first, columns]
+            targets = kernels.feed_forward(weight[columns], errors[:first], shares)
+            unit = feedback.unit[columns, columns]
+        found, errors[columns] = round_block(columns, targets, unit)
+        codes.append(found)
+    return torch.cat(codes)
+
+
+def compensated(weight: torch.Tensor, targets: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """Returns what a block's weights would best be, given the columns already rounded.
+
+    These are the targets that the block reaches when its own columns are not rounded at all: with
+    Δ = w − t they satisfy Δ unit = w − target. A grid for the block is fitted to them (GPTQ, arXiv
+    2210.17323, section 4: groups). Float32 [n, rows], as are `weight` and `targets`.
+    """
+    with one_thread():
+        excess = torch.linalg.solve_triangular(
+            unit.double().T, (weight - targets).double(), upper=False
+        )
+    return (weight.double() - excess).float()
