@@ -83,8 +83,30 @@ class FinetuneParams(Params):
         high=100000,
         reference="arXiv 2409.00492, section 3",
     )
-    batch_size: int = param(16, label="Batch", unit="calls", low=1, high=1024, advanced=True)
-    learning_rate: float = param(1e-3, label="Learning rate", low=1e-8, high=1.0, advanced=True)
+    batch_size: int = param(
+        8,
+        label="Batch",
+        help="Pictures in a training step, each at another step of its way, both guidance halves.",
+        unit="pictures",
+        low=1,
+        high=1024,
+        advanced=True,
+    )
+    learning_rate: float = param(
+        1e-3,
+        label="Learning rate",
+        help="Of row scales, codebooks, norms and biases; layers kept in 16 bits take a tenth.",
+        low=1e-8,
+        high=1.0,
+        advanced=True,
+    )
+    precision: str = param(
+        "auto",
+        label="Precision",
+        help="Of the products while learning; automatic is bfloat16 where the machine has it.",
+        choices=("auto", "bfloat16", "float32"),
+        advanced=True,
+    )
     prompts: int = param(
         96,
         label="Prompts",

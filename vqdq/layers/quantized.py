@@ -210,7 +210,7 @@ def pack(
             remedy="The file belongs to another model: use the folder it was compressed from.",
         )
     weight = module.get_parameter("weight")
-    layer = _hollow(module, QuantizedLinear, QuantizedConv2d)
+    layer = hollow(module, QuantizedLinear, QuantizedConv2d)
     if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
         layer.bias = cast(nn.Parameter, module.bias)
     layer.hold_(packed, dtype=weight.dtype, residency=residency)
@@ -219,7 +219,7 @@ def pack(
 
 def unpack(layer: QuantizedLayer) -> nn.Linear | nn.Conv2d:
     """Returns the dense layer with the decoded weight; the bias is shared."""
-    dense = _hollow(layer, nn.Linear, nn.Conv2d)
+    dense = hollow(layer, nn.Linear, nn.Conv2d)
     weight = layer.dense(layer.shown_dtype).detach().clone()
     dense.weight = nn.Parameter(weight, requires_grad=False)
     if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
@@ -231,7 +231,7 @@ _Linear = TypeVar("_Linear", bound=nn.Linear)
 _Conv2d = TypeVar("_Conv2d", bound=nn.Conv2d)
 
 
-def _hollow(
+def hollow(
     module: nn.Module, linear: type[_Linear], convolution: type[_Conv2d]
 ) -> _Linear | _Conv2d:
     """Returns a layer of the same settings, without any values (on the meta device)."""
