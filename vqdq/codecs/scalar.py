@@ -128,6 +128,7 @@ class ScalarCodec(Codec[P]):
         generator: torch.Generator,
     ) -> dict[str, torch.Tensor]:
         del generator  # nothing is random
+        weight = weight.contiguous()
         order = None if stats.hessian is None else self._order(stats.hessian)
         if stats.hessian is None or order is not None or self._static_groups(shape):
             grid = self._grid(weight, shape)
