@@ -48,13 +48,17 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectories:
-    """Every call that drew `prompts`, and the latents [prompts, ...] they ended in."""
+    """Every call that drew `prompts`, and the latents [prompts, ...] they ended in.
+
+    Prompt i began with the noise of `seed` + i.
+    """
 
     prompts: tuple[str, ...]
     steps: int
     guidance: float
     calls: tuple[Call, ...]
     latents: torch.Tensor
+    seed: int = 0
 
 
 def record(
@@ -79,21 +83,12 @@ def record(
     ends: list[torch.Tensor] = []
     handle = module.register_forward_hook(keeper.keep, with_kwargs=True)
     try:
-        with quiet(), torch.no_grad():
-            for start in range(0, len(prompts), batch_size):
-                report(Event(stage="record", done=start, total=len(prompts)))
-                part = list(prompts[start : start + batch_size])
-                keeper.begin(range(start, start + len(part)))
-                done = cast(Any, pipeline)(
-                    prompt=part,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    generator=[
-                        torch.Generator().manual_seed(seed + start + i) for i in range(len(part))
-                    ],
-                    output_type="latent",
-                )
-                ends.append(done.images.detach().float().cpu())
+        for start in range(0, len(prompts), batch_size):
+            report(Event(stage="record", done=start, total=len(prompts)))
+            part = prompts[start : start + batch_size]
+            keeper.begin(range(start, start + len(part)))
+            latents = draw(pipeline, part, steps=steps, guidance=guidance, seed=seed + start)
+            ends.append(latents)
     finally:
         handle.remove()
     report(Event(stage="record", done=len(prompts), total=len(prompts)))
@@ -103,7 +98,23 @@ def record(
         guidance=guidance,
         calls=tuple(keeper.calls),
         latents=torch.cat(ends),
+        seed=seed,
     )
+
+
+def draw(
+    pipeline: DiffusionPipeline, prompts: Sequence[str], *, steps: int, guidance: float, seed: int
+) -> torch.Tensor:
+    """Returns the latents that `prompts` end in, float32 on the CPU; seed + i begins prompt i."""
+    with quiet(), torch.no_grad():
+        done = cast(Any, pipeline)(
+            prompt=list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
+            output_type="latent",
+        )
+    return done.images.detach().float().cpu()
 
 
 def replay(module: nn.Module, call: Call) -> torch.Tensor:
