@@ -16,6 +16,8 @@ class Method:
         name: what `encode` and recipes call it.
         title, summary: for people; `reference`: its source.
         params: its settings with range, default and help.
+        available: it can be used here.
+        install: the command that makes it available; "" when it is.
     """
 
     name: str
@@ -23,10 +25,12 @@ class Method:
     summary: str
     reference: str
     params: tuple[ParamInfo, ...]
+    available: bool = True
+    install: str = ""
 
 
 def methods() -> tuple[Method, ...]:
-    """Returns every method that can encode a weight, sorted by name."""
+    """Returns every method, sorted by name; an absent peer says how to install it."""
     kinds = [codecs.get(name) for name in codecs.names()]
     return tuple(
         Method(
@@ -35,6 +39,8 @@ def methods() -> tuple[Method, ...]:
             summary=kind.summary,
             reference=kind.reference,
             params=describe(kind.settings),
+            available=not kind.missing(),
+            install=kind.missing(),
         )
         for kind in kinds
     )

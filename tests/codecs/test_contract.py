@@ -10,12 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vqdq import codecs
-from vqdq.codecs.base import Codec, Packed, WeightShape
+from vqdq.codecs.base import Codec, InputStats, Packed, WeightShape
+from vqdq.codecs.peers.library import PeerCodec
 from vqdq.errors import UserError
 from vqdq.params import describe
 from vqdq.tensors import TensorSpec
 
 STORED = {torch.int8, torch.uint8, torch.float16, torch.int32}
+PEERS_STORE = STORED | {torch.float32}  # what they write is what they pay
 SLOW = {"rounds": (0, 1), "state_bits": (8, 10), "beam": (1, 3)}  # what only costs time here
 
 
@@ -43,11 +45,25 @@ def _values(info: object) -> tuple[object, ...]:
     return tuple(range(low, high + 1))
 
 
-VARIANTS = [(name, values) for name in codecs.names() for values in variants(name)]
+VARIANTS = [(name, values) for name in codecs.available() for values in variants(name)]
+
+
+def moments(width: int) -> InputStats:
+    """Inputs that are correlated, with twice as many samples as channels."""
+    inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(width))
+    inputs += inputs.roll(1, dims=1)
+    return InputStats(hessian=inputs.T @ inputs / len(inputs))
 
 
 def encode(codec: Codec[object], weight: torch.Tensor, taps: int, seed: int = 0) -> Packed:
-    return codec.encode(weight, taps=taps, generator=torch.Generator().manual_seed(seed))
+    stats = moments(weight.shape[1]) if codec.needs_hessian else None
+    generator = torch.Generator().manual_seed(seed)
+    return codec.encode(weight, taps=taps, stats=stats, generator=generator)
+
+
+def encoded(weight: torch.Tensor, name: str, seed: int = 0) -> Packed:
+    """`codecs.encode` with the defaults of the codec, and a Hessian where it needs one."""
+    return encode(codecs.create(name), weight, 1, seed)
 
 
 def refusal(codec: Codec[object], shape: WeightShape) -> UserError | None:
@@ -72,7 +88,8 @@ def assert_promises(codec: Codec[object], weight: torch.Tensor, taps: int) -> Pa
     measured = {TensorSpec.of(name, tensor) for name, tensor in packed.tensors.items()}
     assert measured == set(codec.layout(shape))
     assert packed.storage.total_bytes == codec.storage(shape).total_bytes
-    assert {tensor.dtype for tensor in packed.tensors.values()} <= STORED
+    allowed = PEERS_STORE if isinstance(codec, PeerCodec) else STORED
+    assert {tensor.dtype for tensor in packed.tensors.values()} <= allowed
     decoded = packed.decode()
     assert decoded.shape == weight.shape
     assert decoded.dtype == torch.float32
@@ -88,7 +105,7 @@ def test_every_setting_keeps_the_promises(name: str, values: dict[str, object]) 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_every_shape_keeps_the_promises(name: str, data: st.DataObject) -> None:
     values = data.draw(st.sampled_from(variants(name)))
     rows = data.draw(st.integers(1, 40))
@@ -99,64 +116,75 @@ def test_every_shape_keeps_the_promises(name: str, data: st.DataObject) -> None:
     assert_promises(codecs.create(name, **values), weight * scale, taps)
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_same_seed_same_bytes(name: str) -> None:
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
-    first, second = codecs.encode(weight, name, seed=7), codecs.encode(weight, name, seed=7)
+    first, second = encoded(weight, name, seed=7), encoded(weight, name, seed=7)
     for key, tensor in first.tensors.items():
         assert torch.equal(tensor, second.tensors[key])
     assert torch.equal(first.decode(), second.decode())
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_zeros_decode_to_zeros(name: str) -> None:
-    assert not codecs.encode(torch.zeros(16, 64), name).decode().any()
+    assert not encoded(torch.zeros(16, 64), name).decode().any()
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
     weight[3] = 0.0
-    decoded = codecs.encode(weight, name).decode()
+    decoded = encoded(weight, name).decode()
     assert not decoded[3].any()
     assert decoded[2].any()
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_a_constant_row_keeps_its_size(name: str) -> None:
-    decoded = codecs.encode(torch.full((16, 64), 0.5), name).decode()
+    decoded = encoded(torch.full((16, 64), 0.5), name).decode()
     assert abs(float(decoded.mean()) - 0.5) < 0.1
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_denormals_do_not_become_nan(name: str) -> None:
-    assert bool(torch.isfinite(codecs.encode(torch.full((16, 64), 1e-42), name).decode()).all())
+    assert bool(torch.isfinite(encoded(torch.full((16, 64), 1e-42), name).decode()).all())
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_a_scale_beyond_fp16_is_named(name: str) -> None:
+    """Unless the method stores its scales in 32 bits: then it simply works."""
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(3)) * 1e30
+    wide = any(spec.dtype == torch.float32 for spec in layout(name, weight))
+    if wide:
+        unit = encoded(weight, name).decode().double() / 1e30
+        assert float((unit - weight.double() / 1e30).square().mean()) < 0.02
+        return
     with pytest.raises(UserError, match="does not fit in 16 bits"):
-        codecs.encode(weight, name)
+        encoded(weight, name)
 
 
-@pytest.mark.parametrize("name", codecs.names())
+def layout(name: str, weight: torch.Tensor) -> tuple[TensorSpec, ...]:
+    shape = WeightShape(out_features=weight.shape[0], in_features=weight.shape[1])
+    return codecs.create(name).layout(shape)
+
+
+@pytest.mark.parametrize("name", codecs.available())
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_damaged_weights_are_refused(name: str, bad: float) -> None:
     weight = torch.zeros(16, 64)
     weight[2, 3] = bad
     with pytest.raises(UserError, match="1 of 1024 weights are NaN or infinite"):
-        codecs.encode(weight, name)
+        encoded(weight, name)
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_half_precision_and_other_strides_are_taken(name: str) -> None:
     weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(4)).bfloat16().T
-    expected = codecs.encode(weight.float().contiguous(), name).decode()
-    assert torch.equal(codecs.encode(weight, name).decode(), expected)
+    expected = encoded(weight.float().contiguous(), name).decode()
+    assert torch.equal(encoded(weight, name).decode(), expected)
 
 
-@pytest.mark.parametrize("name", codecs.names())
+@pytest.mark.parametrize("name", codecs.available())
 def test_no_codec_beats_the_rate_distortion_bound(name: str) -> None:
     """On Gaussian data no code of R bits has less error than 2^(-2R) (Shannon)."""
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(5))
-    packed = codecs.encode(weight, name)
+    packed = encoded(weight, name)
     error = float((packed.decode() - weight).square().mean() / weight.square().mean())
     assert 2 ** (-2 * packed.storage.bits_per_weight) < error < 1.0
 
@@ -166,5 +194,5 @@ def test_every_codec_explains_itself(name: str) -> None:
     kind = codecs.get(name)
     assert kind.title
     assert kind.summary.endswith(".")
-    assert "arXiv" in kind.reference
+    assert "arXiv" in kind.reference or "github.com" in kind.reference
     assert all(info.label for info in describe(kind.settings))

@@ -23,6 +23,7 @@ __all__ = [
     "Packed",
     "Storage",
     "WeightShape",
+    "available",
     "create",
     "encode",
     "get",
@@ -52,6 +53,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_registry))
 
 
+def available() -> tuple[str, ...]:
+    """Returns the names of the codecs that can be used here: all but absent peers."""
+    return tuple(name for name in names() if not get(name).missing())
+
+
 def get(name: str) -> type[Codec[Any]]:
     """Returns the codec class of that name.
 
@@ -70,7 +76,8 @@ def create(name: str, params: Params | None = None, **values: Any) -> Codec[Any]
     """Returns a codec with the given settings (a `Params` object, or its fields by name).
 
     Raises:
-        UserError: unknown method, unknown setting or a value out of range.
+        UserError: unknown method, unknown setting, a value out of range, or a peer that is not
+            installed (the error says how to).
     """
     kind = get(name)
     ready = params if params is not None else kind.settings.from_json(values, where=name)

@@ -134,6 +134,11 @@ class Codec(ABC, Generic[P]):
     def __init__(self, params: P) -> None:
         self.params = params
 
+    @classmethod
+    def missing(cls) -> str:
+        """Returns the command that installs what this codec needs, "" when it can be used."""
+        return ""
+
     @abstractmethod
     def check(self, shape: WeightShape) -> None:
         """Raises `UserError` when this shape cannot be encoded (no `where`: callers add it)."""

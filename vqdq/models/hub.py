@@ -104,11 +104,12 @@ class VqdqConfig(QuantizationConfigMixin):
 def _codec(entry: Mapping[str, Any]) -> codecs.Codec[Any]:
     try:
         kind = codecs.get(entry["method"])
-        return kind(kind.settings.from_json(entry["params"], where=entry["method"]))
+        params = kind.settings.from_json(entry["params"], where=entry["method"])
     except (KeyError, TypeError) as error:
         raise UserError("the table of methods is malformed.", where="config.json") from error
     except UserError as error:
         raise UserError(error.what, where=error.where, remedy=_NEWER) from error
+    return kind(params)  # a peer that is absent says how to install it
 
 
 class VqdqQuantizer(DiffusersQuantizer):
