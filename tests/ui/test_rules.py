@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from vqdq.errors import UserError
 from vqdq.models import pipelines
-from vqdq.recipe import Recipe, load_recipe
+from vqdq.recipe import load_recipe
 from vqdq.ui import rules
 
 PRESETS = sorted(path.stem for path in pipelines.presets_folder().glob("*.json"))
@@ -16,7 +18,8 @@ PRESETS = sorted(path.stem for path in pipelines.presets_folder().glob("*.json")
 def test_every_preset_becomes_lines_and_the_same_recipe(name: str) -> None:
     recipe = load_recipe(name, pipelines.presets_folder())
     special, general = rules.split(recipe)
-    again = Recipe(name="again", rules=(*rules.parse(rules.render(special)), general))
+    lines = (*rules.parse(rules.render(special)), general)
+    again = dataclasses.replace(recipe, name="again", rules=lines)
     assert again.digest == recipe.digest
 
 
@@ -40,9 +43,9 @@ def test_settings_blank_lines_and_comments() -> None:
         ("= keep", "is not", "Write it like"),
         ("* = trelis", "unknown method", "trellis"),
         ("* = trellis bit=3", "unknown setting", "bits"),
-        ("* = trellis bits=9", "out of range", "Use 2 to 4"),
+        ("* = trellis bits=9", "out of range", "Use 2 to 6"),
         ("* = trellis bits", "name=value", "bits=4"),
-        ("* = trellis bits=many", "not a whole number", "Use 2 to 4"),
+        ("* = trellis bits=many", "not a whole number", "Use 2 to 6"),
         ("* = keep bits=3", "takes no settings", "Remove"),
         ("* = uniform symmetric=perhaps", "not true or false", ""),
     ],

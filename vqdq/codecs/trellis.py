@@ -1,20 +1,22 @@
 """Trellis-coded quantization: each weight is read from a window of L bits of one bit stream.
 
 The code of QTIP (arXiv 2406.11235: bit-shift trellis section 3.1, tail-biting section 3.2), written
-anew. What differs, and why: a trained universal table instead of a computed code (L ≤ 12 fits a
-cache, and training it gains most at small L); one sequence runs down all rows of a column instead
-of a 16×16 tile, so that error feedback can go column by column without loss; only the input side is
-rotated; one fp16 scale a row, refitted by least squares.
+anew. What differs, and why: a trained universal table instead of a computed code (up to L = 12 it
+fits the first cache, and training it gains most at small L); sequences run down 256 rows of a
+column instead of over a 16×16 tile, so that error feedback goes column by column without loss; the
+output side is rotated only on request (it gains 2 %); one fp16 scale a row, refitted in closed
+form.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from vqdq import kernels, packing
-from vqdq.codecs import register, rotation, scales, tables
+from vqdq.codecs import feedback, register, rotation, scales, tables
 from vqdq.codecs.base import Codec, InputStats, Packed, WeightShape
 from vqdq.errors import UserError
 from vqdq.params import Params, param
@@ -26,14 +28,14 @@ class TrellisParams(Params):
     """Settings of the trellis codec."""
 
     bits: int = param(
-        3, label="Bits per weight", unit="bits", low=2, high=4, reference="arXiv 2406.11235"
+        3, label="Bits per weight", unit="bits", low=2, high=6, reference="arXiv 2406.11235"
     )
     state_bits: int = param(
         12,
         label="State bits",
-        help="Window read for each weight: 12 is best, 10 encodes four times faster.",
+        help="Window read for each weight: 16 is best, 10 encodes three times faster than 12.",
         unit="bits",
-        choices=(8, 10, 12),
+        choices=(8, 10, 12, 14, 16),
         reference="arXiv 2406.11235, section 3.1",
         advanced=True,
     )
@@ -45,24 +47,43 @@ class TrellisParams(Params):
         reference="arXiv 2402.04396, section 3",
         advanced=True,
     )
+    output_rotation: int = param(
+        0,
+        label="Output rotation block",
+        help="Largest block of a rotation of the outputs, 0 for none; decoding takes longer.",
+        choices=(0, 64, 128, 256),
+        reference="arXiv 2402.04396, section 3",
+        advanced=True,
+    )
 
 
 @register
 class TrellisCodec(Codec[TrellisParams]):
-    """Bit-shift trellis along the output rows, after a random Hadamard rotation of the inputs."""
+    """Bit-shift trellis along the output rows, after a random Hadamard rotation of the inputs.
+
+    The tensor "codes" is uint8 [rows*bits/8, columns], see `kernels.trellis_encode`.
+    """
 
     name = "trellis"
     title = "Trellis"
     summary = "Each weight is read from overlapping bits of one stream: least error at every size."
     reference = "QTIP, arXiv 2406.11235, section 3"
     settings = TrellisParams
+    uses_hessian = True
 
     def check(self, shape: WeightShape) -> None:
-        need = -(-self.params.state_bits // self.params.bits)
+        bits, state_bits = self.params.bits, self.params.state_bits
+        allowed = [wide for few, wide in tables.TRELLIS_SHAPES if few == bits]
+        if state_bits not in allowed:
+            raise UserError(
+                f"there is no table for {bits} bits with {state_bits} state bits.",
+                remedy=f"Use {' or '.join(map(str, allowed))} state bits.",
+            )
+        need = -(-state_bits // bits)
         if shape.out_features < need:
             raise UserError(
                 f"{shape.out_features} output rows are fewer than the {need} that a trellis of "
-                f"{self.params.state_bits} state bits closes on.",
+                f"{state_bits} state bits closes on.",
                 remedy='Use "uniform" or keep this layer in 16 bits.',
             )
 
@@ -72,9 +93,17 @@ class TrellisCodec(Codec[TrellisParams]):
             TensorSpec(name="codes", dtype=torch.uint8, shape=(code_bytes, shape.in_features)),
             TensorSpec(name="scales", dtype=torch.float16, shape=(shape.out_features,)),
         ]
-        if rotation.block_size(shape, self.params.rotation):
+        if self._block(shape):
             specs.append(rotation.spec(shape))
+        if self._row_block(shape):
+            specs.append(replace(rotation.spec(_turned(shape)), name="row_signs"))
         return tuple(specs)
+
+    def _block(self, shape: WeightShape) -> int:
+        return rotation.block_size(shape, self.params.rotation)
+
+    def _row_block(self, shape: WeightShape) -> int:
+        return rotation.block_size(_turned(shape), self.params.output_rotation)
 
     def _encode(
         self,
@@ -83,23 +112,42 @@ class TrellisCodec(Codec[TrellisParams]):
         stats: InputStats,
         generator: torch.Generator,
     ) -> dict[str, torch.Tensor]:
-        del stats  # the weight alone decides
-        block = rotation.block_size(shape, self.params.rotation)
-        stored = rotation.random_signs(shape.in_features, generator)
-        rotated = rotation.rotate(weight, stored, block)
+        bits, block, row_block = self.params.bits, self._block(shape), self._row_block(shape)
+        tensors: dict[str, torch.Tensor] = {}
+        signs = rotation.random_signs(shape.in_features, generator)
+        row_signs = rotation.random_signs(shape.out_features, generator)
+        if block:
+            tensors["signs"] = signs
+        if row_block:
+            tensors["row_signs"] = row_signs
+        rotated = rotation.rotate(weight, signs, block)
         start = scales.to_half(scales.row_rms(rotated)).float()
         unit = scales.unit_rows(rotated, start)
-        table = tables.trellis(self.params.bits, self.params.state_bits)
-        units = kernels.COST_UNITS / tables.TRELLIS_STEP
-        targets = (unit * units).round().clamp(-32000, 32000).to(torch.int16)
-        codes = kernels.trellis_encode(targets, table, self.params.bits)
-        levels = kernels.trellis_decode(codes, table, self.params.bits, shape.out_features)
-        fitted = scales.fitted_scales(rotated, levels.float() * tables.TRELLIS_STEP)
-        packed = {"codes": codes, "scales": scales.to_half(fitted)}
-        return packed if block == 0 else packed | {"signs": stored}
+        unit = _rows(rotation.rotate, unit, row_signs, row_block)
+        table = tables.trellis(bits, self.params.state_bits)
+        hessian = stats.hessian
+        if hessian is None:
+            targets = unit * (kernels.COST_UNITS / tables.TRELLIS_STEP)
+            rounded = targets.round().clamp(-32000, 32000).to(torch.int16)
+            codes = kernels.trellis_encode(rounded, table, bits)
+        else:
+            hessian = rotation.rotate_hessian(hessian.cpu(), signs, block)
+            factor = feedback.factor(hessian, stats.damping)
+            steps = torch.full((shape.out_features,), tables.TRELLIS_STEP)
+            codes = kernels.trellis_feedback(unit, steps, factor.unit, table, bits)
+        levels = kernels.trellis_decode(codes, table, bits, shape.out_features)
+        values = _rows(
+            rotation.unrotate, levels.float() * tables.TRELLIS_STEP, row_signs, row_block
+        )
+        fitted = scales.fitted_scales(rotated, values, hessian, stats.damping)
+        return {"codes": codes, "scales": scales.to_half(fitted), **tensors}
 
     def levels(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the rotated weight as int8 [out, in] and its float32 row scales [out]."""
+        """Returns the rotated weight as int8 [out, in] and its float32 row scales [out].
+
+        With an output rotation the levels are those of the rotated rows, and the scales apply after
+        they are rotated back.
+        """
         table = tables.trellis(self.params.bits, self.params.state_bits)
         rows = packed.shape.out_features
         levels = kernels.trellis_decode(
@@ -109,8 +157,27 @@ class TrellisCodec(Codec[TrellisParams]):
 
     def decode(self, packed: Packed) -> torch.Tensor:
         levels, row_scales = self.levels(packed)
-        block = rotation.block_size(packed.shape, self.params.rotation)
-        scaled = levels.float() * row_scales[:, None]
+        block, row_block = self._block(packed.shape), self._row_block(packed.shape)
+        values = levels.float()
+        if row_block:
+            row_signs = packed.tensors["row_signs"].cpu()
+            values = _rows(rotation.unrotate, values, row_signs, row_block)
+        scaled = values * row_scales[:, None]
         if block == 0:
             return scaled
         return rotation.unrotate(scaled, packed.tensors["signs"].cpu(), block)
+
+
+def _turned(shape: WeightShape) -> WeightShape:
+    """Returns the shape of the transposed weight, whose columns are the outputs."""
+    return WeightShape(out_features=shape.in_features, in_features=shape.out_features)
+
+
+def _rows(
+    turn: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    weight: torch.Tensor,
+    signs: torch.Tensor,
+    block: int,
+) -> torch.Tensor:
+    """Returns the weight with its rows, instead of its columns, rotated or rotated back."""
+    return weight if block == 0 else turn(weight.T.contiguous(), signs, block).T.contiguous()
