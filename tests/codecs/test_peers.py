@@ -111,12 +111,12 @@ def test_listing_the_methods_imports_no_peer() -> None:
         ("hqq", {"bits": 3}, 3.2 + 32 / 64),  # ten codes in 32 bits
         ("hqq", {"bits": 4}, 4 + 32 / 64),
         ("hqq", {"bits": 8, "group_size": 128}, 8 + 32 / 128),
-        ("gguf", {"type": "Q4_0"}, 4 + 16 / 32),
-        ("gguf", {"type": "Q4_1"}, 4 + 32 / 32),
-        ("gguf", {"type": "Q5_0"}, 5 + 16 / 32),
-        ("gguf", {"type": "Q5_1"}, 5 + 32 / 32),
-        ("gguf", {"type": "Q8_0"}, 8 + 16 / 32),
-        ("gguf", {"type": "MXFP4"}, 4 + 8 / 32),
+        ("gguf", {"kind": "Q4_0"}, 4 + 16 / 32),
+        ("gguf", {"kind": "Q4_1"}, 4 + 32 / 32),
+        ("gguf", {"kind": "Q5_0"}, 5 + 16 / 32),
+        ("gguf", {"kind": "Q5_1"}, 5 + 32 / 32),
+        ("gguf", {"kind": "Q8_0"}, 8 + 16 / 32),
+        ("gguf", {"kind": "MXFP4"}, 4 + 8 / 32),
         ("quanto", {"bits": 2}, 2 + 32 / 128),
         ("quanto", {"bits": 4}, 4 + 32 / 128),
         ("quanto", {"bits": 8}, 8 + 16 / 1280),
@@ -165,12 +165,12 @@ def test_shapes_that_a_peer_cannot_take_are_named(
         ("hqq", {"bits": 2}, 0.188),
         ("hqq", {"bits": 3}, 0.0334),
         ("hqq", {"bits": 4}, 0.0076),
-        ("gguf", {"type": "Q4_0"}, 0.00739),
-        ("gguf", {"type": "Q4_1"}, 0.00612),
+        ("gguf", {"kind": "Q4_0"}, 0.00739),
+        ("gguf", {"kind": "Q4_1"}, 0.00612),
         ("quanto", {"bits": 2}, 0.252),
         ("quanto", {"bits": 4}, 0.00998),
         ("bnb", {}, 0.00846),
-        ("bnb", {"type": "fp4"}, 0.0149),
+        ("bnb", {"kind": "fp4"}, 0.0149),
         ("sdnq", {"bits": 2}, 0.107),
         ("sdnq", {"bits": 3}, 0.0282),
         ("sdnq", {"bits": 4}, 0.00804),
@@ -220,7 +220,7 @@ def test_quanto_codes_decode_by_their_format() -> None:
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_bnb_codes_decode_by_their_format(kind: str) -> None:
     needs("bnb")
-    packed = codecs.encode(gaussian(6, 70), "bnb", type=kind)  # blocks run on over the rows
+    packed = codecs.encode(gaussian(6, 70), "bnb", kind=kind)  # blocks run on over the rows
     codes = torch.stack(nibbles(packed.tensors["codes"], high_first=True), dim=1).reshape(-1)
     scale = packed.tensors["absmax"].repeat_interleave(64)[:420]
     values = packed.tensors["quant_map"][codes.long()] * scale

@@ -20,7 +20,7 @@ _NESTED_BLOCK = 256  # blocks whose scales share a scale when they are quantized
 class BnbParams(Params):
     """Settings of bitsandbytes."""
 
-    type: str = param(
+    kind: str = param(
         "nf4",
         label="Type",
         help="Quantiles of a Gaussian, or a 4-bit float.",
@@ -88,7 +88,7 @@ class BnbCodec(PeerCodec[BnbParams]):
             weight.contiguous(),
             blocksize=self.params.block_size,
             compress_statistics=self.params.double_quant,
-            quant_type=self.params.type,
+            quant_type=self.params.kind,
         )
         stored = {"codes": codes.reshape(-1), "quant_map": state.code, "absmax": state.absmax}
         if state.nested:
@@ -114,7 +114,7 @@ class BnbCodec(PeerCodec[BnbParams]):
             shape=torch.Size((shape.count,)),  # flat: a row of odd width would be compiled first
             code=stored["quant_map"],
             blocksize=self.params.block_size,
-            quant_type=self.params.type,
+            quant_type=self.params.kind,
             dtype=torch.float32,
             offset=stored["nested_offset"][0] if nested is not None else None,
             state2=nested,

@@ -25,7 +25,7 @@ _BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "MXF
 class GgufParams(Params):
     """Settings of the GGUF block types."""
 
-    type: str = param(
+    kind: str = param(
         "Q4_0",
         label="Type",
         help="Blocks of 32 weights: _0 stores a scale, _1 a minimum beside it.",
@@ -53,7 +53,7 @@ class GgufCodec(PeerCodec[GgufParams]):
             )
 
     def layout(self, shape: WeightShape) -> tuple[TensorSpec, ...]:
-        row = shape.in_features // _BLOCK * _BLOCK_BYTES[self.params.type]
+        row = shape.in_features // _BLOCK * _BLOCK_BYTES[self.params.kind]
         return (TensorSpec(name="blocks", dtype=torch.uint8, shape=(shape.out_features, row)),)
 
     def _quantize(
@@ -61,13 +61,13 @@ class GgufCodec(PeerCodec[GgufParams]):
     ) -> dict[str, torch.Tensor]:
         del shape, generator
         library = load("gguf")
-        kind = library.GGMLQuantizationType[self.params.type]
+        kind = library.GGMLQuantizationType[self.params.kind]
         blocks = library.quants.quantize(weight.contiguous().numpy(), kind)
         return {"blocks": torch.from_numpy(blocks)}
 
     def _dequantize(self, packed: Packed) -> torch.Tensor:
         library = load("gguf")
-        kind = library.GGMLQuantizationType[self.params.type]
+        kind = library.GGMLQuantizationType[self.params.kind]
         blocks = packed.tensors["blocks"]
         weight = library.quants.dequantize(blocks.cpu().numpy(), kind)
         return torch.from_numpy(weight).to(blocks.device)
