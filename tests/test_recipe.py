@@ -157,8 +157,8 @@ def test_the_first_matching_rule_wins() -> None:
         ({"rules": [{"pattern": "*", "method": "trelis"}]}, 'Did you mean "trellis"?'),
         ({"rules": [{"pattern": "*", "params": {"bits": 3}}]}, "params need a method"),
         (
-            {"rules": [{"pattern": "*", "method": "trellis", "params": {"bits": 5}}]},
-            "recipe.rules[0].params.bits: 5 is out of range. Use 2 to 4 bits.",
+            {"rules": [{"pattern": "*", "method": "trellis", "params": {"bits": 7}}]},
+            "recipe.rules[0].params.bits: 7 is out of range. Use 2 to 6 bits.",
         ),
         (
             {"rules": [{"pattern": "*", "method": "trellis", "params": {"bit": 3}}]},
