@@ -1,7 +1,8 @@
 """What each method does to the demo model: predictions, latents, pictures and what they show.
 
 Every variant is measured on the same held-out captions and seeds. A finished row is kept in
-`.bench-work/`, under a digest of its recipe and of the program, so an interrupted run goes on.
+`.bench-work/` under the digest of its recipe, so an interrupted run goes on; remove that folder
+after a codec has changed.
 """
 
 from __future__ import annotations
