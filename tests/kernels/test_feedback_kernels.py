@@ -39,6 +39,16 @@ def test_rounding_equals_the_reference(columns: int, rows: int, levels: int) -> 
     assert torch.equal(errors, expected[1])
 
 
+@pytest.mark.parametrize(("groups", "size", "scales", "levels"), [(1, 1, 1, 2), (33, 17, 16, 8)])
+def test_table_errors_equal_the_reference(groups: int, size: int, scales: int, levels: int) -> None:
+    weight, steps = noise(groups, size, seed=1), noise(groups, scales, seed=2).abs()
+    steps[0, 0] = 0.0
+    table = noise(levels, seed=3).sort().values
+    found = cpu.table_errors(weight, steps, table)
+    assert torch.equal(found, reference.table_errors(weight, steps, table))
+    assert float(found[0, 0]) == pytest.approx(float(weight[0].square().sum()))
+
+
 def test_a_block_may_be_cut_anywhere() -> None:
     """Rounding all at once, or a few columns, feeding, and the rest: the same bits."""
     weight, unit = noise(20, 70, seed=1), noise(20, 20, seed=2).triu(1) * 0.3 + torch.eye(20)

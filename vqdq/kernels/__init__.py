@@ -20,6 +20,7 @@ OPERATIONS = (
     "unpack_bits",
     "hadamard",
     "grid_errors",
+    "table_errors",
     "feed_forward",
     "round_columns",
     "trellis_encode",
@@ -67,6 +68,7 @@ def warm() -> None:
     unpack_bits(pack_bits(torch.zeros(8, dtype=torch.uint8), 3), 3, 8)
     hadamard(torch.zeros(16, 16), 16)
     grid_errors(torch.zeros(16, 16), torch.ones(16, 3), torch.zeros(16, 3), 7)
+    table_errors(torch.zeros(16, 16), torch.ones(16, 3), torch.arange(4.0))
     rest = feed_forward(torch.zeros(2, 16), torch.zeros(9, 16), torch.zeros(9, 2))
     grid, group = torch.ones(1, 16), torch.zeros(2, dtype=torch.int32)
     round_columns(rest, rest, torch.eye(2), grid, grid, group, torch.arange(4.0))
@@ -117,6 +119,19 @@ def grid_errors(
         highest: the largest code; the smallest is 0.
     """
     return _backend()[0].grid_errors(groups, steps, zeros, highest)
+
+
+def table_errors(groups: torch.Tensor, steps: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Returns the squared error of rounding groups to a table at n scales, float64 [groups, n].
+
+    Rounded as by `round_columns`; added up in float64 from the first weight to the last.
+
+    Args:
+        groups: float32 [groups, size].
+        steps: float32 [groups, n], candidate scales of each group.
+        table: float32 levels in ascending order, at most 256.
+    """
+    return _backend()[0].table_errors(groups, steps, table)
 
 
 def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,19 @@ def grid_errors(
     return torch.from_numpy(total)
 
 
+def table_errors(groups: torch.Tensor, steps: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """See `vqdq.kernels.table_errors`."""
+    weights, sizes = groups.float().contiguous().numpy(), steps.contiguous().numpy()
+    levels, bounds = table.contiguous().numpy(), reference.midpoints(table).numpy()
+    total = np.zeros(steps.shape, np.float64)
+
+    def measure(first: int, last: int) -> None:
+        rounding.table_errors(weights, sizes, levels, bounds, total, first, last)
+
+    _spread(measure, len(weights), 8)
+    return torch.from_numpy(total)
+
+
 def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """See `vqdq.kernels.feed_forward`."""
     out = targets.float().contiguous().clone()

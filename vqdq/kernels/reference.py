@@ -46,6 +46,18 @@ def grid_errors(
     return total
 
 
+def table_errors(groups: torch.Tensor, steps: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """See `vqdq.kernels.table_errors`."""
+    bounds, safe = midpoints(table), torch.where(steps > 0, steps, 1.0)
+    total = torch.zeros(steps.shape, dtype=torch.float64)
+    for weight in groups.float().T:  # [groups]
+        place = weight[:, None] / safe
+        code = (place[:, :, None] > bounds).sum(dim=2)
+        off = (table[code] * steps).double() - weight.double()[:, None]
+        total = total + off * off
+    return total
+
+
 def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """See `vqdq.kernels.feed_forward`."""
     for error, shares in zip(errors, unit, strict=True):

@@ -68,6 +68,36 @@ def grid_errors(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def table_errors(
+    groups: Array,
+    steps: Array,
+    table: Array,
+    bounds: Array,
+    total: Array,
+    first: int,
+    last: int,
+) -> None:
+    """Adds the squared error of each scaled table to total [groups, n]; the n share a vector."""
+    count = steps.shape[1]
+    place, value = np.empty(count, np.float32), np.empty(count, np.float32)
+    for group in range(first, last):
+        step, found = steps[group], total[group]
+        for index in range(groups.shape[1]):
+            weight = groups[group, index]
+            for grid in range(count):
+                size = step[grid] if step[grid] > 0 else np.float32(1)
+                place[grid] = weight / size
+                value[grid] = table[0]
+            for level in range(bounds.shape[0]):
+                bound, above = bounds[level], table[level + 1]
+                for grid in range(count):
+                    value[grid] = above if place[grid] > bound else value[grid]
+            for grid in range(count):
+                off = np.float64(value[grid] * step[grid]) - np.float64(weight)
+                found[grid] += off * off
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def feed_forward(targets: Array, errors: Array, unit: Array, first: int, last: int) -> None:
     """Adds errors[i] * unit[i, j] to targets[j] in the order of i, for rows first..last-1.
 
