@@ -92,12 +92,27 @@ class FinetuneParams(Params):
         high=1024,
         advanced=True,
     )
+    accumulate: int = param(
+        1,
+        label="Batches a step",
+        help="Gradients of so many batches are added up: large models take smaller batches.",
+        unit="batches",
+        low=1,
+        high=1024,
+        advanced=True,
+    )
     learning_rate: float = param(
         1e-3,
         label="Learning rate",
         help="Of row scales, codebooks, norms and biases; layers kept in 16 bits take a tenth.",
         low=1e-8,
         high=1.0,
+        advanced=True,
+    )
+    codebooks: bool = param(
+        True,
+        label="Learn codebooks",
+        help="Where layers have their own; each of them is decoded again at every step.",
         advanced=True,
     )
     precision: str = param(

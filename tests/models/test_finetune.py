@@ -260,3 +260,12 @@ def test_codebooks_learn_too(
 def test_history_is_finite(result: FinetuneResult) -> None:
     assert all(math.isfinite(db) for _, db in result.history)
     assert result.after == max(db for _, db in result.history)
+
+
+def test_gradients_add_up_over_batches(
+    student: nn.Module, data: tuple[Trajectories, Trajectories]
+) -> None:
+    several = replace(PARAMS, steps=10, batch_size=2, accumulate=2)
+    found = finetune(student, *data, several)
+    assert found.steps == 10
+    assert found.after > found.before

@@ -95,7 +95,8 @@ def finetune(
         return _result(start, [(0, first.raw_db)], first.raw_db, 0)
     objective = Objective(first, params.guided_weight)
     reduced = computing_dtype(params.precision, place)
-    run = _Run(learner(student, reduced), params, objective.of(first), first.raw_db)
+    module = learner(student, reduced, codebooks=params.codebooks)
+    run = _Run(module, params, objective.of(first), first.raw_db)
     if checkpoint is not None:
         run.identity = _identity(params, start, train)
         run.restore_(checkpoint)
@@ -105,13 +106,14 @@ def finetune(
             message = f"{run.best_db:.2f} dB held out, {first.raw_db:.2f} at the start"
             report(Event(stage="finetune", done=run.step, total=params.steps, message=message))
             generator = torch.Generator().manual_seed(params.seed * 1_000_003 + run.step)
-            batch = samples.draw(params.batch_size, generator)
-            with torch.autocast(place.type, reduced, enabled=reduced != torch.float32):
-                prediction = predict(run.module, batch)
-            loss = objective.loss(prediction, batch, train.guidance)
-            if not bool(torch.isfinite(loss)):
-                break  # too high a learning rate: nothing after this is better
-            run.advance_(loss)
+            for _ in range(params.accumulate):
+                batch = samples.draw(params.batch_size, generator)
+                with torch.autocast(place.type, reduced, enabled=reduced != torch.float32):
+                    prediction = predict(run.module, batch)
+                loss = objective.loss(prediction, batch, train.guidance) / params.accumulate
+                loss.backward()  # pyright: ignore[reportUnknownMemberType]
+            if not run.advance_():
+                break  # the learning rate is too high: nothing after this is better
             if run.step in marks:
                 candidate = stored(run.module)
                 errors = judge.errors(candidate)
@@ -161,17 +163,23 @@ class _Run:
         self._optimizer = torch.optim.Adam(groups, betas=_BETAS)
         self._learning = {key: p for key, p in module.named_parameters() if p.requires_grad}
 
-    def advance_(self, loss: torch.Tensor) -> None:
-        """Takes one step of Adam, with a warm start and a cosine to zero."""
+    def advance_(self) -> bool:
+        """Takes one step of Adam, with a warm start and a cosine to zero.
+
+        Returns False, and stays, where the gradients are not finite.
+        """
         total = self._params.steps
         warm = min(1.0, (self.step + 1) / max(1.0, _WARM_SHARE * total))
         share = warm * 0.5 * (1 + math.cos(math.pi * self.step / total))
         for group in self._optimizer.param_groups:
             group["lr"] = share * group["rate"]
-        self._optimizer.zero_grad()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        norms = [p.grad.norm() for p in self._learning.values() if p.grad is not None]
+        if not bool(torch.isfinite(torch.stack(norms)).all()):
+            return False
         self._optimizer.step()
+        self._optimizer.zero_grad()
         self.step += 1
+        return True
 
     def judged_(self, value: float, db: float) -> None:
         """Notes a judgement, and the parameters when they are the best."""

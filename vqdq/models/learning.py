@@ -89,16 +89,17 @@ def by_picture(
     return squares.unflatten(0, (2, -1)).mean(0), guided
 
 
-def learner(student: nn.Module, dtype: torch.dtype) -> nn.Module:
+def learner(student: nn.Module, dtype: torch.dtype, *, codebooks: bool = True) -> nn.Module:
     """Returns a copy of `student` in which everything but codes learns, in float32.
 
     Args:
         dtype: of the decoded weights, which do not learn.
+        codebooks: they learn where a layer has its own.
     """
     memo: dict[int, Any] = {}
     for layer in student.modules():
         if isinstance(layer, QuantizedLayer):
-            memo[id(layer)] = trainable(layer, dtype)
+            memo[id(layer)] = trainable(layer, dtype, learn_codebooks=codebooks)
     twin = copy.deepcopy(student, memo)
     fixed = {id(layer.get_parameter("weight")) for layer in _learners(twin).values()}
     for parameter in twin.parameters():
