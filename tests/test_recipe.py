@@ -18,7 +18,8 @@ from vqdq.tensors import TensorSpec, safetensors_bytes
 
 PRESETS = Path(__file__).parents[1] / "presets"
 NAMES = ("vq-4bit", "vq-3bit", "vq-2bit", "trellis-4bit", "trellis-3bit", "trellis-2bit")
-NAMES += ("rtn-8bit", "rtn-4bit", "rtn-3bit")
+NAMES += ("trellis-3bit-calibrated", "trellis-2bit-calibrated", "trellis-3bit-tuned")
+NAMES += ("vq-3bit-calibrated", "gptq-4bit", "rtn-8bit", "rtn-4bit", "rtn-3bit")
 
 UNET = {
     "conv_in": (64, 4, 9),

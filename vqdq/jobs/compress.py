@@ -8,7 +8,7 @@ from typing import cast
 
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompressRequest
-from vqdq.jobs.results import CompressResult, LayerRow
+from vqdq.jobs.results import CompressResult, LayerRow, LearntResult
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.progress import Report, silent
 
@@ -32,7 +32,13 @@ def execute(
     del folder, cache  # nothing of this job belongs into the run's folder, and weights are streamed
     if not request.output:
         raise UserError("no output folder is named.", where="output", remedy="Name a new folder.")
-    result = compress_folder(request.model, request.recipe, Path(request.output), report=report)
+    result = compress_folder(
+        request.model,
+        request.recipe,
+        Path(request.output),
+        calibration=request.calibration or None,
+        report=report,
+    )
     return CompressResult(
         output=str(result.output),
         recipe=request.recipe.name,
@@ -43,5 +49,9 @@ def execute(
         bits_per_weight=result.bits_per_weight,
         seconds=result.seconds,
         peak_memory_bytes=result.peak_memory_bytes,
+        calibrated=any(layer.output_error_db is not None for layer in result.layers),
+        learnt=None
+        if result.learnt is None
+        else cast(LearntResult, dataclasses.asdict(result.learnt)),
         layers=[cast(LayerRow, dataclasses.asdict(layer)) for layer in result.layers],
     )

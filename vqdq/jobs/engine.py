@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import vqdq.kernels
 from vqdq.errors import UserError
-from vqdq.jobs import compare, compress, generate, inspect
+from vqdq.jobs import compare, compress, generate, inspect, plan
 from vqdq.jobs.requests import (
     CompareRequest,
     CompressRequest,
     GenerateRequest,
+    PlanRequest,
     Request,
 )
 from vqdq.jobs.store import Workspace
@@ -39,6 +40,8 @@ class Engine:
         match request:
             case CompressRequest():
                 found = compress.execute(request, folder, report=report, cache=self._cache)
+            case PlanRequest():
+                found = plan.execute(request, folder, report=report, cache=self._cache)
             case GenerateRequest():
                 found = generate.execute(request, folder, report=report, cache=self._cache)
             case CompareRequest():

@@ -1,5 +1,4 @@
-"""What can be asked of the worker: four frozen requests that validate themselves and travel as
-JSON.
+"""What can be asked of the worker: frozen requests that validate themselves and travel as JSON.
 
 A request holds everything that decides its result, so that a run can be rebuilt from its
 folder. The page, the command line and Python callers build the same objects; a bad value is
@@ -35,6 +34,7 @@ class CompressRequest:
         recipe: rules and seed; decides the bytes.
         name: name of the new model; its folder inside the workspace.
         output: folder to write; "" lets the workspace choose `models/<name>`.
+        calibration: folder of `vqdq calibrate` to use instead of running the model, or "".
     """
 
     kind: ClassVar[str] = "compress"
@@ -42,6 +42,7 @@ class CompressRequest:
     recipe: Recipe
     name: str
     output: str = ""
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         _check_model(self.model, "model")
@@ -60,16 +61,71 @@ class CompressRequest:
             "recipe": self.recipe.to_json(),
             "name": self.name,
             "output": self.output,
+            "calibration": self.calibration,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the request in `values`."""
-        fields = _fields(values, ("model", "recipe", "name", "output"))
-        recipe = fields.pop("recipe", None)
-        if not isinstance(recipe, dict):
-            raise UserError("there is no recipe.", where="request")
-        return _build(cls, recipe=Recipe.from_json(cast(dict[str, Any], recipe)), **fields)
+        fields = _fields(values, ("model", "recipe", "name", "output", "calibration"))
+        return _build(cls, recipe=_recipe(fields), **fields)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRequest:
+    """Measure how sensitive the layers of `model` are, and give each the bits that it earns.
+
+    Exactly one of the three targets is set.
+
+    Attributes:
+        recipe: its last method is offered at every size; what it keeps in 16 bits stays so.
+        bits: true average over the compressed layers.
+        bytes: of the denoiser's weight file.
+        card_bytes: memory of a graphics card that must hold the model while it draws pictures of
+            `resolution` pixels; a resolution of 0 is the model's own.
+        sensitivity: file that keeps the measurement for the next plan; "" measures anew.
+    """
+
+    kind: ClassVar[str] = "plan"
+    model: str
+    recipe: Recipe
+    bits: float | None = None
+    bytes: int | None = None
+    card_bytes: int | None = None
+    resolution: int = 0
+    sensitivity: str = ""
+
+    def __post_init__(self) -> None:
+        _check_model(self.model, "model")
+        given = [value for value in (self.bits, self.bytes, self.card_bytes) if value is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"{len(given)} targets are named.",
+                where="target",
+                remedy="Name one: bits, bytes or a card.",
+            )
+        if self.bits is not None:
+            _check_number(self.bits, "bits", 1, 16)
+        for value, where in ((self.bytes, "bytes"), (self.card_bytes, "card")):
+            if value is not None:
+                _check_whole(value, where, 1, 2**53, "a size like 8 MB")
+        _check_whole(self.resolution, "resolution", 0, 2**16)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the request as JSON values."""
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "recipe": self.recipe.to_json(),
+            **{name: getattr(self, name) for name in _TARGET},
+            "sensitivity": self.sensitivity,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the request in `values`."""
+        fields = _fields(values, ("model", "recipe", *_TARGET, "sensitivity"))
+        return _build(cls, recipe=_recipe(fields), **fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,11 +248,15 @@ class InspectRequest:
         return _build(cls, **_fields(values, ("model", "variant", *_SAMPLING, "layer", "step")))
 
 
-Request: TypeAlias = CompressRequest | GenerateRequest | CompareRequest | InspectRequest
+Request: TypeAlias = (
+    CompressRequest | PlanRequest | GenerateRequest | CompareRequest | InspectRequest
+)
 _KINDS: Mapping[str, type[Request]] = {
-    kind.kind: kind for kind in (CompressRequest, GenerateRequest, CompareRequest, InspectRequest)
+    kind.kind: kind
+    for kind in (CompressRequest, PlanRequest, GenerateRequest, CompareRequest, InspectRequest)
 }
 KINDS: tuple[str, ...] = tuple(_KINDS)
+_TARGET = ("bits", "bytes", "card_bytes", "resolution")
 _SAMPLING = ("prompt", "seed", "steps", "guidance")
 
 
@@ -237,10 +297,14 @@ def check_sampling(prompt: object, seed: object, steps: object, guidance: object
         )
     _check_whole(seed, "seed", 0, MAX_SEED, "0 to 2^63 - 1")
     _check_whole(steps, "steps", 1, MAX_STEPS)
-    number = math.nan if isinstance(guidance, bool) else guidance
-    if not isinstance(number, int | float) or not 0 <= number <= MAX_GUIDANCE:
+    _check_number(guidance, "guidance", 0, MAX_GUIDANCE)
+
+
+def _check_number(value: object, where: str, low: float, high: float) -> None:
+    number = math.nan if isinstance(value, bool) else value
+    if not isinstance(number, int | float) or not low <= number <= high:
         raise UserError(
-            f"{guidance!r} is out of range.", where="guidance", remedy=f"Use 0 to {MAX_GUIDANCE:g}."
+            f"{value!r} is out of range.", where=where, remedy=f"Use {low:g} to {high:g}."
         )
 
 
@@ -261,6 +325,14 @@ def _check_model(model: object, where: str) -> None:
 
 def _sampling(request: GenerateRequest | CompareRequest | InspectRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in _SAMPLING}
+
+
+def _recipe(fields: dict[str, Any]) -> Recipe:
+    """The recipe in `fields`, taken out of them."""
+    recipe = fields.pop("recipe", None)
+    if not isinstance(recipe, dict):
+        raise UserError("there is no recipe.", where="request")
+    return Recipe.from_json(cast(dict[str, Any], recipe))
 
 
 def _fields(values: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ those of its denoiser's weight file.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class LayerRow(TypedDict):
@@ -17,13 +17,27 @@ class LayerRow(TypedDict):
     method: str | None
     bits_per_weight: float
     error_db: float | None
+    output_error_db: float | None
     bytes: int
     reference_bytes: int
     seconds: float
 
 
+class LearntResult(TypedDict):
+    """What fine-tuning did: noise-prediction SQNR on held-out prompts in dB, and its steps."""
+
+    before_db: float
+    after_db: float
+    steps: int
+
+
 class CompressResult(TypedDict):
-    """A finished compression. `predicted_bytes` was known before; it equals `measured_bytes`."""
+    """A finished compression. `predicted_bytes` was known before; it equals `measured_bytes`.
+
+    Attributes:
+        calibrated: some layer was encoded for the inputs that calibration saw.
+        learnt: what fine-tuning did, or None.
+    """
 
     output: str
     recipe: str
@@ -34,7 +48,43 @@ class CompressResult(TypedDict):
     bits_per_weight: float
     seconds: float
     peak_memory_bytes: int
+    calibrated: bool
+    learnt: LearntResult | None
     layers: list[LayerRow]
+
+
+class PlannedRow(TypedDict):
+    """One layer of a plan for a target.
+
+    Attributes:
+        method: None for a layer kept in 16 bits; `settings`: what its rule says, in words.
+        sensitivity: its share of what all layers would do to the prediction at equal noise.
+    """
+
+    name: str
+    method: str | None
+    settings: str
+    bits_per_weight: float
+    bytes: int
+    sensitivity: float | None
+
+
+class PlanResult(TypedDict):
+    """Bits for each layer under a target; `recipe` is concrete and compresses to these bytes.
+
+    Attributes:
+        bits_per_weight: true average over the layers that could have been compressed.
+        predicted_sqnr_db: of the noise prediction before fine-tuning; an estimate.
+    """
+
+    recipe: dict[str, Any]
+    predicted_bytes: int
+    reference_bytes: int
+    bits_per_weight: float
+    predicted_sqnr_db: float
+    quantized_layers: int
+    layers: list[PlannedRow]
+    seconds: float
 
 
 class VerdictResult(TypedDict):

@@ -1,0 +1,113 @@
+"""What a plan will take, stage by stage, before it starts: estimates, and they are called so.
+
+Encoding goes by the weights of each method; what runs the model goes by how often it is run. The
+constants are those of one computer with two cores. Whoever has runs of their own passes what they
+measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.recipe import Component, Plan
+
+# Million weights a second on two cores.
+_PACE = {"uniform": 40.0, "additive": 1.2, "trellis": 2.2}
+_PACE_OTHER = 0.5
+_CALL_SECONDS = 0.46e-9  # of one denoiser call, for each weight at 16x16 latents: 10.6 ms, the demo
+_LATENT_SIDE = 16
+_PIXELS_A_LATENT = 8
+_FLOPS = 40e9  # a second, of the products that calibration and error feedback consist of
+_LEARNING = 4.0  # calls that one learnt call costs: forward, backward, and decoding the codes
+_START = 1.5
+_DRAWN = 8  # pictures whose calls are probed
+_PROBES = 16 * 2 * 4 * 3.0  # calls that measuring sensitivity costs: 16 probed backwards, 8 times
+
+
+def stages(plan: Plan, pixels: int, paces: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Returns the estimated seconds of each stage that the recipe asks for, in their order.
+
+    Args:
+        pixels: side of a picture; 0 when it is not known.
+        paces: measured weights a second by method.
+    """
+    recipe = plan.recipe
+    seconds: dict[str, float] = {}
+    if recipe.calibration is not None:
+        seconds |= calibrate_seconds(plan, recipe.calibration, pixels)
+    seconds["encode"] = encode_seconds(plan, paces)
+    if recipe.finetune is not None:
+        shape = recipe.calibration or CalibrationParams()
+        seconds["finetune"] = finetune_seconds(plan, recipe.finetune, shape, pixels)
+    return seconds
+
+
+def encode_seconds(plan: Plan, paces: Mapping[str, float] | None = None) -> float:
+    """Returns the seconds of encoding; `paces` are measured weights a second by method."""
+    known = paces or {}
+    seconds = _START
+    for layer in plan.quantized:
+        method = layer.method or ""
+        pace = known.get(method) or 1e6 * _PACE.get(method, _PACE_OTHER)
+        seconds += layer.storage.num_weights / pace
+        if plan.recipe.calibration is not None:
+            width, height = layer.layer.shape.in_features, layer.layer.shape.out_features
+            seconds += width**2 * (4 * width + 2 * height) / _FLOPS
+    return seconds
+
+
+def calibrate_seconds(plan: Plan, params: CalibrationParams, pixels: int) -> dict[str, float]:
+    """Returns the seconds of the stages "record" and "calibrate"; `pixels`: side of a picture."""
+    calls = params.prompts * params.steps * (2 if params.guidance > 1 else 1)
+    once = calls * call_seconds(plan.component, pixels)
+    widths = [layer.layer.shape.in_features for layer in plan.quantized]
+    products = sum(2 * params.tokens_per_channel * width**3 for width in widths) / _FLOPS
+    held = 4 * sum(width**2 for width in widths)
+    passes = math.ceil(held / (params.memory_gb * 1e9)) if held else 0
+    return {"record": once, "calibrate": passes * once + products}
+
+
+def finetune_seconds(
+    plan: Plan, params: FinetuneParams, shape: CalibrationParams, pixels: int
+) -> float:
+    """Returns the seconds of the stage "finetune", the pictures it learns from included."""
+    halves = 2 if shape.guidance > 1 else 1
+    each = call_seconds(plan.component, pixels)
+    drawn = (params.prompts + max(8, params.prompts // 8)) * shape.steps * halves
+    learnt = params.steps * params.batch_size * _LEARNING
+    return (drawn + learnt) * each
+
+
+def measuring_seconds(plan: Plan, pixels: int) -> float:
+    """Returns the seconds of measuring how much each layer matters."""
+    shape = plan.recipe.calibration or CalibrationParams()
+    halves = 2 if shape.guidance > 1 else 1
+    calls = halves * (_DRAWN * shape.steps + _PROBES)
+    return _START + calls * call_seconds(plan.component, pixels)
+
+
+def call_seconds(component: Component, pixels: int) -> float:
+    """Returns the seconds of one denoiser call for one picture of `pixels` by `pixels`."""
+    weights = sum(layer.shape.count for layer in component.layers)
+    side = max(1, pixels // _PIXELS_A_LATENT) if pixels else _LATENT_SIDE
+    return _CALL_SECONDS * weights * (side / _LATENT_SIDE) ** 2
+
+
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """Returns how long each stage of a finished run took, as its journal tells; {} without one."""
+    spent: dict[str, float] = {}
+    last: tuple[str, float] | None = None
+    try:
+        lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            event = json.loads(line)
+            if last is not None:
+                spent[last[0]] = spent.get(last[0], 0.0) + event["time"] - last[1]
+            last = (str(event["stage"]), float(event["time"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return spent
