@@ -12,7 +12,7 @@ from vqdq.demo.scenes import EXAMPLE_PROMPTS, VOCABULARY
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.ui import comparison, compress, header, viewer
+from vqdq.ui import comparison, header, settings, viewer
 from vqdq.ui.comparison import Comparison
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk, as_fault
 from vqdq.ui.live import PRIVATE, Region, Session, clicked, html, markup
@@ -130,7 +130,7 @@ def submit(
         model=desk.model,
         variants=names,
         prompt=prompt,
-        seed=compress.whole(seed, "seed"),
+        seed=settings.whole(seed, "seed"),
         steps=int(steps),
         guidance=float(guidance),
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -13,101 +12,87 @@ from vqdq import codecs
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.params import Params, describe
-from vqdq.recipe import Recipe, Rule
-from vqdq.ui import forms, header, panels, rules
+from vqdq.jobs.variants import plain, require_calibration
+from vqdq.recipe import Plan, Recipe
+from vqdq.ui import header, links, panels, recipes, rules, settings, targets
 from vqdq.ui.desk import DEFAULT_GOAL, GOALS, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, html, markup
-from vqdq.ui.wording import escape, size
-
-MAX_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The controls that make a recipe, in the order in which events pass their values."""
-
-    method: Any
-    rules: Any
-    seed: Any
-    name: Any
-    forms: dict[str, tuple[forms.Form, forms.Form]]
-    groups: dict[str, tuple[Any, Any]]
-
-    @property
-    def inputs(self) -> list[Any]:
-        """Every control."""
-        drawn = [c for basic, deep in self.forms.values() for c in (*basic.inputs, *deep.inputs)]
-        return [self.method, self.rules, self.seed, self.name, *drawn]
-
-    def recipe(self, method: str, lines: str, seed: float | None, *values: Any) -> Recipe:
-        """Returns the recipe that the controls describe.
-
-        Raises:
-            UserError: the setting, what is wrong with it and what is allowed.
-        """
-        place = 0
-        for name, (basic, deep) in self.forms.items():
-            names = [*basic.components, *deep.components]
-            if name == method:
-                entered = dict(zip(names, values[place : place + len(names)], strict=True))
-                params = forms.read(codecs.get(name).settings, entered)
-                return recipe_of(method, params, rules.parse(lines or ""), whole(seed, "seed"))
-            place += len(names)
-        codecs.get(method)  # raises with the nearest name
-        raise UserError(f'"{method}" has no form.', where="method")
+from vqdq.ui.settings import Settings, Wish
+from vqdq.ui.wording import escape, roughly, size
 
 
 def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     """Returns the regions that follow the store, the settings, and what page.py wires to other
     tabs.
     """
-    start = desk.preset(DEFAULT_GOAL)
-    special, general = rules.split(start)
+    start = Wish(recipe=desk.preset(DEFAULT_GOAL))
+    special, general = rules.split(start.recipe)
     opening = foresee(desk, lambda: start)
     with gr.Row(elem_classes=["vq-columns"]):
         with gr.Column(elem_classes=["vq-controls"]):
             goals = html(_heading(opening) + opening.goals, "vq-goals")
-            settings = _controls(general, special, opening)
+            with gr.Accordion("All recipes", open=False, elem_id="vq-recipes"):
+                every = html(opening.recipes, "vq-every-recipe")
+            made = settings.choices(general)
             button = gr.Button(
                 opening.button, variant="primary", elem_id="vq-compress", interactive=opening.ready
             )
             trouble = html("", "vq-compress-fault")
+            matched = settings.folds(
+                made, general, special, name=opening.name, matches=opening.matches
+            )
         with gr.Column(elem_classes=["vq-results"]):
             outlook = html(opening.panel, "vq-outlook")
             status = html(panels.welcome(), "vq-status")
             table = gr.Column(elem_id="vq-first-look")
             layers = html("", "vq-layers")
-    matched = settings.groups["rules"][1]
-    views = [goals, outlook, button, matched, settings.name]
+    controls, areas = made.controls, list(made.areas.values())
+    switches = [controls["calibrate"], controls["finetune"]]
+    views = [goals, every, outlook, button, matched, controls["name"], *switches]
 
     def look(*values: Any) -> list[Any]:
-        """Goals, prediction, button, matches and name for the settings as they are."""
-        method, lines, seed, _, *rest = values
-        seen = foresee(desk, lambda: settings.recipe(method, lines, seed, *rest))
+        """Everything that follows from the settings as they are."""
+        entered = made.named(values)
+        seen = foresee(desk, lambda: made.wish(entered))
+        calibrate, finetune = switch_labels(seen, entered["method"])
         return [
             _heading(seen) + seen.goals,
+            seen.recipes,
             seen.panel,
             gr.update(value=seen.button, interactive=seen.ready),
             seen.matches,
             gr.update(placeholder=seen.name),
+            calibrate,
+            finetune,
         ]
 
+    def show(wish: Wish | None, values: tuple[Any, ...]) -> list[Any]:
+        """The controls filled with `wish`, what is visible then, and what follows."""
+        entered = made.named(values)
+        after = entered if wish is None else made.filled(wish, entered)
+        shown = [gr.skip() if wish is None else gr.update(value=item) for item in after.values()]
+        filled = dict(zip(made.controls, shown, strict=True))
+        seen = look(*after.values())
+        return [*filled.values(), *made.visibility(after), *seen]
+
     def choose(event: gr.EventData, *values: Any) -> list[Any]:
-        """The settings of the goal that was pressed, and what follows from them."""
-        chosen = desk.preset(clicked(event).get("goal", DEFAULT_GOAL))
-        after = _filled(settings, chosen, list(values))
-        shown = [gr.update(value=value) for value in after]
-        return [*shown, *_visibility(settings, after[0]), *look(*after)]
+        """The recipe that was pressed; a goal leaves the two switches as they are."""
+        data = clicked(event)
+        chosen = desk.preset(data.get("recipe") or data.get("goal") or DEFAULT_GOAL)
+        entered = made.named(values)
+        after = made.filled(Wish(recipe=chosen), entered)
+        if not data.get("recipe"):
+            after |= {name: entered[name] for name in ("calibrate", "finetune")}
+        shown = [gr.update(value=value) for value in after.values()]
+        return [*shown, *made.visibility(after), *look(*after.values())]
 
     def switch(*values: Any) -> list[Any]:
-        return [*_visibility(settings, values[0]), *look(*values)]
+        return [*made.visibility(made.named(values)), *look(*values)]
 
     def start_job(session: Session, *values: Any) -> tuple[Session, str]:
         try:
-            method, lines, seed, name, *rest = values
-            recipe = named(desk, settings.recipe(method, lines, seed, *rest))
-            run = submit(desk, recipe, name or "")
+            wish = made.wish(made.named(values))
+            run = submit_wish(desk, replace(wish, recipe=named(desk, wish.recipe)))
         except UserError as error:
             gr.Warning(escape(str(error)), title="Not started")
             panel = header.fault(
@@ -119,25 +104,28 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     def restore(query: Mapping[str, str], *values: Any) -> list[Any]:
         """The settings that the page's address names, and what follows from them."""
         try:
-            linked = recipe_in(desk, query)
+            linked = links.wish_in(desk, query)
         except UserError as error:
             gr.Warning(escape(str(error)), title="The link has a fault")
             linked = None
-        after = list(values) if linked is None else _filled(settings, linked, list(values))
-        shown = [gr.skip() if linked is None else gr.update(value=value) for value in after]
-        return [*shown, *_visibility(settings, after[0]), *look(*after)]
+        return show(linked, values)
 
-    areas = [part for name in settings.forms for part in settings.groups[name]]
-    goals.click(choose, settings.inputs, [*settings.inputs, *areas, *views], **PRIVATE)
-    settings.method.input(switch, settings.inputs, [*areas, *views], **PRIVATE)
-    for control in settings.inputs[1:]:
-        # A paste or a fill-in by the browser is a change of a text, but not always an input.
-        changed = control.change if control is settings.rules else control.input
-        changed(look, settings.inputs, views, trigger_mode="always_last", **ACTION)
+    for pressed in (goals, every):
+        pressed.click(choose, made.inputs, [*made.inputs, *areas, *views], **PRIVATE)
+    switching = ("method", "aim", "calibrate", "finetune")
+    for name in switching:
+        controls[name].input(switch, made.inputs, [*areas, *views], **PRIVATE)
+    for name, control in controls.items():
+        if name not in switching:
+            # A paste or a fill-in by the browser is a change of a text, but not always an input.
+            changed = control.change if name == "rules" else control.input
+            changed(look, made.inputs, views, trigger_mode="always_last", **ACTION)
+    # A plan that is ready turns the button from planning to compressing.
+    layers.change(look, made.inputs, views, trigger_mode="always_last", **ACTION)
 
     wiring = {
-        "restore": (restore, settings.inputs, [*settings.inputs, *areas, *views]),
-        "start": (button, start_job, settings.inputs),
+        "restore": (restore, made.inputs, [*made.inputs, *areas, *views]),
+        "start": (button, start_job, made.inputs),
         "trouble": trouble,
         "status": status,
         "table": table,
@@ -145,9 +133,9 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
     return (
         [
             Region("status", status, markup(lambda s: panels.status(shown_run(desk, s)))),
-            Region("layers", layers, markup(lambda s: panels.layers_heading(shown_run(desk, s)))),
+            Region("layers", layers, markup(lambda s: panels.details(shown_run(desk, s)))),
         ],
-        settings,
+        made,
         wiring,
     )
 
@@ -156,31 +144,41 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
 class Outlook:
     """What the settings would give, as the page shows it.
 
-    `link`: the settings for the page's address; `ready`: False when they do not fit.
+    `link`: the settings for the page's address; `ready`: False when they do not fit;
+    `calibrate`, `finetune`: estimated seconds of the two switches.
     """
 
     goals: str
+    recipes: str
     link: str
     panel: str
     button: str
     ready: bool
     matches: str
     name: str
+    calibrate: float | None = None
+    finetune: float | None = None
 
 
-def foresee(desk: Desk, make: Callable[[], Recipe]) -> Outlook:
-    """Returns what the recipe from `make` would give; the fault where it cannot be made or does
+def foresee(desk: Desk, make: Callable[[], Wish]) -> Outlook:
+    """Returns what the wish from `make` would give; the fault where it cannot be made or does
     not fit.
     """
+    sizes = desk.preset_sizes
     try:
-        recipe = named(desk, make())
-        plan = desk.plan(recipe)
+        asked = make()
+        wish = replace(asked, recipe=named(desk, asked.recipe))
+        plan = desk.plan(wish.recipe)
+        require_calibration(plan)
+        served = targets.recipe_for(desk, wish)
+        final = plan if served is None else desk.plan(served)
     except UserError as error:
         broken = desk.fault is not None
         title = "This model cannot be opened" if broken else "These settings do not fit"
         panel = header.fault(error.what, where=error.where, remedy=error.remedy, title=title)
         return Outlook(
-            goals=panels.goals(goal_sizes(desk), ""),
+            goals=panels.goals(sizes, ""),
+            recipes=recipes.groups(desk.presets, sizes, ""),
             link="",
             panel=panels.unknown(panel),
             button="Compress",
@@ -188,16 +186,64 @@ def foresee(desk: Desk, make: Callable[[], Recipe]) -> Outlook:
             matches="",
             name="",
         )
-    pressed = next((goal.name for goal in GOALS if goal.name == recipe.name), "")
+    calibrate, finetune = switch_seconds(desk, plan)
+    pressed = "" if wish.aim is not None else wish.recipe.name
+    bare = named(desk, plain(wish.recipe)).name
+    goal = next((goal.name for goal in GOALS if wish.aim is None and goal.name == bare), "")
+    waiting = desk.measuring_seconds(plan) if served is None else 0.0
     return Outlook(
-        goals=panels.goals(goal_sizes(desk), pressed),
-        link=link_of(desk, recipe),
-        panel=panels.prediction(plan, desk.estimate(plan)),
-        button=f"Compress to {size(plan.predicted_bytes)}",
+        goals=panels.goals(sizes, goal),
+        recipes=recipes.groups(desk.presets, sizes, pressed),
+        link=links.link_of(desk, wish),
+        panel=panels.unmeasured(plan, wish.aim)
+        if served is None
+        else panels.prediction(final, desk.estimate(final)),
+        button=f"Measure layers and plan (about {roughly(waiting)})"
+        if served is None
+        else f"Compress to {size(final.predicted_bytes)}",
         ready=True,
         matches=panels.matches(plan),
-        name=desk.suggest_name(recipe),
+        name=desk.suggest_name(served or wish.recipe),
+        calibrate=calibrate,
+        finetune=finetune,
     )
+
+
+def switch_seconds(desk: Desk, plan: Plan) -> tuple[float, float]:
+    """Returns what calibration and fine-tuning would add, whether or not they are on."""
+    both = desk.estimate(replace(plan, recipe=recipes.learning(plan.recipe))).stages
+    alone = desk.estimate(replace(plan, recipe=plain(plan.recipe))).stages
+    extra = both["encode"] - alone["encode"]
+    return both["record"] + both["calibrate"] + max(0.0, extra), both["finetune"]
+
+
+def switch_labels(seen: Outlook, method: str) -> list[Any]:
+    """Returns the updates of the two switches: what they take, and whether they do anything."""
+    uses = codecs.get(method).uses_hessian
+    time = [
+        "" if seconds is None else f" (about {roughly(seconds)})"
+        for seconds in (seen.calibrate, seen.finetune)
+    ]
+    return [
+        gr.update(
+            label=f"Calibrate on prompts{time[0]}" if uses else "Calibrate on prompts",
+            info=None if uses else "This method works from the weights alone.",
+        ),
+        gr.update(label=f"Fine-tune afterwards{time[1]}"),
+    ]
+
+
+def submit_wish(desk: Desk, wish: Wish) -> str:
+    """Returns the id of a queued compression or, when layers must be measured first, of a plan.
+
+    Raises:
+        UserError: the recipe does not fit the model, or the name is taken.
+    """
+    require_calibration(desk.plan(wish.recipe))
+    recipe = targets.recipe_for(desk, wish)
+    if recipe is None:
+        return desk.workspace.submit(targets.request_of(desk, wish))
+    return submit(desk, recipe, wish.name)
 
 
 def submit(desk: Desk, recipe: Recipe, name: str = "") -> str:
@@ -212,151 +258,21 @@ def submit(desk: Desk, recipe: Recipe, name: str = "") -> str:
 
 
 def shown_run(desk: Desk, session: Session) -> RunRecord | None:
-    """Returns the compression on display: the chosen one, else the newest that was not put away."""
-    newest = desk.workspace.runs("compress", limit=20)
+    """Returns the compression or the plan on display: the chosen one, else the newest that was
+    not put away.
+    """
+    store = desk.workspace
+    newest = [*store.runs("compress", limit=20), *store.runs("plan", limit=20)]
+    newest.sort(key=lambda run: run.created, reverse=True)
     chosen = next((run for run in newest if run.id == session.compress_run), None)
     run = chosen or next(iter(newest), None)
     return None if run is None or run.id == session.dismissed else run
-
-
-def goal_sizes(desk: Desk) -> dict[str, int | None]:
-    """Returns the exact bytes that each goal gives for the model on the desk; None where it
-    cannot.
-    """
-    sizes: dict[str, int | None] = {}
-    for goal in GOALS:
-        try:
-            sizes[goal.name] = desk.plan(desk.preset(goal.name)).predicted_bytes
-        except UserError:
-            sizes[goal.name] = None  # the card shows a dash; pressing it says why
-    return sizes
-
-
-def recipe_of(method: str, params: Params, special: tuple[Rule, ...], seed: int) -> Recipe:
-    """Returns the recipe: special rules first, then the method for every other layer."""
-    bits = next(
-        (f"-{getattr(params, i.name)}bit" for i in describe(type(params)) if i.name == "bits"), ""
-    )
-    general = Rule(pattern="*", method=method, params=params)
-    return Recipe(name=f"{method}{bits}", rules=(*special, general), seed=seed)
 
 
 def named(desk: Desk, recipe: Recipe) -> Recipe:
     """Returns the preset that makes the same bytes, or the recipe under its own name."""
     same = (preset for preset in desk.presets.values() if preset.digest == recipe.digest)
     return next(same, recipe)
-
-
-def link_of(desk: Desk, recipe: Recipe) -> str:
-    """Returns the part of the page's address that brings `recipe` back; "" for the default."""
-    if recipe.name == DEFAULT_GOAL:
-        return ""
-    if recipe.name in desk.presets:
-        return urlencode({"recipe": recipe.name})
-    return urlencode({"rules": rules.render(recipe.rules), "seed": recipe.seed})
-
-
-def recipe_in(desk: Desk, query: Mapping[str, str]) -> Recipe | None:
-    """Returns the recipe that an address names, or None when it names none.
-
-    Raises:
-        UserError: it names one that does not exist or has a fault.
-    """
-    if query.get("recipe"):
-        return desk.preset(query["recipe"])
-    if not query.get("rules"):
-        return None
-    seed = whole(query.get("seed") or 0, "seed")
-    recipe = Recipe(name="linked", rules=rules.parse(query["rules"]), seed=seed)
-    rules.split(recipe)
-    return recipe
-
-
-def whole(value: float | str | None, where: str) -> int:
-    """Returns a whole number of a number field, which may be empty or hold a fraction.
-
-    Raises:
-        UserError: it is no whole number, or not one that a seed can be.
-    """
-    allowed = "Use 0 to 2^63 − 1."
-    if value is None or value == "":
-        raise UserError("is empty.", where=where, remedy=allowed)
-    try:
-        number = int(value) if float(value).is_integer() else None
-    except (ValueError, OverflowError):
-        number = None
-    if number is None:
-        raise UserError(f"{str(value)[:40]} is not a whole number.", where=where, remedy=allowed)
-    if not 0 <= number <= MAX_SEED:
-        raise UserError(f"{number} is out of range.", where=where, remedy=allowed)
-    return number
-
-
-def _controls(general: Rule, special: tuple[Rule, ...], opening: Outlook) -> Settings:
-    choices = [(codecs.get(name).title, name) for name in codecs.names()]
-    drawn: dict[str, tuple[forms.Form, forms.Form]] = {}
-    basics: dict[str, Any] = {}
-    deeps: dict[str, Any] = {}
-    method = gr.Dropdown(
-        choices, value=general.method, label="Method", filterable=False, elem_id="vq-method"
-    )
-    parts: dict[str, tuple[list[str], list[str]]] = {}
-    basic_forms: dict[str, forms.Form] = {}
-    for name in codecs.names():
-        params = codecs.get(name).settings
-        parts[name] = _two_depths(params)
-        with gr.Column(visible=name == general.method, elem_classes=["vq-basic"]) as basics[name]:
-            shown = general.params if name == general.method else None
-            basic_forms[name] = forms.build(params, values=shown, only=parts[name][0])
-    with gr.Accordion("Advanced settings", open=False, elem_id="vq-advanced"):
-        for name in codecs.names():
-            params = codecs.get(name).settings
-            with gr.Column(visible=name == general.method) as deeps[name]:
-                shown = general.params if name == general.method else None
-                deep = forms.build(params, values=shown, only=parts[name][1])
-            drawn[name] = (basic_forms[name], deep)
-        seed = gr.Number(
-            0, label="Seed", precision=0, info="Same seed, same bytes", elem_id="vq-recipe-seed"
-        )
-        title = gr.Textbox(
-            label="Name of the new model", max_lines=1, elem_id="vq-name", placeholder=opening.name
-        )
-    with gr.Accordion("Layer rules", open=False, elem_id="vq-rules"):
-        lines = gr.Textbox(
-            rules.render(special),
-            label="One rule a line; the first that matches decides",
-            info=f'"pattern = method settings", or "pattern = {rules.KEEP}" for 16 bits',
-            lines=4,
-            max_lines=12,
-            placeholder=rules.EXAMPLE,
-            elem_id="vq-rule-lines",
-        )
-        matched = html(opening.matches, "vq-rule-matches")
-    groups = {name: (basics[name], deeps[name]) for name in codecs.names()}
-    return Settings(method, lines, seed, title, drawn, groups | {"rules": (lines, matched)})
-
-
-def _two_depths(params: type[Params]) -> tuple[list[str], list[str]]:
-    """Names of the settings in sight and of those in the fold, as the method declares them."""
-    infos = describe(params)
-    return [i.name for i in infos if not i.advanced], [i.name for i in infos if i.advanced]
-
-
-def _filled(settings: Settings, recipe: Recipe, values: Sequence[Any]) -> list[Any]:
-    """The values of all controls when `recipe` is shown; other methods keep what they hold."""
-    special, general = rules.split(recipe)
-    after = [general.method, rules.render(special), recipe.seed, *values[3:]]
-    place = 4
-    for name, (basic, deep) in settings.forms.items():
-        for field in (*basic.components, *deep.components):
-            if name == general.method:
-                after[place] = getattr(general.params, field)
-            place += 1
-    return after
-
-
-def _visibility(settings: Settings, method: Any) -> list[Any]:
-    return [gr.update(visible=name == method) for name in settings.forms for _ in range(2)]
 
 
 def _heading(seen: Outlook) -> str:

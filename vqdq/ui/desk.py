@@ -10,22 +10,21 @@ from __future__ import annotations
 import os
 import statistics
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from vqdq.errors import UserError
+from vqdq.jobs import costs
+from vqdq.jobs import plan as planning
 from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.run import RunRecord
 from vqdq.jobs.store import Workspace
 from vqdq.models import pipelines
 from vqdq.recipe import Component, Plan, Recipe, load_recipe, resolve
 
 ASSETS = Path(__file__).parents[2] / "assets"
-
-# Million weights a second on two cores, until this workspace has its own measurements.
-_PACE = {"uniform": 40.0, "additive": 1.2, "trellis": 2.2}
-_PACE_OTHER = 0.5
-_START_SECONDS = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +43,26 @@ GOALS = (
     Goal(name="rtn-8bit", title="Fastest", words="Done in a moment, half the size"),
 )
 DEFAULT_GOAL = "trellis-3bit"
+PLANNING_SECONDS = 2.0  # when nothing is left to measure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What a plan will cost, and where each guess comes from (the tooltip of its chip)."""
+    """What a plan will cost, and where each guess comes from (the tooltip of its chip).
 
-    seconds: float
+    Attributes:
+        stages: seconds of each stage, in their order.
+    """
+
+    stages: Mapping[str, float]
     seconds_source: str
     memory_bytes: int
     memory_source: str
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(self.stages.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +153,28 @@ class Desk:
             return self.presets[name]
         return load_recipe(name, pipelines.presets_folder())
 
+    @property
+    def preset_sizes(self) -> dict[str, int | None]:
+        """The exact bytes that each preset gives for the model; None where it does not fit."""
+        sizes: dict[str, int | None] = {}
+        for name, recipe in self.presets.items():
+            try:
+                sizes[name] = self.plan(recipe).predicted_bytes
+            except UserError:
+                sizes[name] = None  # its button shows a dash; pressing it says why
+        return sizes
+
+    @cached_property
+    def sensitivity_file(self) -> Path:
+        """Where the measured sensitivity of this model's layers is kept."""
+        return self.workspace.path / f"sensitivity-{planning.fingerprint(self.model)[:16]}.json"
+
+    def measuring_seconds(self, plan: Plan) -> float:
+        """Estimated seconds of a plan for a target; little once the layers were measured."""
+        if self.sensitivity_file.is_file():
+            return PLANNING_SECONDS
+        return costs.measuring_seconds(plan, self.pixels)
+
     def plan(self, recipe: Recipe) -> Plan:
         """Returns the plan of `recipe` for the model on the desk; kept for the next time.
 
@@ -156,48 +187,62 @@ class Desk:
     def _resolve(self, recipe: Recipe) -> Plan:
         return resolve(recipe, self.component)
 
+    @cached_property
+    def pixels(self) -> int:
+        """The longer side of a picture at the model's default size; 0 when it is not known."""
+        resolution = pipelines.describe(self.model).resolution
+        return max(resolution) if resolution else 0
+
     def estimate(self, plan: Plan) -> Estimate:
         """Returns time and memory of a compression: from this workspace's own runs where there
         are any.
         """
-        paces = self._measured_paces()
-        seconds, measured = _START_SECONDS, True
-        for layer in plan.quantized:
-            method = layer.method or ""
-            pace = paces.get(method)
-            measured = measured and pace is not None
-            pace = pace or 1e6 * _PACE.get(method, _PACE_OTHER)
-            seconds += layer.storage.num_weights / pace
+        history = [run for run in self.workspace.runs("compress", limit=30) if run.state == "done"]
+        paces = _measured_paces(history)
+        stages = costs.stages(plan, self.pixels, paces)
+        methods = {layer.method or "" for layer in plan.quantized}
         largest = max((item.storage.num_weights for item in plan.layers), default=0)
-        source = (
-            "Estimated from your earlier runs on this computer."
-            if measured
-            else "Estimated from a computer with two cores; your own runs make it better."
-        )
+        widest = max((item.layer.shape.in_features for item in plan.quantized), default=0)
+        calibration = plan.recipe.calibration
+        took = {name: seconds * self._slower(history, name) for name, seconds in stages.items()}
+        statistics_bytes = 0
+        if calibration is not None:
+            held = 4 * sum(item.layer.shape.in_features**2 for item in plan.quantized)
+            statistics_bytes = min(held, round(calibration.memory_gb * 1e9)) + 16 * widest**2
         return Estimate(
-            seconds=seconds,
-            seconds_source=source,
-            memory_bytes=2 * plan.reference_bytes + 24 * largest + 650_000_000,
+            stages=took,
+            seconds_source="Estimated from your earlier runs on this computer."
+            if methods <= paces.keys()
+            else "Estimated from a computer with two cores; your own runs make it better.",
+            memory_bytes=2 * plan.reference_bytes + 24 * largest + 650_000_000 + statistics_bytes,
             memory_source="Estimated: the model in 32 bits, its largest layer, the program.",
         )
 
-    def _measured_paces(self) -> dict[str, float]:
-        """Weights a second by method, the median of this workspace's finished compressions."""
-        found: dict[str, list[float]] = {}
-        for run in self.workspace.runs("compress", limit=30):
-            if (
-                run.state != "done"
-                or not run.result
-                or not isinstance(run.request, CompressRequest)
-            ):
+    def _slower(self, history: Sequence[RunRecord], stage: str) -> float:
+        """How many times longer than estimated this stage took here: the median of earlier runs.
+
+        Encoding has its own measure, weights a second.
+        """
+        if stage == "encode":
+            return 1.0
+        found: list[float] = []
+        for run in history:
+            request = run.request
+            if not isinstance(request, CompressRequest) or request.model != self.model:
                 continue
-            for layer in run.result.get("layers", ()):
-                seconds, bits, size = (
-                    layer.get(key) for key in ("seconds", "bits_per_weight", "bytes")
-                )
-                if layer.get("method") and seconds and bits and size:
-                    found.setdefault(layer["method"], []).append(8 * size / bits / seconds)
-        return {method: statistics.median(paces) for method, paces in found.items()}
+            expected = self._expected(request.recipe).get(stage)
+            spent = _stage_seconds(run.folder).get(stage)
+            if expected and spent:
+                found.append(spent / expected)
+        return statistics.median(found) if found else 1.0
+
+    def _expected(self, recipe: Recipe) -> dict[str, float]:
+        if recipe.calibration is None and recipe.finetune is None:
+            return {}
+        try:
+            return costs.stages(self.plan(recipe), self.pixels)
+        except UserError:
+            return {}  # of another version of the model
 
     def suggest_name(self, recipe: Recipe) -> str:
         """Returns a free name for a new model: "demo-trellis-3bit", with a number when it is
@@ -226,3 +271,25 @@ def as_fault(error: dict[str, str] | None) -> UserError:
         where=kept.get("where", ""),
         remedy=kept.get("remedy", ""),
     )
+
+
+def _measured_paces(history: Sequence[RunRecord]) -> dict[str, float]:
+    """Weights a second by method, the median of finished compressions without calibration."""
+    found: dict[str, list[float]] = {}
+    for run in history:
+        request = run.request
+        if not isinstance(request, CompressRequest) or request.recipe.calibration is not None:
+            continue
+        for layer in (run.result or {}).get("layers", ()):
+            seconds, bits, size = (
+                layer.get(key) for key in ("seconds", "bits_per_weight", "bytes")
+            )
+            if layer.get("method") and seconds and bits and size:
+                found.setdefault(layer["method"], []).append(8 * size / bits / seconds)
+    return {method: statistics.median(paces) for method, paces in found.items()}
+
+
+@lru_cache(maxsize=64)
+def _stage_seconds(folder: Path) -> dict[str, float]:
+    """Of a finished run, so it is read once."""
+    return costs.stage_seconds(folder)

@@ -7,6 +7,7 @@ validate themselves), `write` goes the other way. A new method needs nothing her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -70,16 +71,12 @@ def component(info: ParamInfo, value: Value, *, elem_id: str | None = None) -> A
         return gr.Checkbox(**common)
     if info.kind is str:
         return gr.Textbox(max_lines=1, **common)
-    step = 1 if info.kind is int else None
+    whole = info.kind is int
     if info.low is not None and info.high is not None and info.high - info.low <= 64:
-        return gr.Slider(
-            minimum=info.low,
-            maximum=info.high,
-            step=step or (info.high - info.low) / 100,
-            buttons=[],
-            **common,
-        )
-    return gr.Number(step=step or 0.1, precision=0 if step else None, **common)
+        step = 1 if whole else (info.high - info.low) / 100
+        if whole or float(info.default) >= info.low + 5 * step:  # finer ones are typed, not dragged
+            return gr.Slider(minimum=info.low, maximum=info.high, step=step, buttons=[], **common)
+    return gr.Number(step=1 if whole else _step(info), precision=0 if whole else None, **common)
 
 
 def read(params: type[P], values: Mapping[str, Any], *, where: str = "") -> P:
@@ -108,6 +105,12 @@ def read(params: type[P], values: Mapping[str, Any], *, where: str = "") -> P:
 def write(form: Form, values: Params) -> list[Any]:
     """Returns the updates that make `form` show `values`."""
     return [gr.update(value=getattr(values, name)) for name in form.components]
+
+
+def _step(info: ParamInfo) -> float:
+    """What one press of an arrow key adds: a tenth, or less for settings that are smaller."""
+    size = abs(float(info.default))
+    return min(0.1, 10.0 ** math.floor(math.log10(size))) if size else 0.1
 
 
 def _number(text: str, info: ParamInfo) -> float | int:

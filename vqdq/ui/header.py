@@ -8,16 +8,25 @@ from functools import cache
 import psutil
 import torch
 
+from vqdq.jobs.requests import CompressRequest, PlanRequest, Request
 from vqdq.jobs.run import RunRecord
 from vqdq.ui.wording import duration, escape, shorten, size, stage
 
 VERBS = {
     "compress": "Compressing",
+    "plan": "Planning",
     "generate": "Drawing",
     "compare": "Comparing",
     "inspect": "Recording",
 }
-LAYER_STAGES = ("encode", "decode")
+UNITS = {
+    "encode": "layer",
+    "decode": "layer",
+    "record": "picture",
+    "calibrate": "call",
+    "sensitivity": "call",
+}
+"""What is counted in a stage; a step where nothing else is said."""
 _ICON = (
     '<svg viewBox="0 0 20 20" fill="none" stroke="currentColor" stroke-width="1.6"'
     ' stroke-linecap="round" stroke-linejoin="round" aria-hidden="true">{}</svg>'
@@ -115,7 +124,7 @@ def position(run: RunRecord) -> str:
         return "waiting for its turn"
     if not run.total:
         return stage(run.stage).lower()
-    unit = "layer" if run.stage in LAYER_STAGES else "step"
+    unit = UNITS.get(run.stage, "step")
     left = f" · {duration(run.eta_seconds)} left" if run.eta_seconds is not None else ""
     return f"{unit} {min(run.done + 1, run.total)} of {run.total}{left}"
 
@@ -143,7 +152,36 @@ def progress(run: RunRecord) -> str:
         f'<div class="vq-track" role="progressbar" aria-label="{escape(heading)}" aria-valuemin="0"'
         f' aria-valuemax="100" aria-valuenow="{share:.0f}" data-unknown="{unknown}">'
         f'<i style="width:{share:.1f}%"></i></div>'
-        f'<span class="vq-now">{escape(now) or "&nbsp;"}</span></div>'
+        f'<span class="vq-now">{escape(now) or "&nbsp;"}</span>{_way(run)}</div>'
+    )
+
+
+def _way(run: RunRecord) -> str:
+    """The stages of a job that has several, in order, the present one marked."""
+    names = stages(run.request)
+    if len(names) < 3:
+        return ""
+    at = names.index(run.stage) if run.stage in names else -1
+    items = ""
+    for place, name in enumerate(names):
+        state = "now" if place == at else "done" if place < at else "next"
+        current = ' aria-current="step"' if place == at else ""
+        items += f'<li data-at="{state}"{current}>{escape(stage(name))}</li>'
+    return f'<ol class="vq-way" aria-label="Stages">{items}</ol>'
+
+
+def stages(request: Request) -> tuple[str, ...]:
+    """Returns the stages that a request goes through, in order."""
+    if isinstance(request, PlanRequest):
+        return ("record", "sensitivity", "plan")
+    if not isinstance(request, CompressRequest):
+        return ()
+    recipe = request.recipe
+    return (
+        *(("record", "calibrate") if recipe.calibration is not None else ()),
+        "encode",
+        *(("finetune",) if recipe.finetune is not None else ()),
+        "save",
     )
 
 

@@ -16,7 +16,7 @@ from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.jobs.requests import InspectRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.ui import compress, header
+from vqdq.ui import header, settings
 from vqdq.ui.desk import Desk, as_fault
 from vqdq.ui.live import Region, Session, clicked, html, markup
 from vqdq.ui.look import HALVES, QUANTITIES, Look
@@ -172,11 +172,11 @@ def submit(
         model=desk.model,
         variant=variant or None,
         prompt=prompt,
-        seed=compress.whole(seed, "seed"),
+        seed=settings.whole(seed, "seed"),
         steps=STEPS,
         guidance=float(guidance),
         layer=layer or "",
-        step=compress.whole(step, "step") - 1,
+        step=settings.whole(step, "step") - 1,
     )
     return desk.workspace.submit(request)
 

@@ -22,6 +22,8 @@ from vqdq.ui.wording import escape, shorten
 
 TICK_SECONDS = 0.7
 TABS = ("compress", "compare", "inspect", "runs")
+HOMES = {"compress": "compress", "plan": "compress", "compare": "compare", "inspect": "inspect"}
+"""The tab that shows a kind of run."""
 
 
 def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.Blocks:
@@ -198,7 +200,9 @@ def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...
             case "open":
                 state, tab = (
                     _opened(desk, state, run),
-                    gr.Tabs(selected=kind if kind in TABS else "runs"),
+                    gr.Tabs(
+                        selected={"plan": "compress"}.get(kind, kind if kind in TABS else "runs")
+                    ),
                 )
             case "compare":
                 name = data.get("name", "")
@@ -229,7 +233,7 @@ def _opened(desk: Desk, state: Session, run_id: str) -> Session:
         run = desk.workspace.run(run_id)
     except UserError:
         return state  # an old link: the newest is shown instead
-    if run.kind == "compress":
+    if run.kind in ("compress", "plan"):
         return state.showing(compress_run=run.id, dismissed="")
     if run.kind == "inspect":
         return state.showing(inspect_run=run.id, inside=True, look=Look())

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.recipe import Plan
-from vqdq.ui import header
+from vqdq.ui import header, targets
 from vqdq.ui.desk import GOALS, Estimate, as_fault
+from vqdq.ui.settings import Aim
 from vqdq.ui.viewer import swatch
-from vqdq.ui.wording import chip, count, decibels, digits, duration, escape, size
+from vqdq.ui.wording import chip, count, decibels, digits, duration, escape, size, stage
 
 FIRST_ROWS = 8
 
@@ -34,7 +35,10 @@ def prediction(plan: Plan, cost: Estimate) -> str:
     what it is.
     """
     exact = chip("exact", "Calculated to the byte from the recipe: the file will have this size.")
-    time = chip("estimated", cost.seconds_source)
+    each = ", ".join(
+        f"{stage(name).lower()} {duration(seconds)}" for name, seconds in cost.stages.items()
+    )
+    time = chip("estimated", f"{cost.seconds_source} {each.capitalize()}.")
     memory = chip("estimated", cost.memory_source)
     kept = len(plan.layers) - len(plan.quantized)
     besides = f"{kept} kept in 16 bits" if kept else ""
@@ -53,13 +57,37 @@ def bars(reference: int, yours: int, note: str) -> str:
     """Returns the two sizes as bars of one scale; `note` is a ready chip."""
     share = 100 * yours / reference if reference else 100
     return (
-        '<div class="vq-sizes">'
-        f'<div class="vq-size"><span>FP16</span><div><i class="vq-swatch-0"'
-        f' style="width:100%"></i></div>'
-        f"<b>{size(reference)}</b><span></span></div>"
+        f'<div class="vq-sizes">{_size_row(reference)}'
         f'<div class="vq-size"><span>Yours</span><div><i class="vq-swatch-1"'
         f' style="width:{share:.2f}%"></i>'
         f"</div><b>{size(yours)}</b><span>{note}</span></div></div>"
+    )
+
+
+def _size_row(reference: int) -> str:
+    return (
+        '<div class="vq-size"><span>FP16</span><div><i class="vq-swatch-0"'
+        f' style="width:100%"></i></div><b>{size(reference)}</b><span></span></div>'
+    )
+
+
+def unmeasured(plan: Plan, aim: Aim | None) -> str:
+    """Returns the prediction of a target whose layers are not measured yet."""
+    after = None if aim is None else aim.bytes
+    words = (
+        f"{aim.bits:g} bits on average"
+        if aim is not None and aim.bits is not None
+        else f"at most {size(after)}"
+    )
+    yours = (
+        f'<div class="vq-size"><span>Yours</span><div></div><b>{size(after) if after else "?"}</b>'
+        "<span></span></div>"
+    )
+    return (
+        f'<div class="vq-sizes">{_size_row(plan.reference_bytes)}{yours}</div>'
+        f'<p class="vq-muted vq-unmeasured">{words}. First it is measured how much each of the'
+        f" {count(len(plan.quantized), 'layer')} matters; then you see the bits that each one"
+        " gets.</p>"
     )
 
 
@@ -82,12 +110,17 @@ def status(run: RunRecord | None) -> str:
     """Returns the state of a compression: the words before it, its progress, its fault or its
     result.
     """
-    if run is None or not isinstance(run.request, CompressRequest):
+    if run is None or not isinstance(run.request, CompressRequest | PlanRequest):
         return welcome()
     if run.state in ("queued", "running"):
         return header.progress(run)
     if run.state == "done":
-        return result(run, run.result or {})
+        planned = isinstance(run.request, PlanRequest)
+        return ready(run) if planned else result(run, run.result or {})
+    work = "plan" if isinstance(run.request, PlanRequest) else "compression"
+    kept = "Finished layers are kept." if work == "compression" else "The measurement is kept."
+    if work == "plan" and run.stage != "plan":
+        kept = ""
     identity = escape(run.id)
     resume = (
         '<button type="button" class="vq-button" data-act="resume"'
@@ -98,18 +131,29 @@ def status(run: RunRecord | None) -> str:
         f' data-run="{identity}">Dismiss</button>'
     )
     if run.state == "cancelled":
-        done = f" after {count(run.done, 'layer')}" if run.done else ""
+        done = f" after {count(run.done, 'layer')}" if run.done and run.stage == "encode" else ""
         return (
             f'<div class="vq-progress"><div class="vq-progress-head"><b>Stopped{done}</b></div>'
-            '<p class="vq-muted">Nothing half-written was left behind. Finished layers'
-            " are kept.</p>"
+            f'<p class="vq-muted">Nothing half-written was left behind. {kept}</p>'
             f'<div class="vq-actions">{resume}{away}</div></div>'
         )
-    title = {"interrupted": "Interrupted"}.get(run.state, "The compression failed")
+    title = {"interrupted": "Interrupted"}.get(run.state, f"The {work} failed")
     fault = as_fault(run.error)
-    keeps = f"{fault.remedy} Finished layers are kept.".strip()
+    keeps = f"{fault.remedy} {kept}".strip()
     return header.fault(
         fault.what, where=fault.where, remedy=keeps, title=title, actions=resume + away
+    )
+
+
+def ready(run: RunRecord) -> str:
+    """Returns the words of a finished plan; its layers stand below."""
+    values = run.result or {}
+    spread = [row["bits_per_weight"] for row in values.get("layers", ()) if row["method"]]
+    ranges = f"{digits(min(spread))} to {digits(max(spread))} bits" if spread else "no layer"
+    return (
+        '<div class="vq-progress vq-result" role="status"><div class="vq-progress-head">'
+        f"<b>The plan is ready</b></div><p class='vq-muted'>{ranges} by layer, least where it"
+        " matters least. Press <b>Compress</b> to make it.</p></div>"
     )
 
 
@@ -122,6 +166,8 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
     facts = [
         times,
         f"{digits(values.get('bits_per_weight'))} bits per weight",
+        "calibrated" if values.get("calibrated") else "",
+        _learnt(values.get("learnt")),
         duration(values.get("seconds", run.seconds)),
         f"{size(values.get('peak_memory_bytes'))} of memory at most",
     ]
@@ -143,6 +189,20 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
     )
 
 
+def _learnt(values: dict[str, Any] | None) -> str:
+    """What fine-tuning did, in words."""
+    if not values:
+        return ""
+    return f"fine-tuned ({digits(values['before_db'])} → {decibels(values['after_db'])})"
+
+
+def details(run: RunRecord | None) -> str:
+    """Returns the table below the status: of a finished plan, or of a finished compression."""
+    if run is not None and run.state == "done" and isinstance(run.request, PlanRequest):
+        return targets.table(run)
+    return layers_heading(run)
+
+
 def layers_heading(run: RunRecord | None) -> str:
     """Returns the table of a finished compression's layers, the worst first; a quiet line before
     it.
@@ -152,17 +212,18 @@ def layers_heading(run: RunRecord | None) -> str:
         return ""
     packed = [row for row in rows if row.get("method")]
     kept = [row for row in rows if not row.get("method")]
-    by_error = sorted(packed, key=lambda row: -(row.get("error_db") or -999))
+    seen = "output_error_db" if any(row.get("output_error_db") for row in packed) else "error_db"
+    by_error = sorted(packed, key=lambda row: -(row.get(seen) or -999))
     rest = by_error[FIRST_ROWS:] + kept
     more = (
         f'<details class="vq-more"><summary>All'
-        f" {count(len(rows), 'layer')}</summary>{_table(rest)}</details>"
+        f" {count(len(rows), 'layer')}</summary>{_table(rest, seen)}</details>"
         if rest
         else ""
     )
     return (
         '<section class="vq-layers"><h2>Layers, the largest error first</h2>'
-        f"{_table(by_error[:FIRST_ROWS])}{more}</section>"
+        f"{_table(by_error[:FIRST_ROWS], seen)}{more}</section>"
     )
 
 
@@ -188,11 +249,13 @@ def _figure(name: str, value: str, note: str) -> str:
     return f"<div><dt>{escape(name)}</dt><dd>{escape(value)} <small>{note}</small></dd></div>"
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _table(rows: Sequence[dict[str, Any]], seen: str) -> str:
+    """The layers' table; `seen` is the error that is shown, of the weights or of the outputs."""
     worst = -40.0  # dB at which the bar is empty; 0 dB fills it
+    heading = "Output error" if seen == "output_error_db" else "Error"
     lines: list[str] = []
     for row in rows:
-        error = row.get("error_db")
+        error = row.get(seen)
         full = 0.0 if error is None else max(0.0, min(100.0, 100 * (1 - error / worst)))
         bar = (
             f'<i class="vq-error" style="--share:{full:.0f}%" aria-hidden="true"></i>'
@@ -208,7 +271,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
             f"<td>{size(row.get('bytes'))}</td></tr>"
         )
     head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("Layer", "Method", "Bits", "Error", "Size")
+        f'<th scope="col">{name}</th>' for name in ("Layer", "Method", "Bits", heading, "Size")
     )
     return (
         f'<div class="vq-scroll" tabindex="0" role="region" aria-label="Layers"><table'

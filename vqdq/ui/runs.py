@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.ui import comparison, header
 from vqdq.ui.desk import Desk, as_fault
@@ -19,8 +19,14 @@ from vqdq.ui.wording import decibels, duration, escape, moment, shorten, size
 
 LIMIT = 60
 EVENTS = 12
-KINDS = {"compress": "Compress", "compare": "Compare", "generate": "Draw", "inspect": "Inspect"}
-OPENABLE = ("compress", "compare", "inspect")
+KINDS = {
+    "compress": "Compress",
+    "plan": "Plan",
+    "compare": "Compare",
+    "generate": "Draw",
+    "inspect": "Inspect",
+}
+OPENABLE = ("compress", "plan", "compare", "inspect")
 
 
 def build(desk: Desk) -> tuple[list[Region], Any]:
@@ -51,6 +57,9 @@ def title(run: RunRecord) -> str:
     request = run.request
     if isinstance(request, CompressRequest):
         return f"{request.model} with {request.recipe.name}, saved as {request.name}"
+    if isinstance(request, PlanRequest):
+        aim = f"{request.bits:g} bits" if request.bits is not None else size(request.bytes)
+        return f"{request.model} with {request.recipe.name}, {aim}"
     return f"{request.prompt} · seed {request.seed}"
 
 
@@ -111,7 +120,7 @@ def _actions(run: RunRecord) -> str:
     if run.state == "done" and run.kind in OPENABLE:
         made.append(button("open", "Open"))
     if run.resumable:
-        made.append(button("resume", "Resume" if run.kind == "compress" else "Run again"))
+        made.append(button("resume", "Resume" if run.kind in ("compress", "plan") else "Run again"))
     folder = _folder(run)
     if opener_command() is not None:
         made.append(button("reveal", "Show folder", "vq-button-quiet"))
@@ -146,6 +155,9 @@ def _figure(run: RunRecord) -> tuple[str, str]:
     if run.kind == "compress" and run.state == "done":
         note = f"{values.get('bits_per_weight', 0):.3g} bits per weight · {duration(run.seconds)}"
         return size(values.get("measured_bytes")), note
+    if run.kind == "plan" and run.state == "done":
+        note = f"{values.get('bits_per_weight', 0):.3g} bits on average · {duration(run.seconds)}"
+        return size(values.get("predicted_bytes")), note
     if run.kind == "compare" and run.state == "done":
         rows = values.get("variants", [])
         psnr = decibels(comparison.of_run(run).variants[0].psnr)
@@ -157,7 +169,7 @@ def _details(run: RunRecord) -> str:
     """Request and last events as text, for people who want to know exactly."""
     lines = [f"id       {run.id}", f"folder   {run.folder}"]
     request = run.request.to_json()
-    if isinstance(run.request, CompressRequest):
+    if isinstance(run.request, CompressRequest | PlanRequest):
         request["recipe"] = run.request.recipe.name
     lines += [f"{key:8} {value}" for key, value in request.items() if key != "kind"]
     path = run.folder / "events.jsonl"

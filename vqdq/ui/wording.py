@@ -17,8 +17,12 @@ STAGES = {
     "queued": "Waiting for its turn",
     "plan": "Planning",
     "load": "Loading the model",
+    "record": "Drawing on prompts",
+    "calibrate": "Calibrating",
+    "sensitivity": "Measuring the layers",
     "encode": "Compressing",
     "decode": "Unpacking",
+    "finetune": "Fine-tuning",
     "save": "Writing the file",
     "checksums": "Checking the file",
     "verify": "Checking the file",
@@ -72,6 +76,15 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def roughly(seconds: float) -> str:
+    """Returns an estimated duration as coarse as it is known: 3 s, 20 s, 2 min, 3 h."""
+    if seconds < 10:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 55:
+        return f"{5 * round(seconds / 5)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{round(seconds / 3600)} h"
 
 
 def moment(stamp: float | None, now: datetime | None = None) -> str:
