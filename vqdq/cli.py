@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from vqdq import flags
+from vqdq.calibration import CalibrationParams
 from vqdq.errors import UserError
 from vqdq.params import nearest
 from vqdq.terminal import HumanOutput, JsonOutput, WrongUse
@@ -25,6 +27,8 @@ os.environ["DO_NOT_TRACK"] = "1"
 EXAMPLES = """examples:
   vqdq plan demo --recipe trellis-3bit
   vqdq compress demo --recipe trellis-3bit --output small
+  vqdq compress demo --recipe trellis-3bit --calibrate --finetune --output better
+  vqdq plan demo --recipe trellis-3bit --target-bits 2.7
   vqdq compare demo small --prompt "a large red circle on a plain navy background" --output seen
   vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
   vqdq verify small
@@ -67,13 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "Look at this installation: versions, device, kernels, demo model.")
     doctor.add_argument("--warm", action="store_true", help="compile all kernels now")
     doctor.add_argument("--workspace", default="workspace", help="folder to check")
-    command("methods", "List the methods and their settings.")
+    command("methods", "List the methods, their settings, and how to get those not installed.")
     plan = command("plan", "Say exactly what a recipe makes of a model, before any work.")
-    compress = command("compress", "Compress a model into a new folder; resumes by itself.")
-    for added in (plan, compress):
-        added.add_argument("model", metavar="MODEL")
-        added.add_argument("--recipe", required=True, help="name of a preset, or a JSON file")
+    flags.add_recipe(plan)
     plan.add_argument("--layers", action="store_true", help="list every layer")
+    plan.add_argument("--save", metavar="FILE.json", help="write the recipe with its bits by layer")
+    calibrate = command("calibrate", "Run a model on prompts and keep what its layers see.")
+    calibrate.add_argument("model", metavar="MODEL")
+    calibrate.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    flags.add_settings(calibrate, CalibrationParams)
+    compress = command("compress", "Compress a model into a new folder; resumes by itself.")
+    flags.add_recipe(compress)
     compress.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     generate = command("generate", "Draw one picture.")
     generate.add_argument("model", metavar="MODEL")
@@ -123,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_unknown_command(words: Sequence[str]) -> None:
-    known = ("doctor", "methods", "plan", "compress", "generate", "compare", "verify")
+    known = (
+        "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "verify",
+    )  # fmt: skip
     if words and not words[0].startswith("-") and words[0] not in known:
         raise WrongUse(
             f'unknown command "{words[0]}".', remedy=f"{nearest(words[0], known, 'command')}"

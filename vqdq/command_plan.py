@@ -1,0 +1,253 @@
+"""The commands around a recipe: what it would give, its calibration, and the compression itself."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.command_checks import asking, check_models, in_a_folder, new_path
+from vqdq.errors import UserError
+from vqdq.jobs import compress, costs
+from vqdq.jobs import plan as planning
+from vqdq.jobs.requests import CompressRequest, PlanRequest
+from vqdq.jobs.results import CompressResult, PlanResult
+from vqdq.jobs.run import write_json
+from vqdq.jobs.variants import variant
+from vqdq.params import describe
+from vqdq.terminal import Output, duration, size, table
+
+if TYPE_CHECKING:
+    from vqdq.recipe import Plan, Recipe
+
+ESTIMATED = "Estimated from a computer with two cores."
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C with something to say."""
+
+
+def plan(options: argparse.Namespace, output: Output) -> int:
+    """Says what a recipe makes of a model; with a target, which bits each layer gets."""
+    if options.save:
+        in_a_folder(_absolute(options.save))
+    ready, table_of = _resolved(options, output)
+    recipe = ready.recipe
+    seconds = _seconds(options.model, ready)
+    rows = [
+        {
+            "name": item.layer.name,
+            "method": item.method,
+            "settings": None if item.params is None else item.params.to_json(),
+            "bits_per_weight": item.bits_per_weight,
+            "bytes": item.storage.total_bytes,
+            "sensitivity": None if table_of is None else table_of[item.layer.name],
+        }
+        for item in ready.layers
+    ]
+    values = {
+        "model": options.model,
+        "component": ready.component.name,
+        "recipe": recipe.to_json(),
+        "recipe_digest": recipe.digest,
+        "predicted_bytes": ready.predicted_bytes,
+        "reference_bytes": ready.reference_bytes,
+        "bits_per_weight": ready.bits_per_weight,
+        "model_bits_per_weight": ready.model_bits_per_weight,
+        "quantized_layers": len(ready.quantized),
+        "calibration": _calibration_words(ready),
+        "estimated_seconds": seconds,
+        "estimated_seconds_source": ESTIMATED,
+        "layers": rows,
+    }
+    lines = [
+        f"{options.model}, {ready.component.name}, with {recipe.name}",
+        f"  {len(ready.quantized)} of {len(ready.layers)} layers, "
+        f"{ready.bits_per_weight:.3f} bits a weight in them, "
+        f"{ready.model_bits_per_weight:.3f} over everything",
+        f"  {size(ready.predicted_bytes)} instead of {size(ready.reference_bytes)}"
+        f" ({ready.predicted_bytes:,} bytes)",
+        f"  {values['calibration']}",
+        "  about "
+        + ", ".join(f"{duration(value)} to {stage}" for stage, value in seconds.items())
+        + " (estimated)",
+    ]
+    if options.layers or table_of is not None:
+        lines += ["", *_layer_table(ready, table_of)]
+    if options.save:
+        path = _absolute(options.save)
+        write_json(path, recipe.to_json())
+        values["saved"] = str(path)
+        lines += ["", f"{path} holds this recipe."]
+    output.result(values, lines)
+    return 0
+
+
+def run_compress(options: argparse.Namespace, output: Output) -> int:
+    """Compresses into a new folder."""
+    target = new_path(options.output)
+    ready, _ = _resolved(options, output)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", target.name).strip(".-")[:64] or "model"
+    with asking():
+        request = CompressRequest(
+            model=options.model,
+            recipe=ready.recipe,
+            name=name,
+            output=str(target),
+            calibration=options.calibration or "",
+        )
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        result: CompressResult = compress.execute(request, report=output.report)
+    except KeyboardInterrupt:
+        if partial.exists():
+            raise Stopped(f"Finished layers are in {partial}; the same command goes on.") from None
+        raise
+    lines = [
+        f"{result['output']}",
+        f"  {size(result['measured_bytes'])} instead of {size(result['reference_bytes'])}, "
+        f"{result['bits_per_weight']:.3f} bits a weight"
+        + (", calibrated" if result["calibrated"] else ""),
+    ]
+    learnt = result["learnt"]
+    if learnt is not None:
+        lines.append(
+            f"  fine-tuned {learnt['steps']} steps: {learnt['before_db']:.1f} dB before, "
+            f"{learnt['after_db']:.1f} dB after, on held-out prompts"
+        )
+    lines.append(
+        f"  {duration(result['seconds'])}, at most {size(result['peak_memory_bytes'])} of memory"
+    )
+    output.result(cast(dict[str, Any], result), lines)
+    return 0
+
+
+def calibrate(options: argparse.Namespace, output: Output) -> int:
+    """Runs the full-precision model on prompts and keeps what its layers saw."""
+    from vqdq.models.calibration import calibrate_folder
+
+    with asking():
+        given = vars(options)
+        named = {info.name: given[info.name] for info in describe(CalibrationParams)}
+        chosen = {name: value for name, value in named.items() if value is not None}
+        params = CalibrationParams.from_json(chosen, where="calibrate")
+    target = new_path(options.output)
+    check_models(options.model)
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        found = calibrate_folder(options.model, params, target, report=output.report)
+    except KeyboardInterrupt:
+        if partial.exists():
+            raise Stopped(f"What is done is in {partial}; the same command goes on.") from None
+        raise
+    del found
+    output.result({"output": str(target)}, [str(target)])
+    return 0
+
+
+def _resolved(
+    options: argparse.Namespace, output: Output
+) -> tuple[Plan, Mapping[str, float | None] | None]:
+    """The plan and, for a target, each layer's share of the sensitivity.
+
+    A damaged model is a failure, everything else wrong use.
+    """
+    from vqdq.models import compressor, pipelines, sources
+
+    with asking():
+        recipe = _asked_recipe(options, compressor.as_recipe(options.recipe))
+        sources.locate(options.model)
+    pipelines.component(options.model)
+    with asking():
+        ready = compressor.plan(options.model, recipe)
+        request = _target(options, recipe)
+    if request is None:
+        return ready, None
+    found: PlanResult = planning.execute(request, report=output.report)
+    concrete = compressor.plan(options.model, planning.concrete(found))
+    return concrete, {row["name"]: row["sensitivity"] for row in found["layers"]}
+
+
+def _asked_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """The recipe with what the flags add to it."""
+    calibration, finetune = recipe.calibration, recipe.finetune
+    if options.calibrate is not None:
+        calibration = calibration or CalibrationParams()
+        if options.calibrate > 0:
+            calibration = replace(calibration, prompts=options.calibrate)
+    if options.calibration:
+        from vqdq.models.calibration import read_params
+
+        calibration = read_params(Path(options.calibration))
+    if options.finetune is not None:
+        finetune = finetune or FinetuneParams()
+        if options.finetune > 0:
+            finetune = replace(finetune, steps=options.finetune)
+    if (calibration, finetune) == (recipe.calibration, recipe.finetune):
+        return recipe
+    return variant(recipe, calibration, finetune)
+
+
+def _target(options: argparse.Namespace, recipe: Recipe) -> PlanRequest | None:
+    """What the flags ask to reach, or None."""
+    card, pixels = options.card or (None, 0)
+    given = (options.target_bits, options.target_bytes, card)
+    if all(value is None for value in given):
+        if options.sensitivity:
+            raise UserError(
+                "a sensitivity file serves a target only.",
+                where="--sensitivity",
+                remedy="Add --target-bits, --target-bytes or --card.",
+            )
+        return None
+    file = _absolute(options.sensitivity) if options.sensitivity else None
+    if file is not None:
+        in_a_folder(file)
+    return PlanRequest(
+        model=options.model,
+        recipe=recipe,
+        bits=options.target_bits,
+        bytes=options.target_bytes,
+        card_bytes=card,
+        resolution=pixels,
+        sensitivity=str(file or ""),
+    )
+
+
+def _layer_table(ready: Plan, shares: Mapping[str, float | None] | None) -> list[str]:
+    cells: list[tuple[str, ...]] = []
+    for item in ready.layers:
+        share = None if shares is None else shares[item.layer.name]
+        row = (
+            item.layer.name,
+            item.method or "16-bit",
+            f"{item.bits_per_weight:.3f}",
+            size(item.storage.total_bytes),
+        )
+        part = "" if share is None else f"{100 * share:.2f} %"
+        cells.append(row if shares is None else (*row, part))
+    head = ("layer", "method", "bits", "size")
+    return table([head if shares is None else (*head, "sensitivity"), *cells])
+
+
+def _calibration_words(ready: Plan) -> str:
+    params = ready.recipe.calibration
+    if params is None:
+        return "no calibration: works from the weights alone"
+    return f"calibration on {params.prompts} prompts, {params.steps} steps"
+
+
+def _seconds(model: str, ready: Plan) -> dict[str, float]:
+    """Estimated seconds of each stage, in order."""
+    from vqdq.models import pipelines
+
+    resolution = pipelines.describe(model).resolution
+    return costs.stages(ready, max(resolution) if resolution else 0)
+
+
+def _absolute(name: str) -> Path:
+    return Path(name).expanduser().absolute()

@@ -1,0 +1,99 @@
+"""What the words of a command mean: sizes, cards, and one flag for each setting of a declaration.
+
+Light: the parser is built before anything heavy is imported, so that help is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from vqdq.params import Params, describe
+
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.IGNORECASE)
+
+
+def add_settings(parser: argparse.ArgumentParser, params: type[Params]) -> None:
+    """Adds one flag for each setting of `params`; a flag that is not given is None."""
+    for info in describe(params):
+        flag = f"--{info.name.replace('_', '-')}"
+        inside = "" if info.low is None or info.high is None else f"{info.low:g} to {info.high:g}, "
+        default = "" if info.default == "" else f"({inside}default {info.default})"
+        words = f"{info.help or info.label} {default}".strip().replace("%", "%%")
+        if info.kind is bool:
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=None, help=words)
+        else:
+            choices = list(info.choices) or None
+            parser.add_argument(flag, type=info.kind, default=None, choices=choices, help=words)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, the recipe, and what makes a calibrated or fitted variant of it."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--recipe", required=True, help="name of a preset, or a JSON file")
+    more = parser.add_argument_group("calibration and fine-tuning")
+    more.add_argument(
+        "--calibrate",
+        nargs="?",
+        type=count,
+        const=0,
+        metavar="PROMPTS",
+        help="encode for the inputs that the layers really see, on this many prompts",
+    )
+    more.add_argument("--calibration", metavar="DIR", help="a folder that vqdq calibrate wrote")
+    more.add_argument(
+        "--finetune",
+        nargs="?",
+        type=count,
+        const=0,
+        metavar="STEPS",
+        help="let the result learn from the full-precision model, for this many steps",
+    )
+    aim = parser.add_argument_group("a target: the layers are measured, each gets its own bits")
+    one = aim.add_mutually_exclusive_group()
+    one.add_argument("--target-bits", type=float, metavar="BITS", help="average, such as 2.7")
+    one.add_argument("--target-bytes", type=parse_size, metavar="SIZE", help="file, such as 8MB")
+    one.add_argument("--card", type=parse_card, metavar="SIZE[@PIXELS]", help="such as 8GB@1024")
+    aim.add_argument(
+        "--sensitivity", metavar="FILE.json", help="keeps the measurement for the next time"
+    )
+
+
+def count(text: str) -> int:
+    """Returns a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes in a text like "8MB", "8 GB", "500000" or "1.5GiB".
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or found[2].lower() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 8MB or 1.5GB")
+    return round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_card(text: str) -> tuple[int, int]:
+    """Returns the bytes and the resolution (0: the model's own) in "8GB" or "8GB@1024".
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    memory, at, pixels = text.partition("@")
+    if at and not pixels.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 8GB@1024")
+    return parse_size(memory), int(pixels or 0)
