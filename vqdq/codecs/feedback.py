@@ -25,6 +25,7 @@ from vqdq.kernels.threads import one_thread
 BLOCK = 128  # columns rounded before what they lost is handed to all later ones at once
 
 _WIDEST_DOUBLE = 8192  # columns; beyond, a float64 factor would take more than 0.5 GB
+_CHECKED = 1024  # columns whose symmetry is checked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +56,9 @@ def factor(hessian: torch.Tensor, damping: float) -> Feedback:
         damping: share of the mean diagonal; 0.1 suits 6 samples a channel.
 
     Raises:
-        UserError: the damped matrix is not positive definite.
+        UserError: the matrix is not symmetric, or the damped one is not positive definite.
     """
+    _check_symmetric(hessian)
     wide = hessian.shape[0] > _WIDEST_DOUBLE
     exact = hessian.detach().to("cpu", torch.float32 if wide else torch.float64)
     power = float(exact.diagonal().mean())
@@ -76,6 +78,17 @@ def factor(hessian: torch.Tensor, damping: float) -> Feedback:
     diagonal = upper.diagonal().clone()
     unit = (upper / diagonal[None, :]).float()
     return Feedback(unit=unit, gains=diagonal.double().square(), power=power)
+
+
+def _check_symmetric(hessian: torch.Tensor) -> None:
+    """Raises `UserError` where H_ij and H_ji of the first columns differ by more than rounding."""
+    few = hessian[:, :_CHECKED]
+    off = float((few - hessian[:_CHECKED].T).abs().max())
+    if off > 1e-3 * float(hessian.diagonal().abs().max()):
+        raise UserError(
+            "the Hessian is not symmetric.",
+            remedy="Pass E[x xᵀ] of the layer's inputs, not the inputs themselves.",
+        )
 
 
 RoundBlock: TypeAlias = Callable[

@@ -8,6 +8,7 @@ from vqdq.errors import UserError
 from vqdq.kernels.threads import one_thread
 
 LARGEST = torch.finfo(torch.float16).max
+_UNSEEN = 1e-6  # share of an average direction's power, near the rounding of float32 products
 
 
 def row_rms(weight: torch.Tensor) -> torch.Tensor:
@@ -23,9 +24,9 @@ def fitted_scales(
 ) -> torch.Tensor:
     """Returns argmin_s (w_r − s·l_r) H (w_r − s·l_r)ᵀ for every row r, float32 [rows].
 
-    s = w H lᵀ / l H lᵀ, products in float32 and their sums in float64. 0 where a row's
-    levels are all 0. Without `hessian` H is the identity: plain least squares, all in float64. The
-    result does not depend on the number of threads.
+    s = w H lᵀ / l H lᵀ, products in float32 and their sums in float64; plain least squares where
+    the inputs do not see a row, 0 where its levels are all 0. Without `hessian` H is the identity
+    and everything float64. The result does not depend on the number of threads.
 
     Args:
         weight: float32 [rows, columns].
@@ -34,13 +35,17 @@ def fitted_scales(
         damping: share of mean(diag H) added to its diagonal, as when the weight was rounded.
     """
     exact, rounded = weight.double(), levels.double()
-    seen = rounded  # l H
+    own = rounded.square().sum(dim=1)
+    product, power = (exact * rounded).sum(dim=1), own
     if hessian is not None:
         with one_thread():
-            seen = (levels.float() @ hessian.float()).double()
-        seen = seen + damping * hessian.diagonal().double().mean() * rounded
-    power = (rounded * seen).sum(dim=1)
-    product = (exact * seen).sum(dim=1)
+            seen = (levels.float() @ hessian.float()).double()  # l H
+        strength = float(hessian.diagonal().double().mean())
+        seen = seen + damping * strength * rounded
+        under = (rounded * seen).sum(dim=1)
+        shows = under > _UNSEEN * strength * own
+        product = torch.where(shows, (exact * seen).sum(dim=1), product)
+        power = torch.where(shows, under, power)
     return torch.where(power > 0, product / power.clamp_min(1e-300), 0.0).float()
 
 
