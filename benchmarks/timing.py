@@ -6,8 +6,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -24,10 +25,20 @@ class Seconds:
         return f"{self.median:.3g} ({self.low:.3g}–{self.high:.3g})"
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, Seconds]:
-    """Returns the seconds of each piece after one warm-up, the pieces taken in turn A B C A B C."""
-    taken: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(repeats + 1):
+K = TypeVar("K", bound=Hashable)
+
+
+def interleaved(
+    work: Mapping[K, Callable[[], object]], *, repeats: int, warm: bool = True
+) -> dict[K, Seconds]:
+    """Returns the seconds of each piece, the pieces taken in turn A B C A B C.
+
+    Args:
+        work: pieces by name.
+        repeats: timed turns; `warm`: one turn before them that is not.
+    """
+    taken: dict[K, list[float]] = {name: [] for name in work}
+    for turn in range(0 if warm else 1, repeats + 1):
         for name, piece in work.items():
             start = time.perf_counter()
             piece()
