@@ -44,6 +44,21 @@ def test_additive_equals_the_reference(dim: int, count: int, beam: int) -> None:
     assert torch.equal(decoded, reference.additive_decode(codes, books.float() / 128, scales, 5))
 
 
+@pytest.mark.parametrize("dim", [4, 8, 16])
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+def test_decoding_rotated_sums_equals_the_reference_and_the_two_steps(dim: int, block: int) -> None:
+    generator = torch.Generator().manual_seed(block)
+    codes = torch.randint(0, 64, (5 * 512 // dim, 3), generator=generator).to(torch.uint8)
+    books = (torch.randn(3, 64, dim, generator=generator) * 128).round() / 128
+    scales = torch.rand(5, generator=generator)
+    signs = torch.randint(0, 2, (512,), generator=generator) * 2.0 - 1
+    decoded = cpu.additive_decode_rotated(codes, books, scales, 512 // dim, block, signs)
+    expected = reference.additive_decode_rotated(codes, books, scales, 512 // dim, block, signs)
+    assert torch.equal(decoded, expected)
+    plain = cpu.additive_decode(codes, books, scales, 512 // dim)
+    assert torch.allclose(decoded, cpu.hadamard(plain, block) * signs, atol=1e-5)
+
+
 @pytest.mark.parametrize(("dim", "words", "columns"), [(8, 256, 272), (4, 64, 136), (16, 16, 160)])
 def test_additive_feedback_equals_the_reference(dim: int, words: int, columns: int) -> None:
     """Over the edge of a block of columns, rows by threads."""

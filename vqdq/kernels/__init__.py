@@ -29,6 +29,7 @@ OPERATIONS = (
     "additive_encode",
     "additive_feedback",
     "additive_decode",
+    "additive_decode_rotated",
     "additive_gradient",
 )
 COST_UNITS = 8  # trellis targets are given in 1/8 of a table step
@@ -64,6 +65,8 @@ def warm() -> None:
     picked = additive_encode(levels.reshape(-1, 8), codebooks, 2)
     additive_feedback(torch.zeros(2, 8), torch.eye(8), torch.eye(8)[None], codebooks, 2)
     decoded = additive_decode(picked, codebooks.float(), torch.ones(48), 2)
+    turned = torch.zeros(2, 256, 8)
+    additive_decode_rotated(picked, turned, torch.ones(48), 2, 16, torch.ones(16))
     additive_gradient(picked, decoded, torch.ones(48), (2, 256, 8))
     unpack_bits(pack_bits(torch.zeros(8, dtype=torch.uint8), 3), 3, 8)
     hadamard(torch.zeros(16, 16), 16)
@@ -278,6 +281,29 @@ def additive_decode(
         groups: vectors per row.
     """
     return _backend()[0].additive_decode(codes, codebooks, scales, groups)
+
+
+def additive_decode_rotated(
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    block: int,
+    signs: torch.Tensor,
+) -> torch.Tensor:
+    """Returns `additive_decode` un-rotated by blocks of columns, float32 [rows, groups*dim].
+
+    Butterflies of sums on the grid are exact in any order; each is multiplied by
+    scales[row] * block**-0.5, rounded to float32, and by its column's sign.
+
+    Args:
+        codes, scales, groups: as for `additive_decode`.
+        codebooks: float32 [num_codebooks, codewords, dim], multiples of 1/128 below 16.
+        block: a power of two, a multiple of dim that divides the columns.
+        signs: +1 or -1, float32 [groups*dim].
+    """
+    backend = _backend()[0]
+    return backend.additive_decode_rotated(codes, codebooks, scales, groups, block, signs)
 
 
 def additive_gradient(

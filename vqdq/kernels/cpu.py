@@ -205,6 +205,31 @@ def additive_decode(
     return torch.from_numpy(out)
 
 
+def additive_decode_rotated(
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    block: int,
+    signs: torch.Tensor,
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_decode_rotated`."""
+    if block not in (16, 32, 64, 128, 256):
+        return reference.additive_decode_rotated(codes, codebooks, scales, groups, block, signs)
+    full = torch.zeros(len(codebooks), sums.CODEWORDS, codebooks.shape[2])
+    full[:, : codebooks.shape[1]] = reference.butterflies(codebooks, codebooks.shape[2])
+    picked, books = codes.contiguous().numpy(), full.numpy()
+    factors = (scales * torch.tensor(block**-0.5)).contiguous().numpy()
+    turned = signs.contiguous().numpy()
+    out = np.empty((len(factors), groups * books.shape[2]), np.float32)
+
+    def decode(first: int, last: int) -> None:
+        sums.decode_turned_rows(picked, books, factors, groups, block, turned, out, first, last)
+
+    _spread(decode, len(factors), 32)
+    return torch.from_numpy(out)
+
+
 def additive_gradient(
     codes: torch.Tensor, gradient: torch.Tensor, scales: torch.Tensor, shape: tuple[int, int, int]
 ) -> torch.Tensor:

@@ -22,14 +22,18 @@ def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
     """See `vqdq.kernels.hadamard`."""
-    y = x.float()
-    stride = 1
+    return butterflies(x.float(), block) * torch.tensor(block**-0.5, dtype=torch.float32)
+
+
+def butterflies(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Returns the Hadamard transform of runs of `block` last values, not normalised."""
+    y, stride = x, 1
     while stride < block:
-        pairs = y.reshape(x.shape[0], -1, 2, stride)
-        first, second = pairs[:, :, 0], pairs[:, :, 1]
-        y = torch.stack((first + second, first - second), dim=2)
+        pairs = y.reshape(-1, 2, stride)
+        first, second = pairs[:, 0], pairs[:, 1]
+        y = torch.stack((first + second, first - second), dim=1)
         stride *= 2
-    return y.reshape(x.shape) * torch.tensor(block**-0.5, dtype=torch.float32)
+    return y.reshape(x.shape)
 
 
 def grid_errors(
@@ -157,6 +161,20 @@ def additive_decode(
     for index in range(1, len(codebooks)):
         total = total + codebooks[index][codes[:, index].long()]
     return total.reshape(len(scales), groups * codebooks.shape[2]) * scales[:, None]
+
+
+def additive_decode_rotated(
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    block: int,
+    signs: torch.Tensor,
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_decode_rotated`."""
+    sums = additive_decode(codes, codebooks, torch.ones(len(scales)), groups)
+    factors = scales * torch.tensor(block**-0.5, dtype=torch.float32)
+    return butterflies(sums, block) * factors[:, None] * signs
 
 
 def additive_gradient(
