@@ -119,6 +119,13 @@ def test_pieces_do_not_change_the_sums() -> None:
     assert torch.equal(whole.hessian(), pieces.hessian())
 
 
+def test_denormal_products_are_left_out() -> None:
+    moments = Moments(2)
+    moments.add(torch.tensor([[1e-30, 1e-17]]))
+    assert torch.equal(moments.hessian(), torch.tensor([[0.0, 0.0], [0.0, 1e-34]]))
+    assert float(moments.mean()[0]) == pytest.approx(1e-30)
+
+
 def test_nothing_seen_is_zero() -> None:
     moments = Moments(3)
     assert torch.equal(moments.hessian(), torch.zeros(3, 3))

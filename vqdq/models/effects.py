@@ -1,9 +1,9 @@
-"""How much an error of the noise prediction matters at each step: what it does to the final latent.
+"""How much an error of the noise prediction matters at each step: its effect on the final latent.
 
-Measured, so that it holds for any sampler, guidance and parametrisation: one prediction is disturbed
-and the picture is drawn on from there. The disturbance is what a little noise in every weight makes
-of the prediction, because what rounding does looks like that. (White noise in the prediction itself
-would be a bad probe: the model removes it again in all but the last steps.)
+Measured, so that it holds for any sampler, guidance and parametrisation: one prediction is
+disturbed and the picture is drawn on from there. The disturbance is what a little noise in every
+weight makes of the prediction, because what rounding does looks like that. (White noise in the
+prediction itself would be a bad probe: the model removes it again in all but the last steps.)
 """
 
 from __future__ import annotations
