@@ -41,8 +41,8 @@ def _values(info: object) -> tuple[object, ...]:
         return (False, True)
     if choices:
         return tuple(choices)
-    low, high = int(getattr(info, "low")), int(getattr(info, "high"))  # noqa: B009
-    return tuple(range(low, high + 1))
+    low, high = getattr(info, "low"), getattr(info, "high")  # noqa: B009
+    return (low, high) if kind is float else tuple(range(int(low), int(high) + 1))
 
 
 VARIANTS = [(name, values) for name in codecs.available() for values in variants(name)]
@@ -123,6 +123,24 @@ def test_same_seed_same_bytes(name: str) -> None:
     for key, tensor in first.tensors.items():
         assert torch.equal(tensor, second.tensors[key])
     assert torch.equal(first.decode(), second.decode())
+
+
+@pytest.mark.parametrize("name", codecs.available())
+def test_a_hessian_changes_the_codes_and_not_the_layout(name: str) -> None:
+    codec = codecs.create(name)
+    if not codec.uses_hessian:
+        pytest.skip("works from the weight alone")
+    weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(1))
+    stats = moments(96)
+    first, second = codec.encode(weight, stats=stats), codec.encode(weight, stats=stats)
+    assert first.storage.total_bytes == codec.storage(first.shape).total_bytes
+    assert {TensorSpec.of(*item) for item in first.tensors.items()} == set(
+        codec.layout(first.shape)
+    )
+    for key, tensor in first.tensors.items():
+        assert torch.equal(tensor, second.tensors[key])
+    if not codec.needs_hessian:
+        assert not torch.equal(first.decode(), encoded(weight, name).decode())
 
 
 @pytest.mark.parametrize("name", codecs.available())
