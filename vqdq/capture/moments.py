@@ -82,14 +82,20 @@ class Moments:
     """Weighted sums of x xᵀ, x and |x| over rows that come in pieces of any size.
 
     The sums depend on the order of the rows, not on how they were cut into pieces.
+
+    Attributes:
+        columns: taps * channels; `rows`: how many came in.
+        low, high: the extremes of each channel that `bound` saw, float32 [channels].
     """
 
-    def __init__(self, columns: int, device: torch.device | None = None) -> None:
+    def __init__(self, columns: int, *, taps: int = 1) -> None:
         self.columns = columns
         self.rows = 0
+        self.low = torch.full((columns // taps,), math.inf)
+        self.high = torch.full((columns // taps,), -math.inf)
         self._weight = 0.0
-        self._sums = torch.zeros(columns, columns, device=device)
-        self._buffer = torch.empty(BUFFER_ROWS, columns, device=device)
+        self._sums = torch.zeros(0, 0)  # until the first rows say where they are
+        self._buffer = torch.empty(0, columns)
         self._filled = 0
         self._total = torch.zeros(2, columns, dtype=torch.float64)  # of x and |x|
 
@@ -101,6 +107,9 @@ class Moments:
     def add(self, rows: torch.Tensor, weight: float = 1.0) -> None:
         """Adds rows [n, columns] that count `weight` each."""
         rows = rows.detach().float()
+        if not len(self._sums):
+            self._sums = rows.new_zeros(self.columns, self.columns)
+            self._buffer = rows.new_empty(BUFFER_ROWS, self.columns)
         self.rows += len(rows)
         self._weight += weight * len(rows)
         both = torch.stack([rows.sum(dim=0), rows.abs().sum(dim=0)]).cpu().double()
@@ -114,8 +123,17 @@ class Moments:
             if self._filled == BUFFER_ROWS:
                 self._flush()
 
+    def bound(self, inputs: torch.Tensor, *, conv: bool) -> None:
+        """Widens `low` and `high` to a layer's whole input, sampled or not."""
+        over = (0, 2, 3) if conv else tuple(range(inputs.ndim - 1))
+        values = inputs.detach()
+        self.low = torch.minimum(self.low, values.amin(dim=over).float().cpu())
+        self.high = torch.maximum(self.high, values.amax(dim=over).float().cpu())
+
     def hessian(self) -> torch.Tensor:
         """Returns E[x xᵀ], float32 [columns, columns], exactly symmetric; ends the collection."""
+        if not self.rows:
+            return torch.zeros(self.columns, self.columns)
         self._flush()
         self._buffer = self._buffer[:0].clone()
         sums, block = self._sums, _BLOCK
@@ -124,7 +142,7 @@ class Moments:
             corner = sums[start:stop, start:stop]
             corner.copy_(corner.triu() + corner.triu(1).T)
             sums[stop:, start:stop] = sums[start:stop, stop:].T
-        return sums.div_(self._weight) if self._weight else sums
+        return sums.div_(self._weight or 1.0).cpu()
 
     def mean(self) -> torch.Tensor:
         """Returns E[x], float32 [columns]."""

@@ -66,6 +66,10 @@ class Teacher:
             self._pipeline = load(self._reference, report=report)
         return self._pipeline
 
+    def calibration_calls(self, params: CalibrationParams, report: Report) -> Trajectories:
+        """Returns the recorded calls on the calibration prompts."""
+        return self._trajectories(params, _CALIBRATION_SEED, params.prompts, report)
+
     def passes(
         self,
         layers: Sequence[PlannedLayer],
@@ -94,7 +98,7 @@ class Teacher:
             yield layers, open_calibration(self._calibration, component)
             return
         pipeline = self.pipeline(report)
-        trajectories = self._trajectories(params, _CALIBRATION_SEED, params.prompts, report)
+        trajectories = self.calibration_calls(params, report)
         weights = None
         if params.weighting == "effect":
             weights = step_weights(pipeline, trajectories, report=report)
