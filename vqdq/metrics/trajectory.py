@@ -8,9 +8,9 @@ through the sampler, and what counts is where the latents end.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +18,6 @@ from torch import nn
 from vqdq.models.quiet import quiet
 from vqdq.models.trajectory import Call, Trajectories, guided, replay
 from vqdq.progress import Event, Report, silent
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +109,7 @@ def sqnr_by_step(
 
 
 def final_latents(
-    pipeline: DiffusionPipeline,
+    pipeline: Callable[..., Any],
     prompts: Sequence[str],
     *,
     steps: int,
@@ -127,6 +124,7 @@ def final_latents(
     batch size the full-precision pipeline ends in the very latents that were recorded.
 
     Args:
+        pipeline: a text-to-image pipeline of diffusers.
         report: stage "draw", one unit a prompt; may raise `Cancelled`.
     """
     ends: list[torch.Tensor] = []
@@ -135,7 +133,7 @@ def final_latents(
             report(Event(stage="draw", done=start, total=len(prompts)))
             part = list(prompts[start : start + batch_size])
             seeds = range(seed + start, seed + start + len(part))
-            drawn = cast(Any, pipeline)(
+            drawn = pipeline(
                 prompt=part,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
