@@ -46,6 +46,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
             status = html(panels.welcome(), "vq-status")
             table = gr.Column(elem_id="vq-first-look")
             layers = html("", "vq-layers")
+            planned = html("", "vq-planned")
     controls, areas = made.controls, list(made.areas.values())
     switches = [controls["calibrate"], controls["finetune"]]
     views = [goals, every, outlook, button, matched, controls["name"], *switches]
@@ -121,7 +122,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
             changed = control.change if name == "rules" else control.input
             changed(look, made.inputs, views, trigger_mode="always_last", **ACTION)
     # A plan that is ready turns the button from planning to compressing.
-    layers.change(look, made.inputs, views, trigger_mode="always_last", **ACTION)
+    planned.change(look, made.inputs, views, trigger_mode="always_last", **ACTION)
 
     wiring = {
         "restore": (restore, made.inputs, [*made.inputs, *areas, *views]),
@@ -134,6 +135,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
         [
             Region("status", status, markup(lambda s: panels.status(shown_run(desk, s)))),
             Region("layers", layers, markup(lambda s: panels.details(shown_run(desk, s)))),
+            Region("planned", planned, lambda s: _planned(desk, s)),
         ],
         made,
         wiring,
@@ -267,6 +269,17 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
     chosen = next((run for run in newest if run.id == session.compress_run), None)
     run = chosen or next(iter(newest), None)
     return None if run is None or run.id == session.dismissed else run
+
+
+def _planned(desk: Desk, session: Session) -> tuple[str, Any]:
+    """A mark that changes when a plan becomes ready; nothing is shown.
+
+    A page that opens gets none: what it shows then follows from its address in the same answer,
+    and a change would be handled with the controls as they were before it.
+    """
+    done = (run.id for run in desk.workspace.runs("plan", limit=5) if run.state == "done")
+    mark = f'<i data-plan="{escape(next(done, ""))}"></i>'
+    return mark, mark if "planned" in session.sent else gr.skip()
 
 
 def named(desk: Desk, recipe: Recipe) -> Recipe:
