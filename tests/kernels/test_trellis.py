@@ -165,3 +165,31 @@ def test_data_drawn_from_the_trellis_decodes_exactly() -> None:
     levels = cpu.trellis_decode(codes, table, 3, 64)
     again = cpu.trellis_encode((levels.int() * 8).to(torch.int16), table, 3)
     assert torch.equal(cpu.trellis_decode(again, table, 3, 64), levels)
+
+
+WIDTHS = [(9, 1, 1), (300, 45, 1), (8, 16, 16), (17, 112, 16), (20, 96, 32), (31, 192, 64)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "block"), [*WIDTHS, (260, 384, 128), (40, 512, 256)])
+def test_weights_equal_the_reference_and_the_float_path(
+    rows: int, columns: int, block: int
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    table = trellis_table(12, generator)
+    size = (packing.packed_bytes(rows, 3), columns)
+    codes = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    codes[-1] &= (1 << (rows * 3 - 1) % 8 + 1) - 1
+    scales = torch.rand(rows, generator=generator)
+    signs = torch.randint(0, 2, (columns,), generator=generator) * 2.0 - 1
+    weight = cpu.trellis_weight(codes, table, 3, scales, signs, block)
+    assert torch.equal(weight, reference.trellis_weight(codes, table, 3, scales, signs, block))
+    levels = cpu.trellis_decode(codes, table, 3, rows).float() * scales[:, None]
+    assert torch.allclose(weight, cpu.hadamard(levels, block) * signs, rtol=1e-5, atol=1e-4)
+
+
+def test_hadamard_sums_of_the_largest_levels_do_not_overflow() -> None:
+    table = torch.full((256,), -127, dtype=torch.int8)
+    codes = torch.zeros(3, 256, dtype=torch.uint8)
+    weight = cpu.trellis_weight(codes, table, 3, torch.ones(8), torch.ones(256), 256)
+    assert torch.equal(weight[:, 0], torch.full((8,), -127 * 16.0))
+    assert not weight[:, 1:].any()

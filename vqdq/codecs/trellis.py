@@ -156,16 +156,20 @@ class TrellisCodec(Codec[TrellisParams]):
         return levels, packed.tensors["scales"].cpu().float() * tables.TRELLIS_STEP
 
     def decode(self, packed: Packed) -> torch.Tensor:
-        levels, row_scales = self.levels(packed)
         block, row_block = self._block(packed.shape), self._row_block(packed.shape)
-        values = levels.float()
+        tensors = {name: tensor.cpu() for name, tensor in packed.tensors.items()}
         if row_block:
-            row_signs = packed.tensors["row_signs"].cpu()
-            values = _rows(rotation.unrotate, values, row_signs, row_block)
-        scaled = values * row_scales[:, None]
-        if block == 0:
-            return scaled
-        return rotation.unrotate(scaled, packed.tensors["signs"].cpu(), block)
+            levels, row_scales = self.levels(packed)
+            values = _rows(rotation.unrotate, levels.float(), tensors["row_signs"], row_block)
+            scaled = values * row_scales[:, None]
+            return rotation.unrotate(scaled, tensors["signs"], block) if block else scaled
+        columns = packed.shape.in_features
+        signs = rotation.signs(tensors["signs"], columns) if block else torch.ones(columns)
+        table = tables.trellis(self.params.bits, self.params.state_bits)
+        steps = tensors["scales"].float() * tables.TRELLIS_STEP
+        return kernels.trellis_weight(
+            tensors["codes"], table, self.params.bits, steps, signs, max(block, 1)
+        )
 
 
 def _turned(shape: WeightShape) -> WeightShape:

@@ -26,6 +26,7 @@ OPERATIONS = (
     "trellis_encode",
     "trellis_feedback",
     "trellis_decode",
+    "trellis_weight",
     "additive_encode",
     "additive_feedback",
     "additive_decode",
@@ -61,6 +62,10 @@ def warm() -> None:
         codes = trellis_encode(levels[:8, :1], table, bits)
         trellis_feedback(torch.zeros(8, 1), torch.ones(8), torch.eye(1), table, bits)
         trellis_decode(codes, table, bits, 8)
+    for block in (1, 16, 32, 64, 128, 256):
+        wide = torch.zeros((3, block), dtype=torch.uint8)
+        small = torch.zeros(256, dtype=torch.int8)
+        trellis_weight(wide, small, 3, torch.ones(8), torch.ones(block), block)
     codebooks = torch.zeros((2, 256, 8), dtype=torch.int16)
     picked = additive_encode(levels.reshape(-1, 8), codebooks, 2)
     additive_feedback(torch.zeros(2, 8), torch.eye(8), torch.eye(8)[None], codebooks, 2)
@@ -223,6 +228,28 @@ def trellis_feedback(
 def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
     """Returns the table values that `trellis_encode` chose, int8 [rows, columns]."""
     return _backend()[0].trellis_decode(codes, table, bits, rows)
+
+
+def trellis_weight(
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    scales: torch.Tensor,
+    signs: torch.Tensor,
+    block: int,
+) -> torch.Tensor:
+    """Returns diag(scales) levels H diag(signs), float32 [rows, columns].
+
+    The Hadamard sums of the levels are exact integers; they are multiplied by scales · block**-0.5
+    (rounded to float32 once) and by the signs.
+
+    Args:
+        codes, table, bits: see `trellis_encode`.
+        scales: float32 [rows], what one table step stands for.
+        signs: float32 [columns], ±1.
+        block: of the Hadamard matrix, a power of two that divides the columns; at most 256.
+    """
+    return _backend()[0].trellis_weight(codes, table, bits, scales, signs, block)
 
 
 def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -> torch.Tensor:

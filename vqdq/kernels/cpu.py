@@ -20,6 +20,7 @@ from vqdq.kernels.threads import spread as _spread
 from vqdq.kernels.trellis import trellis_decode as trellis_decode
 from vqdq.kernels.trellis import trellis_encode as trellis_encode
 from vqdq.kernels.trellis import trellis_feedback as trellis_feedback
+from vqdq.kernels.trellis import trellis_weight as trellis_weight
 
 Array: TypeAlias = npt.NDArray[Any]
 FEEDBACK_COLUMNS = 128  # encoded before what they lost is fed back to all later ones at once

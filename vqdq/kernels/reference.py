@@ -8,6 +8,7 @@ from vqdq import packing
 from vqdq.kernels.trellis_reference import trellis_decode as trellis_decode
 from vqdq.kernels.trellis_reference import trellis_encode as trellis_encode
 from vqdq.kernels.trellis_reference import trellis_feedback as trellis_feedback
+from vqdq.kernels.trellis_reference import trellis_weight as trellis_weight
 
 
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vqdq import packing
-from vqdq.kernels import lookup, trellis_reference, viterbi
+from vqdq.kernels import lookup, trellis_reference, viterbi, weights
 from vqdq.kernels.threads import spread
 
 _LIMIT = trellis_reference.LARGEST_TARGET
@@ -64,18 +64,51 @@ def trellis_feedback(
 
 def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
     """See `vqdq.kernels.trellis_decode`."""
-    stream, edges = codes.contiguous().numpy(), _edges(rows)
     out = np.empty((rows, codes.shape[1]), np.int8)
-    values = table.to(torch.int32).contiguous().numpy()
-    tails = np.zeros((len(edges) - 1, 8, codes.shape[1]), np.uint8)
-    inner = np.empty(len(edges) - 1, np.int64)
-    lookup.circular_tails(stream, edges, bits, tails, inner)
+    stream, tails, inner = _streams(codes, bits, rows)
+    values, state_bits = lookup.turned(table.numpy()), len(table).bit_length() - 1
 
     def decode(first: int, last: int) -> None:
-        lookup.decode_rows(stream, tails, inner, values, bits, out, first, last)
+        lookup.decode_rows(stream, tails, inner, values, bits, state_bits, out, first, last)
 
     spread(decode, rows, 32)
     return torch.from_numpy(out)
+
+
+def trellis_weight(
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    scales: torch.Tensor,
+    signs: torch.Tensor,
+    block: int,
+) -> torch.Tensor:
+    """See `vqdq.kernels.trellis_weight`."""
+    rows, columns = len(scales), codes.shape[1]
+    out = np.empty((rows, columns), np.float32)
+    stream, tails, inner = _streams(codes, bits, rows)
+    values, state_bits = lookup.turned(table.numpy()), len(table).bit_length() - 1
+    shape = (0,) * (block.bit_length() - 1)
+    factors = trellis_reference.row_factors(scales, block).numpy()
+    padded = np.zeros(columns + weights.LANES, np.float32)
+    padded[:columns] = signs.numpy()
+
+    def decode(first: int, last: int) -> None:
+        weights.decode_weight(
+            stream, tails, inner, values, bits, state_bits, factors, padded, out, first, last, shape
+        )
+
+    spread(decode, rows, 32)
+    return torch.from_numpy(out)
+
+
+def _streams(codes: torch.Tensor, bits: int, rows: int) -> tuple[Any, Any, Any]:
+    """Returns the codes, the circular ends of their segments and where those begin."""
+    stream, edges = codes.contiguous().numpy(), _edges(rows)
+    tails = np.zeros((len(edges) - 1, lookup.TAIL, codes.shape[1]), np.uint8)
+    inner = np.empty(len(edges) - 1, np.int64)
+    lookup.circular_tails(stream, edges, bits, tails, inner)
+    return stream, tails, inner
 
 
 def _edges(rows: int) -> Any:

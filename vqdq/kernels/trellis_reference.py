@@ -136,3 +136,28 @@ def _decode_segment(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: i
     for bit in range(state_bits):
         state |= stream[(torch.arange(rows) * bits + bit) % length] << bit
     return table[state.long()]
+
+
+def trellis_weight(
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    scales: torch.Tensor,
+    signs: torch.Tensor,
+    block: int,
+) -> torch.Tensor:
+    """See `vqdq.kernels.trellis_weight`."""
+    sums = trellis_decode(codes, table, bits, len(scales)).int()
+    stride = 1
+    while stride < block:
+        pairs = sums.reshape(len(scales), -1, 2, stride)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        sums = torch.stack((first + second, first - second), dim=2)
+        stride *= 2
+    whole = sums.reshape(len(scales), -1)
+    return whole.float() * row_factors(scales, block)[:, None] * signs
+
+
+def row_factors(scales: torch.Tensor, block: int) -> torch.Tensor:
+    """Returns scales · block**-0.5, rounded once, float32."""
+    return scales.float() * torch.tensor(block**-0.5, dtype=torch.float32)
