@@ -7,7 +7,7 @@ inputs are recorded once, whatever the pipeline is, and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -118,8 +118,12 @@ def draw(
 
 
 def replay(module: nn.Module, call: Call) -> torch.Tensor:
-    """Returns what `module` predicts for a recorded call, in the call's dtype and on its device."""
-    return _prediction(module(*call.args, **call.kwargs))
+    """Returns what `module` predicts for a recorded call, on the module's own device."""
+    place = next(module.parameters(), call.output).device
+    args, kwargs = call.args, call.kwargs
+    if place.type != "cpu":  # otherwise the very tensors of the call, which share what is equal
+        args, kwargs = _moved(args, place), _moved(kwargs, place)
+    return _prediction(module(*args, **kwargs))
 
 
 def guided(output: torch.Tensor, call: Call, guidance: float) -> torch.Tensor:
@@ -132,6 +136,23 @@ def guided(output: torch.Tensor, call: Call, guidance: float) -> torch.Tensor:
 
 def _prediction(output: Any) -> torch.Tensor:
     return cast(torch.Tensor, output[0] if isinstance(output, tuple) else output.sample)
+
+
+def _moved(value: Any, place: torch.device) -> Any:
+    """Returns `value` with every tensor in it on `place`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(place)
+    return _mapped(value, lambda item: _moved(item, place))
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Returns a dict, list or tuple with each item changed; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: change(item) for key, item in cast(dict[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        kind = cast(Any, type(value))
+        return kind(change(item) for item in cast(Sequence[Any], value))
+    return value
 
 
 class _Keeper:
@@ -168,9 +189,4 @@ class _Keeper:
             if id(value) not in self._known:  # the original is held, so its id stays its own
                 self._known[id(value)] = (value, value.detach().cpu().clone())
             return self._known[id(value)][1]
-        if isinstance(value, dict):
-            return {key: self._copy(item) for key, item in cast(dict[str, Any], value).items()}
-        if isinstance(value, list | tuple):
-            kind = cast(Any, type(value))
-            return kind(self._copy(item) for item in cast(Sequence[Any], value))
-        return value
+        return _mapped(value, self._copy)
