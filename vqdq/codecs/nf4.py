@@ -61,8 +61,8 @@ class Nf4Codec(ScalarCodec[Nf4Params]):
         return self.params.group_size
 
     def _static_groups(self, shape: WeightShape) -> bool:
-        """The second scale needs all first ones at once."""
-        return self.params.double_quant or super()._static_groups(shape)
+        del shape  # the largest weights decide, and double quantization needs all of them at once
+        return True
 
     def _table(self) -> torch.Tensor:
         return normal_float_levels()

@@ -62,12 +62,21 @@ class ScalarCodec(Codec[P]):
         return 0.0
 
     @property
+    def _strongest_first(self) -> bool:
+        """Whether feedback goes by falling strength of the inputs, not from left to right."""
+        return True
+
+    @property
     def _refits(self) -> bool:
         """Whether a row's one scale is refitted by least squares (under H) after rounding."""
         return False
 
     def _static_groups(self, shape: WeightShape) -> bool:
-        """Whether grids come from the weights, not from what feedback has made of them."""
+        """Whether grids come from the weights, not from what feedback has made of them.
+
+        Fixed grids let columns be sorted across groups. Grids of the largest weight lose nothing by
+        it, and on layers of the demo model it is worth 0.15 to 0.3 dB (groups of 64 and 128).
+        """
         return self._num_groups(shape) == 1
 
     @abstractmethod
@@ -115,11 +124,6 @@ class ScalarCodec(Codec[P]):
             zeros=torch.cat([part.zeros.reshape(rows, -1) for part in parts], dim=1),
         )
 
-    def _order(self, hessian: torch.Tensor) -> torch.Tensor | None:
-        """Returns the order in which the columns are rounded; None is as they stand."""
-        del hessian
-        return None
-
     def _encode(
         self,
         weight: torch.Tensor,
@@ -129,10 +133,9 @@ class ScalarCodec(Codec[P]):
     ) -> dict[str, torch.Tensor]:
         del generator  # nothing is random
         weight = weight.contiguous()
-        order = None if stats.hessian is None else self._order(stats.hessian)
-        if stats.hessian is None or order is not None or self._static_groups(shape):
+        if stats.hessian is None or self._static_groups(shape):
             grid = self._grid(weight, shape)
-            codes = self._codes(weight, grid, shape, stats, order)
+            codes = self._codes(weight, grid, shape, stats)
         else:
             grid, codes = self._adapted(weight, shape, stats.hessian, stats.damping)
         if self._refits and self._num_groups(shape) == 1:
@@ -141,21 +144,21 @@ class ScalarCodec(Codec[P]):
             grid = replace(grid, steps=scales.to_half(fitted).float()[:, None])
         return {"codes": kernels.pack_bits(codes, self._bits), **self._stored(grid)}
 
+    def _order(self, hessian: torch.Tensor, group_size: int = 0) -> torch.Tensor:
+        """Returns the columns in the order in which they are rounded."""
+        if self._strongest_first:
+            return feedback.strongest_first(hessian, group_size)
+        return torch.arange(len(hessian))
+
     def _codes(
-        self,
-        weight: torch.Tensor,
-        grid: Grid,
-        shape: WeightShape,
-        stats: InputStats,
-        order: torch.Tensor | None,
+        self, weight: torch.Tensor, grid: Grid, shape: WeightShape, stats: InputStats
     ) -> torch.Tensor:
         """Returns codes on a fixed grid, uint8 [rows, in]; with feedback where H is given."""
-        turned, group, factor = weight.T.contiguous(), self._group_of(shape), None
+        order, factor = torch.arange(shape.in_features), None
         if stats.hessian is not None:
-            hessian = stats.hessian if order is None else stats.hessian[order][:, order]
-            factor = feedback.factor(hessian, stats.damping)
-        if order is not None:
-            turned, group = turned[order], group[order]
+            order = self._order(stats.hessian)
+            factor = feedback.factor(stats.hessian[order][:, order], stats.damping)
+        turned, group = weight.T[order], self._group_of(shape)[order]
         steps, zeros, table = grid.steps.T.contiguous(), grid.zeros.T.contiguous(), self._table()
 
         def round_block(
@@ -164,9 +167,8 @@ class ScalarCodec(Codec[P]):
             exact, place = turned[columns], group[columns]
             return kernels.round_columns(targets, exact, unit, steps, zeros, place, table)
 
-        codes = feedback.round_blocks(turned, factor, round_block)
-        if order is not None:
-            codes = codes[order.argsort()]
+        codes = torch.empty(turned.shape, dtype=torch.uint8)
+        codes[order] = feedback.round_blocks(turned, factor, round_block)
         return codes.T.contiguous()
 
     def _adapted(
@@ -175,10 +177,11 @@ class ScalarCodec(Codec[P]):
         """Returns grids fitted to each group when feedback reaches it, and the codes on them.
 
         Against grids fitted to the weights beforehand the loss is 2 to 3 % lower in groups of 64,
-        7 % in groups of 16 (MSE-fitted grids, 4 bits, eigenvalues i⁻¹), the same with absmax.
+        7 % in groups of 16, where grids have the least squared error (4 bits, eigenvalues i⁻¹).
         """
-        turned, table = weight.T.contiguous(), self._table()
-        grids = list[Grid]()
+        size, table = self._size(shape), self._table()
+        order = self._order(hessian, size)
+        turned, grids = weight.T[order], list[Grid]()
 
         def round_block(
             columns: slice, targets: torch.Tensor, unit: torch.Tensor
@@ -191,10 +194,12 @@ class ScalarCodec(Codec[P]):
             steps, zeros = grid.steps[None], grid.zeros[None]
             return kernels.round_columns(targets, exact, unit, steps, zeros, place, table)
 
-        factor = feedback.factor(hessian, damping)
-        codes = feedback.round_blocks(turned, factor, round_block, self._size(shape))
-        steps = torch.stack([grid.steps for grid in grids], dim=1)
-        zeros = torch.stack([grid.zeros for grid in grids], dim=1)
+        factor = feedback.factor(hessian[order][:, order], damping)
+        codes = torch.empty(turned.shape, dtype=torch.uint8)
+        codes[order] = feedback.round_blocks(turned, factor, round_block, size)
+        back = (order[::size] // size).argsort()
+        steps = torch.stack([grid.steps for grid in grids], dim=1)[:, back]
+        zeros = torch.stack([grid.zeros for grid in grids], dim=1)[:, back]
         return Grid(steps=steps, zeros=zeros), codes.T.contiguous()
 
     def _stored(self, grid: Grid) -> dict[str, torch.Tensor]:

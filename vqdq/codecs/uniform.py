@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vqdq.codecs import register
+from vqdq.codecs.base import WeightShape
 from vqdq.codecs.grids import EvenCodec, EvenParams
 
 
@@ -30,3 +31,6 @@ class UniformCodec(EvenCodec[UniformParams]):
     @property
     def _refits(self) -> bool:
         return self.params.clip == "mse"
+
+    def _static_groups(self, shape: WeightShape) -> bool:
+        return self.params.clip == "absmax" or super()._static_groups(shape)
