@@ -30,7 +30,7 @@ from vqdq.errors import UserError
 from vqdq.metrics import images
 from vqdq.metrics.trajectory import latent_error, sqnr_by_step
 from vqdq.models import compressor
-from vqdq.models.calibration import calibrate_folder
+from vqdq.models.calibration_folder import calibrate_folder
 from vqdq.models.denoisers import denoiser
 from vqdq.models.trajectory import Trajectories, record
 
@@ -122,7 +122,7 @@ class Bench:
         found = targeted(
             self.reference,
             recipe,
-            Target(kind="average_bits", amount=bits),
+            Target(kind="average_bits", value=bits),
             sensitivity=self.sensitivity,
         )
         self.sensitivity = found.sensitivity

@@ -66,7 +66,7 @@ def encode_layer(
     used = stats if codec.uses_hessian else None
     mean = None if used is None or bias is None else used.mean
     if used is not None and used.hessian is not None and mean is not None:
-        used = replace(used, hessian=used.hessian - torch.outer(mean, mean))
+        used = replace(used, hessian=_covariance(used.hessian, mean))
     try:
         packed = codec.encode(
             matrix, taps=planned.layer.shape.taps, stats=used, generator=generator, report=report
@@ -105,6 +105,13 @@ def decibels(lost: float, energy: float) -> float | None:
     into a file that must be the same wherever it is made.
     """
     return None if lost <= 0 or energy <= 0 else round(10 * math.log10(lost / energy), 3)
+
+
+def _covariance(hessian: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Returns E[x xᵀ] − E[x] E[x]ᵀ; rounding must not leave a constant input a negative power."""
+    centred = hessian.addr(mean, mean, alpha=-1)
+    centred.diagonal().clamp_(min=0)
+    return centred
 
 
 def _power(weight: torch.Tensor, hessian: torch.Tensor) -> float:

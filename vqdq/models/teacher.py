@@ -16,6 +16,10 @@ from vqdq import codecs
 from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.codecs.base import InputStats
 from vqdq.models.denoisers import denoiser
+from vqdq.models.effects import step_weights
+from vqdq.models.finetune import FinetuneResult, finetune
+from vqdq.models.gathering import collect
+from vqdq.models.input_groups import input_groups, plan_waves
 from vqdq.models.prompts import prompts_for
 from vqdq.models.trajectory import Trajectories, record
 from vqdq.progress import Report
@@ -23,8 +27,6 @@ from vqdq.recipe import Component, PlannedLayer
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-    from vqdq.models.finetune import FinetuneResult
 
 # Far from the seeds that people type and that evaluation uses.
 _CALIBRATION_SEED, _TRAINING_SEED, _HELD_OUT_SEED = 1_000_003, 2_000_003, 3_000_017
@@ -86,13 +88,7 @@ class Teacher:
         if not asking or params is None:
             yield layers, {}
             return
-        from vqdq.models.calibration import (
-            collect,
-            input_groups,
-            open_calibration,
-            plan_waves,
-            step_weights,
-        )
+        from vqdq.models.calibration_folder import open_calibration  # it asks a teacher itself
 
         if self._calibration is not None:
             yield layers, open_calibration(self._calibration, component)
@@ -127,8 +123,6 @@ class Teacher:
         report: Report, *, checkpoint: Path | None = None,
     ) -> FinetuneResult:  # fmt: skip
         """Returns what `student` learns from this model; the student itself stays as it is."""
-        from vqdq.models.finetune import finetune
-
         held_out = max(8, params.prompts // 8)
         shape = CalibrationParams(steps=steps, guidance=guidance, seed=params.seed)
         train = self._trajectories(shape, _TRAINING_SEED, params.prompts, report)
