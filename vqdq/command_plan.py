@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +16,8 @@ from vqdq.jobs import compress, costs
 from vqdq.jobs import plan as planning
 from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.results import CompressResult, PlanResult
-from vqdq.jobs.run import write_json
-from vqdq.jobs.variants import variant
+from vqdq.jobs.run import read_json, write_json
+from vqdq.jobs.variants import require_calibration, variant
 from vqdq.params import describe
 from vqdq.terminal import Output, duration, size, table
 
@@ -35,7 +35,8 @@ def plan(options: argparse.Namespace, output: Output) -> int:
     """Says what a recipe makes of a model; with a target, which bits each layer gets."""
     if options.save:
         in_a_folder(_absolute(options.save))
-    ready, table_of = _resolved(options, output)
+    ready, found = _resolved(options, output)
+    shares = None if found is None else {row["name"]: row["sensitivity"] for row in found["layers"]}
     recipe = ready.recipe
     seconds = _seconds(options.model, ready)
     rows = [
@@ -45,7 +46,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
             "settings": None if item.params is None else item.params.to_json(),
             "bits_per_weight": item.bits_per_weight,
             "bytes": item.storage.total_bytes,
-            "sensitivity": None if table_of is None else table_of[item.layer.name],
+            "sensitivity": None if shares is None else shares[item.layer.name],
         }
         for item in ready.layers
     ]
@@ -59,11 +60,14 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         "bits_per_weight": ready.bits_per_weight,
         "model_bits_per_weight": ready.model_bits_per_weight,
         "quantized_layers": len(ready.quantized),
-        "calibration": _calibration_words(ready),
+        "calibration": _calibration_words(ready, options.calibration),
         "estimated_seconds": seconds,
         "estimated_seconds_source": ESTIMATED,
         "layers": rows,
     }
+    if found is not None:
+        values["average_bits"] = found["bits_per_weight"]
+        values["predicted_sqnr_db"] = found["predicted_sqnr_db"]
     lines = [
         f"{options.model}, {ready.component.name}, with {recipe.name}",
         f"  {len(ready.quantized)} of {len(ready.layers)} layers, "
@@ -76,8 +80,13 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         + ", ".join(f"{duration(value)} to {stage}" for stage, value in seconds.items())
         + " (estimated)",
     ]
-    if options.layers or table_of is not None:
-        lines += ["", *_layer_table(ready, table_of)]
+    if found is not None:
+        lines.append(
+            f"  {found['bits_per_weight']:.3f} bits on average, those in 16 bits among them; about"
+            f" {found['predicted_sqnr_db']:.1f} dB in the noise prediction (estimated)"
+        )
+    if options.layers or shares is not None:
+        lines += ["", *_layer_table(ready, shares)]
     if options.save:
         path = _absolute(options.save)
         write_json(path, recipe.to_json())
@@ -144,15 +153,19 @@ def calibrate(options: argparse.Namespace, output: Output) -> int:
         if partial.exists():
             raise Stopped(f"What is done is in {partial}; the same command goes on.") from None
         raise
-    del found
-    output.result({"output": str(target)}, [str(target)])
+    values = asdict(found) | {"output": str(found.output), "settings": params.to_json()}
+    lines = [
+        str(found.output),
+        f"  {found.layers} layers with {found.groups} different inputs, {found.plan}",
+        f"  {found.tokens:,} sampled inputs in {size(found.bytes)}, {duration(found.seconds)}",
+        f"  vqdq compress {options.model} --recipe … --calibration {options.output} uses it.",
+    ]
+    output.result(values, lines)
     return 0
 
 
-def _resolved(
-    options: argparse.Namespace, output: Output
-) -> tuple[Plan, Mapping[str, float | None] | None]:
-    """The plan and, for a target, each layer's share of the sensitivity.
+def _resolved(options: argparse.Namespace, output: Output) -> tuple[Plan, PlanResult | None]:
+    """The plan and, for a target, how it was found.
 
     A damaged model is a failure, everything else wrong use.
     """
@@ -164,12 +177,12 @@ def _resolved(
     pipelines.component(options.model)
     with asking():
         ready = compressor.plan(options.model, recipe)
+        require_calibration(ready)
         request = _target(options, recipe)
     if request is None:
         return ready, None
     found: PlanResult = planning.execute(request, report=output.report)
-    concrete = compressor.plan(options.model, planning.concrete(found))
-    return concrete, {row["name"]: row["sensitivity"] for row in found["layers"]}
+    return compressor.plan(options.model, planning.concrete(found)), found
 
 
 def _asked_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
@@ -180,9 +193,13 @@ def _asked_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
         if options.calibrate > 0:
             calibration = replace(calibration, prompts=options.calibrate)
     if options.calibration:
-        from vqdq.models.calibration import read_params
-
-        calibration = read_params(Path(options.calibration))
+        if options.calibrate is not None:
+            raise UserError(
+                "the calibration is there already.",
+                where="--calibrate",
+                remedy="Leave --calibrate or --calibration out.",
+            )
+        calibration = _settings_of(options.calibration)
     if options.finetune is not None:
         finetune = finetune or FinetuneParams()
         if options.finetune > 0:
@@ -190,6 +207,15 @@ def _asked_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe:
     if (calibration, finetune) == (recipe.calibration, recipe.finetune):
         return recipe
     return variant(recipe, calibration, finetune)
+
+
+def _settings_of(folder: str) -> CalibrationParams:
+    """The settings that a folder of `vqdq calibrate` was made with."""
+    from vqdq.models.calibration import open_calibration
+
+    open_calibration(folder)  # says what is wrong with it
+    values = read_json(Path(folder).expanduser() / "calibration.json") or {}
+    return CalibrationParams.from_json(values.get("params", {}), where=folder)
 
 
 def _target(options: argparse.Namespace, recipe: Recipe) -> PlanRequest | None:
@@ -234,11 +260,27 @@ def _layer_table(ready: Plan, shares: Mapping[str, float | None] | None) -> list
     return table([head if shares is None else (*head, "sensitivity"), *cells])
 
 
-def _calibration_words(ready: Plan) -> str:
+def _calibration_words(ready: Plan, folder: str | None) -> str:
+    """What calibration will do, before it is done: at most these passes and this memory."""
+    from vqdq import codecs
+    from vqdq.models.input_groups import InputGroup, plan_waves, waves_in_words
+
     params = ready.recipe.calibration
     if params is None:
         return "no calibration: works from the weights alone"
-    return f"calibration on {params.prompts} prompts, {params.steps} steps"
+    if folder:
+        return f"calibrated by {folder}"
+    groups = [
+        InputGroup(
+            layers=(item.layer.name,),
+            kind=item.layer.kind,
+            in_features=item.layer.shape.in_features,
+        )
+        for item in ready.quantized
+        if codecs.get(item.method or "").uses_hessian
+    ]
+    words = waves_in_words(plan_waves(groups, round(params.memory_gb * 1e9)))
+    return f"calibration on {params.prompts} prompts, {params.steps} steps: {words}, or less"
 
 
 def _seconds(model: str, ready: Plan) -> dict[str, float]:

@@ -53,6 +53,7 @@ class Engine:
         """2, 3 or 4 bits in turn, whatever the target: the shape of a plan, not its sense."""
         self.stage(report, "record", 4)
         self.stage(report, "sensitivity", 8)
+        self.stage(report, "distortion", 8)
         component = pipelines.component(request.model)
         before = resolve(request.recipe, component)
         kind = type(request.recipe.rules[-1].params)

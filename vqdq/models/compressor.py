@@ -124,7 +124,7 @@ def compress_folder(
         "version": version(),
     }
     if calibration is not None:
-        state["calibration"] = sha256(Path(calibration) / "state.json")
+        state["calibration"] = sha256(Path(calibration) / "calibration.json")
     teacher = Teacher(model, calibration=calibration)
     needed = needed_bytes(plan, source)
     with full_disk(target, needed), open_partial(target, state) as partial:

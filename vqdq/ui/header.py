@@ -25,6 +25,7 @@ UNITS = {
     "record": "picture",
     "calibrate": "call",
     "sensitivity": "call",
+    "distortion": "layer",
 }
 """What is counted in a stage; a step where nothing else is said."""
 _ICON = (
@@ -173,7 +174,7 @@ def _way(run: RunRecord) -> str:
 def stages(request: Request) -> tuple[str, ...]:
     """Returns the stages that a request goes through, in order."""
     if isinstance(request, PlanRequest):
-        return ("record", "sensitivity", "plan")
+        return ("record", "sensitivity", "distortion")
     if not isinstance(request, CompressRequest):
         return ()
     recipe = request.recipe
