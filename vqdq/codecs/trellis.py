@@ -132,9 +132,11 @@ class TrellisCodec(Codec[TrellisParams]):
             codes = kernels.trellis_encode(rounded, table, bits)
         else:
             hessian = rotation.rotate_hessian(hessian.cpu(), signs, block)
-            factor = feedback.factor(hessian, stats.damping)
+            order = feedback.strongest_first(hessian)
+            factor = feedback.factor(hessian[order][:, order], stats.damping)
             steps = torch.full((shape.out_features,), tables.TRELLIS_STEP)
-            codes = kernels.trellis_feedback(unit, steps, factor.unit, table, bits)
+            codes = kernels.trellis_feedback(unit[:, order], steps, factor.unit, table, bits)
+            codes = codes[:, order.argsort()]  # columns are stored as they stand
         levels = kernels.trellis_decode(codes, table, bits, shape.out_features)
         values = _rows(
             rotation.unrotate, levels.float() * tables.TRELLIS_STEP, row_signs, row_block
