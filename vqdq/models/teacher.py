@@ -18,7 +18,6 @@ from vqdq.codecs.base import InputStats
 from vqdq.models.denoisers import denoiser
 from vqdq.models.effects import step_weights
 from vqdq.models.finetune import FinetuneResult, finetune
-from vqdq.models.gathering import collect
 from vqdq.models.input_groups import input_groups, plan_waves
 from vqdq.models.prompts import prompts_for
 from vqdq.models.trajectory import Trajectories, record
@@ -88,7 +87,7 @@ class Teacher:
         if not asking or params is None:
             yield layers, {}
             return
-        from vqdq.models.calibration_folder import open_calibration  # it asks a teacher itself
+        from vqdq.models.calibration import collect, open_calibration  # asks a teacher itself
 
         if self._calibration is not None:
             yield layers, open_calibration(self._calibration, component)
