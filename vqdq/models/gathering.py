@@ -8,17 +8,60 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 from vqdq.calibration import CalibrationParams
 from vqdq.capture.moments import Moments, halves_index, input_rows, row_count
+from vqdq.codecs.base import InputStats
 from vqdq.errors import UserError
-from vqdq.models.input_groups import InputGroup, arguments, watching
+from vqdq.models.input_groups import InputGroup, arguments, input_groups, watching
 from vqdq.models.trajectory import Call, Trajectories, replay
 from vqdq.progress import Event, Report, silent
+
+
+def collect(
+    module: nn.Module,
+    trajectories: Trajectories,
+    layers: Iterable[str],
+    params: CalibrationParams,
+    *,
+    report: Report = silent,
+    weights: Sequence[float] | None = None,
+) -> dict[str, InputStats]:
+    """Returns the moments of the inputs of `layers`, in one pass; layers that share inputs share H.
+
+    Layers without one input matrix (grouped convolutions) or that the calls never run are left out.
+
+    Args:
+        module: the denoiser that made the calls, in full precision.
+        weights: of each step, for `params.weighting` "effect" (`step_weights`); None counts all
+            alike.
+        report: stage "calibrate", one unit a call; may raise `Cancelled`.
+
+    Raises:
+        UserError: an input that is not finite; the layer is named.
+    """
+    wanted = set(layers)
+    groups = [
+        group
+        for group in input_groups(module, trajectories.calls)
+        if not wanted.isdisjoint(group.layers)
+    ]
+    found = moments_of(module, trajectories, groups, params, report=report, weights=weights)
+    stats: dict[str, InputStats] = {}
+    for group in groups:
+        moments = found.pop(group.name)
+        shared = InputStats(
+            hessian=moments.hessian(),
+            mean=moments.mean(),
+            num_samples=moments.rows,
+            damping=params.damping,
+        )
+        stats |= {name: shared for name in group.layers if name in wanted}
+    return stats
 
 
 def moments_of(
