@@ -21,8 +21,8 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gptq", {"bits": 4}),
     ("nf4", {}),
     *(("lloyd_max", {"bits": bits}) for bits in (2, 3, 4)),
-    *(("trellis", {"bits": bits}) for bits in (2, 3, 4)),
-    ("trellis", {"bits": 3, "state_bits": 10}),
+    *(("trellis", {"bits": bits, "rotation": 0}) for bits in (2, 3, 4)),
+    ("trellis", {"bits": 3, "state_bits": 10, "rotation": 0}),
     ("additive", {"num_codebooks": 3}),
 )
 
@@ -38,7 +38,6 @@ def covariance(size: int) -> torch.Tensor:
 def run(size: int = SIZE) -> str:
     """Returns the table as Markdown."""
     weight, hessian = gaussian(size), covariance(size)
-    predicted = -10 * math.log10(feedback.factor(hessian, DAMPING).predicted_gain)
     plain = InputStats(hessian=torch.eye(size), damping=DAMPING)  # nothing to feed back
     aware = InputStats(hessian=hessian, damping=DAMPING)
     rows: list[list[str]] = []
@@ -46,7 +45,7 @@ def run(size: int = SIZE) -> str:
         codec = codecs.create(method, **values)
         packed = [codec.encode(weight, stats=stats) for stats in (plain, aware)]
         before, after = (_loss(weight, item, hessian) for item in packed)
-        gain = 10 * math.log10(before / after)
+        gain, predicted = 10 * math.log10(before / after), _predicted(method, values, hessian)
         rows.append(
             [
                 method,
@@ -55,13 +54,23 @@ def run(size: int = SIZE) -> str:
                 f"{before:.5f}",
                 f"{after:.5f}",
                 f"{gain:.2f}",
+                f"{predicted:.2f}",
                 f"{100 * (10 ** ((gain - predicted) / 10) - 1):+.1f} %".replace("-", "−"),
             ]
         )
         print(rows[-1], flush=True)
     head = ["method", "settings", "bits", "loss without", "loss with feedback", "gain, dB"]
-    head.append(f"against the closed form, {predicted:.2f} dB")
+    head += ["closed form, dB", "against it"]
     return table(head, rows)
+
+
+def _predicted(method: str, values: dict[str, Any], hessian: torch.Tensor) -> float:
+    """Returns mean(R_jj²) / mean(H_jj) in dB, in the order in which the method takes columns."""
+    order = torch.arange(len(hessian))
+    if method not in ("gptq", "additive"):
+        order = feedback.strongest_first(hessian, values.get("group_size", 0))
+    ordered = hessian[order][:, order]
+    return -10 * math.log10(feedback.factor(ordered, DAMPING).predicted_gain)
 
 
 def _loss(weight: torch.Tensor, packed: Packed, hessian: torch.Tensor) -> float:
