@@ -68,7 +68,8 @@ def warm() -> None:
         trellis_weight(wide, small, 3, torch.ones(8), torch.ones(block), block)
     codebooks = torch.zeros((2, 256, 8), dtype=torch.int16)
     picked = additive_encode(levels.reshape(-1, 8), codebooks, 2)
-    additive_feedback(torch.zeros(2, 8), torch.eye(8), torch.eye(8)[None], codebooks, 2)
+    metric = torch.eye(8).repeat(17, 1, 1)  # two blocks of columns
+    additive_feedback(torch.zeros(2, 136), torch.eye(136), metric, codebooks, 2)
     decoded = additive_decode(picked, codebooks.float(), torch.ones(48), 2)
     turned = torch.zeros(2, 256, 8)
     additive_decode_rotated(picked, turned, torch.ones(48), 2, 16, torch.ones(16))
