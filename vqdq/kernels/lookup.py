@@ -22,7 +22,7 @@ Array: TypeAlias = npt.NDArray[Any]
 LANES = 16
 TAIL = 8  # bytes kept of the circular end of a segment
 _BYTE, _INT, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_BYTES, _INTS = ir.VectorType(_BYTE, LANES), ir.VectorType(_INT, LANES)
+BYTES, _INTS = ir.VectorType(_BYTE, LANES), ir.VectorType(_INT, LANES)
 _LONGS, _MASK = ir.VectorType(_LONG, LANES), ir.VectorType(ir.IntType(1), LANES)
 _POINTERS = ir.VectorType(_INT.as_pointer(), LANES)
 
@@ -31,6 +31,55 @@ def turned(table: Array) -> Array:
     """Returns the table as the gather wants it: the upper half first, three bytes behind it."""
     half = table.shape[0] // 2
     return np.concatenate((table[half:], table[:half], table[:3]))
+
+
+def emit_lookup(
+    context: Any,
+    b: Any,
+    codes: Any,
+    start: Any,
+    columns: Any,
+    table: Any,
+    left: Any,
+    right: Any,
+) -> Any:
+    """Emits the lookup of sixteen columns and returns a vector of 16 bytes.
+
+    The bytes of a column are at start, start + columns and start + 2*columns of the data. A window
+    is shifted left until it ends at bit 31, then right until it is a signed state. Places in the
+    data instead of rows: every row that numba takes from an array is counted twice. `codes` and
+    `table` are pairs of a type and a value.
+    """
+
+    def at(array: tuple[Any, Any], place: Any, kind: Any) -> Any:
+        data = context.make_array(array[0])(context, b, array[1]).data
+        return b.bitcast(b.gep(data, [place]), kind.as_pointer())
+
+    def load(number: int) -> Any:
+        step = b.mul(columns, ir.Constant(_LONG, number))
+        loaded = b.load(at(codes, b.add(start, step), BYTES))
+        loaded.align = 1
+        return b.shl(b.zext(loaded, _INTS), ir.Constant(_INTS, [8 * number] * LANES))
+
+    def broadcast(scalar: Any) -> Any:
+        empty = ir.Constant(_INTS, ir.Undefined)
+        single = b.insert_element(empty, scalar, ir.Constant(_INT, 0))
+        return b.shuffle_vector(single, empty, ir.Constant(_INTS, [0] * LANES))
+
+    window = b.or_(b.or_(load(0), load(1)), load(2))
+    state = b.ashr(b.shl(window, broadcast(left)), broadcast(right))
+    down = b.zext(b.sub(ir.Constant(_INT, 31), right), _LONG)
+    middle = at(table, b.shl(ir.Constant(_LONG, 1), down), _BYTE)
+    places = b.gep(middle, [b.sext(state, _LONGS)], source_etype=_BYTE)
+    places.type = _POINTERS  # llvmlite does not know indices that are vectors
+    gather = cgutils.get_or_insert_function(
+        b.module,
+        ir.FunctionType(_INTS, [_POINTERS, _INT, _MASK, _INTS]),
+        f"llvm.masked.gather.v{LANES}i32.v{LANES}p0",
+    )
+    every, nothing = ir.Constant(_MASK, [1] * LANES), ir.Constant(_INTS, ir.Undefined)
+    found = b.call(gather, [places, ir.Constant(_INT, 1), every, nothing])
+    return b.trunc(found, BYTES)
 
 
 @intrinsic
@@ -45,46 +94,14 @@ def _gather(
     left: Any,
     right: Any,
 ) -> Any:
-    """Sets out[place:place+16] to the table's entries at windows of three bytes of codes.
-
-    The bytes of a column are at start, start + columns and start + 2*columns of the data. A window
-    is shifted left until it ends at bit 31, then right until it is a signed state. Places in the
-    data instead of rows: every row that numba takes from an array is counted twice.
-    """
+    """Sets out[place:place+16] to the levels of sixteen columns; see `emit_lookup`."""
     signature = types.void(out, place, codes, start, columns, table, left, right)
-    whole = ir.VectorType(ir.IntType(out.dtype.bitwidth), LANES)
 
     def generate(context: Any, b: Any, call: Any, args: Any) -> Any:
-        def at(index: int, place: Any, kind: Any) -> Any:
-            array = context.make_array(call.args[index])(context, b, args[index])
-            return b.bitcast(b.gep(array.data, [place]), kind.as_pointer())
-
-        def load(number: int) -> Any:
-            step = b.mul(args[4], ir.Constant(_LONG, number))
-            loaded = b.load(at(2, b.add(args[3], step), _BYTES))
-            loaded.align = 1
-            return b.shl(b.zext(loaded, _INTS), ir.Constant(_INTS, [8 * number] * LANES))
-
-        def broadcast(scalar: Any) -> Any:
-            empty = ir.Constant(_INTS, ir.Undefined)
-            single = b.insert_element(empty, scalar, ir.Constant(_INT, 0))
-            return b.shuffle_vector(single, empty, ir.Constant(_INTS, [0] * LANES))
-
-        window = b.or_(b.or_(load(0), load(1)), load(2))
-        state = b.ashr(b.shl(window, broadcast(args[6])), broadcast(args[7]))
-        down = b.zext(b.sub(ir.Constant(_INT, 31), args[7]), _LONG)
-        middle = at(5, b.shl(ir.Constant(_LONG, 1), down), _BYTE)
-        places = b.gep(middle, [b.sext(state, _LONGS)], source_etype=_BYTE)
-        places.type = _POINTERS  # llvmlite does not know indices that are vectors
-        gather = cgutils.get_or_insert_function(
-            b.module,
-            ir.FunctionType(_INTS, [_POINTERS, _INT, _MASK, _INTS]),
-            f"llvm.masked.gather.v{LANES}i32.v{LANES}p0",
-        )
-        every, nothing = ir.Constant(_MASK, [1] * LANES), ir.Constant(_INTS, ir.Undefined)
-        found = b.call(gather, [places, ir.Constant(_INT, 1), every, nothing])
-        level = b.sext(b.trunc(found, _BYTES), whole) if whole != _BYTES else b.trunc(found, _BYTES)
-        b.store(level, at(0, args[1], whole)).align = 1
+        sources = (call.args[2], args[2]), args[3], args[4], (call.args[5], args[5])
+        found = emit_lookup(context, b, *sources, args[6], args[7])
+        data = context.make_array(call.args[0])(context, b, args[0]).data
+        b.store(found, b.bitcast(b.gep(data, [args[1]]), BYTES.as_pointer())).align = 1
         return context.get_dummy_value()
 
     return signature, generate
@@ -118,48 +135,33 @@ def circular_tails(codes: Array, edges: Array, bits: int, tails: Array, inner: A
 
 
 @njit(nogil=True, cache=True)
-def decode_row(
-    codes: Array,
-    tails: Array,
-    inner: Array,
-    table: Array,
-    bits: int,
-    state_bits: int,
-    row: int,
-    out: Array,
-    place: int,
-) -> None:
-    """Writes the levels of one row to the data of out, int8 or int16, from `place` on.
+def window_of(row: int, bits: int, inner: Array) -> tuple[int, int, int]:
+    """Returns segment, byte and bit where the window of a row starts.
 
-    Rows whose window starts before byte `inner` of their segment read `codes`; the tail of the
-    segment begins there for the others. The table is that of `turned`.
+    A byte that is not negative is one of the codes; -1 - n is number n of the segment's tail.
     """
-    columns = codes.shape[1]
     bit = row * bits
     segment = min(row >> 8, inner.shape[0] - 1)
-    byte, shift = bit >> 3, bit & 7
-    left, right = np.int32(32 - shift - state_bits), np.int32(32 - state_bits)
-    whole = columns // LANES * LANES
-    if byte < inner[segment]:
-        start = byte * columns
-        for column in range(0, whole, LANES):
-            _look_up(out, place + column, codes, start + column, columns, table, left, right)
-    else:
-        start = (segment * TAIL + byte - inner[segment]) * columns
-        for column in range(0, whole, LANES):
-            _look_up(out, place + column, tails, start + column, columns, table, left, right)
-    if whole == columns:
-        return
-    flat, half = out.reshape(-1), 1 << (state_bits - 1)
-    for column in range(whole, columns):
-        window = 0
-        for index in range(3):
-            if byte < inner[segment]:
-                piece = np.int64(codes[byte + index, column])
-            else:
-                piece = np.int64(tails[segment, byte - inner[segment] + index, column])
-            window |= piece << 8 * index
-        flat[place + column] = table[((window >> shift) + half) & (2 * half - 1)]
+    byte = bit >> 3
+    if byte >= inner[segment]:
+        byte = inner[segment] - byte - 1
+    return segment, byte, bit & 7
+
+
+@njit(nogil=True, cache=True)
+def level(
+    codes: Array, tails: Array, table: Array, segment: int, byte: int, shift: int, column: int
+) -> int:
+    """Returns one level, for the columns that are no whole vector; see `window_of`."""
+    window = 0
+    for index in range(3):
+        if byte >= 0:
+            piece = np.int64(codes[byte + index, column])
+        else:
+            piece = np.int64(tails[segment, index - byte - 1, column])
+        window |= piece << 8 * index
+    states = table.shape[0] - 3
+    return table[((window >> shift) + states // 2) & (states - 1)]
 
 
 @njit(nogil=True, cache=True)
@@ -174,6 +176,24 @@ def decode_rows(
     first: int,
     last: int,
 ) -> None:
-    """Writes rows first..last-1 of out int8 [rows, columns]; see `decode_row`."""
+    """Writes rows first..last-1 of out int8 [rows, columns].
+
+    codes uint8 [bytes, columns]; tails and inner from `circular_tails`; table from `turned`.
+    """
+    columns = out.shape[1]
+    whole = columns // LANES * LANES
+    right = np.int32(32 - state_bits)
     for row in range(first, last):
-        decode_row(codes, tails, inner, table, bits, state_bits, row, out, row * out.shape[1])
+        segment, byte, shift = window_of(row, bits, inner)
+        left = np.int32(32 - shift - state_bits)
+        place = row * columns
+        if byte >= 0:
+            start = byte * columns
+            for column in range(0, whole, LANES):
+                _look_up(out, place + column, codes, start + column, columns, table, left, right)
+        else:
+            start = (segment * TAIL - byte - 1) * columns
+            for column in range(0, whole, LANES):
+                _look_up(out, place + column, tails, start + column, columns, table, left, right)
+        for column in range(whole, columns):
+            out[row, column] = level(codes, tails, table, segment, byte, shift, column)

@@ -90,12 +90,22 @@ def trellis_weight(
     values, state_bits = lookup.turned(table.numpy()), len(table).bit_length() - 1
     shape = (0,) * (block.bit_length() - 1)
     factors = trellis_reference.row_factors(scales, block).numpy()
-    padded = np.zeros(columns + weights.LANES, np.float32)
-    padded[:columns] = signs.numpy()
+    directions = signs.float().contiguous().numpy()
 
     def decode(first: int, last: int) -> None:
         weights.decode_weight(
-            stream, tails, inner, values, bits, state_bits, factors, padded, out, first, last, shape
+            stream,
+            tails,
+            inner,
+            values,
+            bits,
+            state_bits,
+            factors,
+            directions,
+            out,
+            first,
+            last,
+            shape,
         )
 
     spread(decode, rows, 32)
