@@ -75,7 +75,7 @@ class FinetuneParams(Params):
     """How the compressed denoiser learns to agree with the full-precision one; codes stay fixed."""
 
     steps: int = param(
-        300,
+        400,
         label="Training steps",
         help="Scales, codebooks, norms and biases learn; the best of the way is kept.",
         unit="steps",
@@ -102,7 +102,7 @@ class FinetuneParams(Params):
         advanced=True,
     )
     learning_rate: float = param(
-        1e-3,
+        2e-3,
         label="Learning rate",
         help="Of row scales, codebooks, norms and biases; layers kept in 16 bits take a tenth.",
         low=1e-8,
