@@ -48,24 +48,26 @@ class Feedback:
         return float(self.gains.mean()) / self.power if self.power > 0 else 1.0
 
 
-def factor(hessian: torch.Tensor, damping: float) -> Feedback:
+def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> Feedback:
     """Returns the factor of H + damping·mean(diag H)·I.
 
     Args:
         hessian: E[x xᵀ], [in, in], symmetric and positive semidefinite.
         damping: share of the mean diagonal; 0.1 suits 6 samples a channel.
+        order: the columns in the order in which they are rounded, int64 [in]; None as they stand.
 
     Raises:
         UserError: the matrix is not symmetric, or the damped one is not positive definite.
     """
     _check_symmetric(hessian)
     wide = hessian.shape[0] > _WIDEST_DOUBLE
-    exact = hessian.detach().to("cpu", torch.float32 if wide else torch.float64)
-    power = float(exact.diagonal().mean())
+    width, power = len(hessian), float(hessian.diagonal().double().mean())
     if power == 0:  # no input ever: every rounding is as good, and nothing is fed back
-        ones = torch.ones(len(exact), dtype=torch.float64)
-        return Feedback(unit=torch.eye(len(exact)), gains=ones, power=0.0)
-    flipped = exact.flip(0, 1)  # a fresh copy
+        ones = torch.ones(width, dtype=torch.float64)
+        return Feedback(unit=torch.eye(width), gains=ones, power=0.0)
+    last_first = (torch.arange(width) if order is None else order).flip(0)
+    flipped = hessian.detach().cpu()[last_first[:, None], last_first]  # a fresh copy
+    flipped = flipped.to(torch.float32 if wide else torch.float64)
     flipped.diagonal().add_(damping * power)
     with one_thread():  # the factor's last bits depend on the number of threads
         lower, failed = torch.linalg.cholesky_ex(flipped)
@@ -93,7 +95,7 @@ def strongest_first(hessian: torch.Tensor, group_size: int = 0) -> torch.Tensor:
         group_size: groups of as many columns stay together, the strongest first and sorted inside;
             a shorter last one stays last.
     """
-    strength = hessian.diagonal().double()
+    strength = hessian.diagonal().cpu().double()
     order = strength.argsort(descending=True, stable=True)
     if group_size == 0:
         return order

@@ -157,7 +157,7 @@ class ScalarCodec(Codec[P]):
         order, factor = torch.arange(shape.in_features), None
         if stats.hessian is not None:
             order = self._order(stats.hessian)
-            factor = feedback.factor(stats.hessian[order][:, order], stats.damping)
+            factor = feedback.factor(stats.hessian, stats.damping, order)
         turned, group = weight.T[order], self._group_of(shape)[order]
         steps, zeros, table = grid.steps.T.contiguous(), grid.zeros.T.contiguous(), self._table()
 
@@ -194,7 +194,7 @@ class ScalarCodec(Codec[P]):
             steps, zeros = grid.steps[None], grid.zeros[None]
             return kernels.round_columns(targets, exact, unit, steps, zeros, place, table)
 
-        factor = feedback.factor(hessian[order][:, order], damping)
+        factor = feedback.factor(hessian, damping, order)
         codes = torch.empty(turned.shape, dtype=torch.uint8)
         codes[order] = feedback.round_blocks(turned, factor, round_block, size)
         back = (order[::size] // size).argsort()

@@ -133,7 +133,7 @@ class TrellisCodec(Codec[TrellisParams]):
         else:
             hessian = rotation.rotate_hessian(hessian.cpu(), signs, block)
             order = feedback.strongest_first(hessian)
-            factor = feedback.factor(hessian[order][:, order], stats.damping)
+            factor = feedback.factor(hessian, stats.damping, order)
             steps = torch.full((shape.out_features,), tables.TRELLIS_STEP)
             codes = kernels.trellis_feedback(unit[:, order], steps, factor.unit, table, bits)
             codes = codes[:, order.argsort()]  # columns are stored as they stand
