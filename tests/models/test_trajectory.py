@@ -15,6 +15,7 @@ from vqdq.demo import scenes
 from vqdq.demo.evaluate import evaluation_scenes
 from vqdq.errors import Cancelled, UserError
 from vqdq.models.effects import step_weights
+from vqdq.models.kept_calls import record_kept
 from vqdq.models.prompts import built_in, prompts_for, read_prompts
 from vqdq.models.trajectory import draw, guided, record, replay
 from vqdq.progress import Event
@@ -57,6 +58,44 @@ def test_equal_tensors_are_kept_once(pipe: Any) -> None:
     texts = {id(call.kwargs["encoder_hidden_states"]) for call in found.calls}
     assert len(texts) == 1
     assert len({id(call.args[0]) for call in found.calls}) == 3
+
+
+def test_kept_recording_goes_on_and_is_the_same(pipe: Any, tmp_path: Path) -> None:
+    whole = record(pipe, PROMPTS, steps=2, guidance=3.0, seed=5, batch_size=2)
+
+    def stop(event: Event, /) -> None:
+        if event.done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        record_kept(
+            tmp_path, pipe, PROMPTS, steps=2, guidance=3.0, seed=5, batch_size=2, report=stop
+        )
+    first = tmp_path / "000000.safetensors"
+    written = first.stat().st_mtime_ns
+    events: list[Event] = []
+    for _ in range(2):  # the second time everything is there
+        found = record_kept(
+            tmp_path, pipe, PROMPTS, steps=2, guidance=3.0, seed=5, batch_size=2,
+            report=events.append,
+        )  # fmt: skip
+        assert torch.equal(found.latents, whole.latents)
+        assert found.prompts == whole.prompts
+        for left, right in zip(found.calls, whole.calls, strict=True):
+            assert (left.step, left.timestep, left.prompts) == (
+                right.step, right.timestep, right.prompts,
+            )  # fmt: skip
+            assert torch.equal(left.output, right.output)
+            assert torch.equal(left.args[0], right.args[0])
+            assert list(left.kwargs) == list(right.kwargs)
+            assert left.kwargs["return_dict"] is False
+        assert len({id(call.kwargs["encoder_hidden_states"]) for call in found.calls}) == 2
+        with torch.no_grad():
+            assert torch.equal(replay(pipe.unet, found.calls[-1]), whole.calls[-1].output)
+    assert first.stat().st_mtime_ns == written
+    assert {event.total for event in events} == {3}
+    other = record_kept(tmp_path, pipe, PROMPTS, steps=2, guidance=3.0, seed=6, batch_size=2)
+    assert not torch.equal(other.latents, whole.latents)  # a file of other work is not taken
 
 
 def test_guidance_mixes_the_halves(pipe: Any) -> None:

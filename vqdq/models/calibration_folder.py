@@ -3,7 +3,8 @@
     calibration.json             the model, the settings, and which layers each file serves
     groups/00000.safetensors     hessian [in, in]; mean, mean_magnitude [in]; low, high [channels]
 
-Unfinished work lies in `<folder>.partial/`; the same call goes on from there.
+Unfinished work, the recorded calls too, lies in `<folder>.partial/`; the same call goes on from
+there.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def calibrate_folder(
 ) -> CalibrationResult:
     """Collects the statistics of every layer of a model's denoiser into a new folder.
 
-    Finished groups are kept in `<output>.partial/`: the same call after an interruption goes on
-    from there, and the folder is the same. It appears by one rename, complete, or not at all.
+    Recorded calls and finished groups are kept in `<output>.partial/`: the same call after an
+    interruption goes on from there, and the folder is the same. It appears by one rename,
+    complete, or not at all.
 
     Args:
         model: "demo", a folder or a hub id; in full precision.
@@ -102,7 +104,8 @@ def calibrate_folder(
     with open_partial(target, facts) as partial:
         teacher = Teacher(model)
         pipeline = teacher.pipeline(report)
-        trajectories = teacher.calibration_calls(params, report)
+        kept_calls = partial.folder / "calls"
+        trajectories = teacher.calibration_calls(params, report, keep=kept_calls)
         groups = input_groups(denoiser(pipeline)[1], trajectories.calls)
         files = [partial.folder / _name(number) for number in range(len(groups))]
         files[0].parent.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from vqdq.models.denoisers import denoiser
 from vqdq.models.effects import step_weights
 from vqdq.models.finetune import FinetuneResult, finetune
 from vqdq.models.input_groups import input_groups, plan_waves
+from vqdq.models.kept_calls import record_kept
 from vqdq.models.prompts import prompts_for
 from vqdq.models.trajectory import Trajectories, record
 from vqdq.progress import Report
@@ -67,9 +69,11 @@ class Teacher:
             self._pipeline = load(self._reference, report=report)
         return self._pipeline
 
-    def calibration_calls(self, params: CalibrationParams, report: Report) -> Trajectories:
-        """Returns the recorded calls on the calibration prompts."""
-        return self._trajectories(params, _CALIBRATION_SEED, params.prompts, report)
+    def calibration_calls(
+        self, params: CalibrationParams, report: Report, *, keep: Path | None = None
+    ) -> Trajectories:
+        """Returns the recorded calls on the calibration prompts, kept in a folder or in memory."""
+        return self._trajectories(params, _CALIBRATION_SEED, params.prompts, report, keep=keep)
 
     def passes(
         self,
@@ -129,11 +133,18 @@ class Teacher:
         return finetune(student, train, judge, params, report=report, checkpoint=checkpoint)
 
     def _trajectories(
-        self, params: CalibrationParams, base: int, count: int, report: Report
+        self,
+        params: CalibrationParams,
+        base: int,
+        count: int,
+        report: Report,
+        *,
+        keep: Path | None = None,
     ) -> Trajectories:
         seed = base + _SEED_STRIDE * params.seed
         prompts = prompts_for(self._reference, count, seed=seed, prompt_file=params.prompt_file)
-        return record(
+        make = record if keep is None else partial(record_kept, keep)
+        return make(
             self.pipeline(report),
             prompts,
             steps=params.steps,
