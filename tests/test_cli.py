@@ -339,8 +339,8 @@ def test_words_for_numbers():
 
 def test_bar():
     drawn = bar(Event(stage="encode", done=41, total=118, message="conv_in"), 7.0)
-    assert drawn == "encode    [########................]  41/118  7 s left  conv_in"
-    assert bar(Event(stage="plan", message="demo"), None) == "plan      demo"
+    assert drawn == "encode      [########................]  41/118  7 s left  conv_in"
+    assert bar(Event(stage="plan", message="demo"), None) == "plan        demo"
 
 
 def test_a_real_process_answers_without_loading_torch():

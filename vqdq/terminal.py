@@ -136,7 +136,7 @@ class _Clock:
 def bar(event: Event, eta_seconds: float | None) -> str:
     """Returns one line: stage, bar, count, remaining time and what is worked on."""
     if event.total <= 0:
-        return f"{event.stage:<9} {event.message}"
+        return f"{event.stage:<11} {event.message}"
     full = round(_BAR * min(1.0, event.done / event.total))
     width = len(str(event.total))
     left = (
@@ -145,7 +145,7 @@ def bar(event: Event, eta_seconds: float | None) -> str:
         else f"  {duration(eta_seconds)} left"
     )
     drawn = "#" * full + "." * (_BAR - full)
-    return f"{event.stage:<9} [{drawn}] {event.done:>{width}}/{event.total}{left}  {event.message}"
+    return f"{event.stage:<11} [{drawn}] {event.done:>{width}}/{event.total}{left}  {event.message}"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from vqdq.jobs.run import read_json, write_json
 from vqdq.jobs.variants import variant
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.params import Params
-from vqdq.progress import Event, Report, silent
+from vqdq.progress import Report, silent
 from vqdq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def execute(
         UserError: the target cannot be met, a file that is no measurement of this model, or a
             fault of the model or of the recipe.
     """
-    from vqdq.models.budget import targeted  # heavy: diffusers
+    from vqdq.models.budget import recorded, targeted  # heavy: diffusers
+    from vqdq.models.denoisers import denoiser
+    from vqdq.models.sensitivity import measure
 
     del folder
     start = time.perf_counter()
@@ -43,11 +45,14 @@ def execute(
     identity = "" if file is None else fingerprint(request.model)
     kept = None if file is None else _kept(request, file, identity)
     pipeline = (cache or WarmPipelines()).get(request.model, report=report).pipeline
-    found = targeted(pipeline, request.recipe, _target(request), sensitivity=kept, report=report)
-    report(Event(stage="plan", done=1, total=1))
-    if file is not None and kept is None:
-        with disk_faults(file):
-            write_json(file, {"model": identity, **found.sensitivity.to_json()})
+    if kept is None:
+        calls = recorded(pipeline, request.model, report=report)
+        kept = measure(denoiser(pipeline)[1], calls, _layers(request), report=report)
+        if file is not None:  # at once: a job that is stopped later goes on from here
+            with disk_faults(file):
+                write_json(file, {"model": identity, **kept.to_json()})
+    target = _target(request)
+    found = targeted(pipeline, request.recipe, target, sensitivity=kept, report=report)
     return _result(request, found, time.perf_counter() - start)
 
 
@@ -70,7 +75,6 @@ def fingerprint(model: str) -> str:
 
 def _kept(request: PlanRequest, file: Path, identity: str) -> Sensitivity | None:
     """The measurement in `file`, or None when there is none or it lacks a layer."""
-    from vqdq.models import compressor
     from vqdq.models.sensitivity import Sensitivity
 
     if not file.exists():
@@ -83,8 +87,15 @@ def _kept(request: PlanRequest, file: Path, identity: str) -> Sensitivity | None
             where=str(file),
             remedy="Name another file, or remove this one to measure again.",
         )
-    asked = compressor.plan(request.model, request.recipe).quantized
-    return found if all(item.layer.name in found.effects for item in asked) else None
+    return found if all(name in found.effects for name in _layers(request)) else None
+
+
+def _layers(request: PlanRequest) -> list[str]:
+    """The layers that get bits."""
+    from vqdq.models import compressor
+
+    plan = compressor.plan(request.model, request.recipe)
+    return [item.layer.name for item in plan.quantized]
 
 
 def _target(request: PlanRequest) -> Target:

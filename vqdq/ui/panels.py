@@ -119,7 +119,7 @@ def status(run: RunRecord | None) -> str:
         return ready(run) if planned else result(run, run.result or {})
     work = "plan" if isinstance(run.request, PlanRequest) else "compression"
     kept = "Finished layers are kept." if work == "compression" else "The measurement is kept."
-    if work == "plan" and run.stage != "plan":
+    if work == "plan" and run.stage != "distortion":
         kept = ""
     identity = escape(run.id)
     resume = (
@@ -149,11 +149,14 @@ def ready(run: RunRecord) -> str:
     """Returns the words of a finished plan; its layers stand below."""
     values = run.result or {}
     spread = [row["bits_per_weight"] for row in values.get("layers", ()) if row["method"]]
+    how = "Signal over error of one step, from each layer's error; calibration makes it better."
+    guess = chip("estimated", how)
     ranges = f"{digits(min(spread))} to {digits(max(spread))} bits" if spread else "no layer"
     return (
         '<div class="vq-progress vq-result" role="status"><div class="vq-progress-head">'
         f"<b>The plan is ready</b></div><p class='vq-muted'>{ranges} by layer, least where it"
-        " matters least. Press <b>Compress</b> to make it.</p></div>"
+        f" matters least, about {decibels(values.get('predicted_sqnr_db'))} in the noise"
+        f" prediction {guess}. Press <b>Compress</b> to make it.</p></div>"
     )
 
 
