@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 _PROMPTS, _STEPS, _GUIDANCE, _SEED = 16, 20, 3.0, 4_000_037
+_FINE, _FINE_BITS = "uniform", 8
 GUIDED_WEIGHT = 0.5  # both predictions count alike; fine-tuning's own default
 
 
@@ -142,8 +143,8 @@ def targeted(
     """Returns `recipe` with a setting for each layer it quantizes, so that `target` is met.
 
     Every layer keeps its method and its other settings; its rate ("bits", "num_codebooks") is
-    chosen from all that the method offers, or it stays in 16 bits. Layers that the recipe keeps
-    stay kept.
+    chosen from all that the method offers; the most fragile layers may be rounded to 8 bits or stay
+    in 16. Layers that the recipe keeps stay kept.
 
     Args:
         model: a full-precision model; a name or a folder is loaded.
@@ -212,25 +213,33 @@ def recorded(
 
 
 def _ways(layer: nn.Module, planned: PlannedLayer, factor: float) -> list[_Way]:
-    """Returns what can be done with a layer: each rate its method offers for it, or 16 bits."""
+    """Returns what can be done with a layer: each rate its method offers for it, or 16 bits.
+
+    Between the finest rate of a vector quantizer and 16 bits there is a gap, so a method that ends
+    below 8 bits is joined by plain rounding to 8: a few fragile layers take it.
+    """
     shape = planned.layer.shape
     method, params = planned.method, planned.params
     assert method is not None
     assert params is not None
     setting = rate_setting(type(params))
-    offers = [params] if setting is None else [
-        replace(params, **{setting.name: rate}) for rate in rates(setting)
-    ]  # fmt: skip
+    values = () if setting is None else rates(setting)
+    offers = [
+        (method, params if setting is None else replace(params, **{setting.name: value}))
+        for value in values or (0,)
+    ]
+    if max(values, default=0) < _FINE_BITS:
+        offers.append((_FINE, codecs.create(_FINE, bits=_FINE_BITS).params))
     found: list[_Way] = []
-    for offer in offers:
-        codec = codecs.create(method, offer)
+    for name, offer in offers:
+        codec = codecs.create(name, offer)
         try:
             codec.check(shape)
         except UserError:
             continue  # this layer is too small for this setting
         size = codec.storage(shape).total_bytes
         error = relative_error(layer, codec)
-        option = Option(bytes=size, loss=factor * error, method=method, params=offer)
+        option = Option(bytes=size, loss=factor * error, method=name, params=offer)
         found.append(_Way(option=option, error=error))
     found.append(_Way(option=Option(bytes=2 * shape.count, loss=0.0), error=0.0))
     return found
@@ -321,7 +330,8 @@ def _recipe(plan: Plan, ways: Mapping[str, list[_Way]], chosen: Mapping[str, int
         plan.recipe,
         name=f"{method}-{average:.2f}bit",
         title=f"{codecs.get(method).title}, {average:.2f} bits on average",
-        description="Bits for each layer by what its error costs the noise prediction; "
+        description="Bits for each layer by what its error costs the noise prediction, "
+        "fragile layers rounded to 8 bits or kept in 16; "
         f"made from {plan.recipe.name}.",
         rules=(*kept, *explicit),
     )
