@@ -23,6 +23,7 @@ class Variant:
         method: registered codec; `params`: its settings.
         aid: "none", "calibrated" or "fine-tuned" (calibrated first).
         average_bits: bits allocated by sensitivity to this average, or None for `params` alike.
+        pictures: also drawn; False compares predictions only, which takes a tenth of the time.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Variant:
     params: dict[str, Any]
     aid: str = "none"
     average_bits: float | None = None
+    pictures: bool = True
 
     def recipe(self) -> Recipe:
         """Returns the recipe, before any allocation."""
