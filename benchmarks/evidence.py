@@ -94,6 +94,7 @@ class Bench:
         if variant.pictures:
             found |= self._compared(*self._drawn(key, small))
         path.write_text(json.dumps(found), encoding="utf-8")
+        (WORK / f"{key}.npz").unlink(missing_ok=True)
         return found
 
     def floor(self) -> dict[str, Any]:
