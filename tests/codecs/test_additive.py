@@ -216,6 +216,17 @@ def test_a_singular_hessian_is_damped(rank: int) -> None:
     assert relative_error(weight, packed.decode()) < 0.2
 
 
+@pytest.mark.parametrize(("count", "bits", "size"), [(3, 7, 8), (2, 4, 4), (4, 6, 16), (3, 5, 8)])
+def test_fewer_bits_a_codeword_make_rates_in_between(count: int, bits: int, size: int) -> None:
+    weight = gaussian(96, 512)
+    params = {"num_codebooks": count, "codeword_bits": bits, "group_size": size}
+    packed = codecs.encode(weight, "additive", codebooks="universal", **params)
+    rate = count * bits / size
+    assert packed.tensors["codes"].numel() * 8 == rate * weight.numel()
+    error = relative_error(weight, packed.decode())
+    assert 4.0**-rate < error < 1.9 * 4.0**-rate
+
+
 def test_weights_beyond_six_deviations_keep_their_size() -> None:
     """Own codebooks take a coarser grid rather than clamp; unrotated, as in VQDM."""
     weight = gaussian(64, 64)

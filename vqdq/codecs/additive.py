@@ -46,7 +46,7 @@ class AdditiveParams(Params):
         label="Bits a codeword",
         help="A codebook has two to this power of codewords; fewer bits make rates in between.",
         unit="bits",
-        choices=(8,),
+        choices=(4, 5, 6, 7, 8),
         reference="arXiv 2409.00492, section 4.1",
         advanced=True,
     )

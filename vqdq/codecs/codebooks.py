@@ -6,6 +6,8 @@ and dot products are exact integers, and the loss is 0.1 % of the error at 4 bit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from vqdq import kernels
@@ -13,7 +15,6 @@ from vqdq.kernels.threads import one_thread
 
 GRID = 128
 LARGEST = 6 * GRID  # vectors and codewords are clamped at six standard deviations
-CODEWORDS = 256
 OVERSTEP, MOMENTUM = 1.8, 0.6
 
 
@@ -120,10 +121,11 @@ def least_squares(
 def residual_kmeans(
     vectors: torch.Tensor,
     num_codebooks: int,
+    words: int,
     *,
     rounds: int,
     generator: torch.Generator,
-    words: int = CODEWORDS,
+    refit: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = refit,
 ) -> torch.Tensor:
     """Returns codebooks fitted one by one to what the earlier ones leave, int16 [M, words, dim].
 
