@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 INDEX = "calibration.json"
+_GROUPS = "groups"
 _FORMAT_VERSION = 1
 _SMALL = ("mean", "mean_magnitude", "low", "high")
 _REMEDY = "Calibrate the model again, into another folder."
@@ -107,9 +108,9 @@ def calibrate_folder(
         kept_calls = partial.folder / "calls"
         trajectories = teacher.calibration_calls(params, report, keep=kept_calls)
         groups = input_groups(denoiser(pipeline)[1], trajectories.calls)
-        files = [partial.folder / _name(number) for number in range(len(groups))]
-        files[0].parent.mkdir(exist_ok=True)
-        paths = dict(zip(groups, files, strict=True))
+        folder = partial.folder / _GROUPS
+        folder.mkdir(exist_ok=True)
+        paths = {group: folder / _name(number) for number, group in enumerate(groups)}
         left = [group for group, path in paths.items() if not _finished(path, group)]
         waves = plan_waves(left, int(params.memory_gb * 1e9))
         with full_disk(target, sum(4 * group.in_features**2 for group in groups)):
@@ -119,7 +120,7 @@ def calibrate_folder(
             }
             partial.final.mkdir()
             write_text(partial.final / INDEX, dump(_index(source.name, facts, params, rows)))
-            files[0].parent.rename(partial.final / files[0].parent.name)
+            folder.rename(partial.final / _GROUPS)
             sync_folder(partial.final)
             partial.publish(target)
     return CalibrationResult(
@@ -259,7 +260,7 @@ def _pass(report: Report, before: int, total: int, words: str) -> Report:
 
 
 def _name(number: int) -> str:
-    return f"groups/{number:05d}.safetensors"
+    return f"{number:05d}.safetensors"
 
 
 def _keep(path: Path, group: InputGroup, moments: Moments) -> None:
@@ -300,7 +301,7 @@ def _index(
         "params": params.to_json(),
         "groups": [
             {
-                "file": _name(number),
+                "file": f"{_GROUPS}/{_name(number)}",
                 "layers": list(group.layers),
                 "kind": group.kind,
                 "in_features": group.in_features,
