@@ -242,6 +242,19 @@ def test_a_sample_tells_the_error_of_the_whole_weight() -> None:
     for bits, expected in ((2, 0.1188), (3, 0.0374), (4, 0.0115)):
         found = relative_error(layer, codecs.create("uniform", bits=bits))
         assert found == pytest.approx(expected, rel=0.15)
+    rows = torch.arange(320)
+    wild = layer.weight[200].detach().clone()
+    wild[:, 1, 1] *= 30  # one row with a heavy tap: a range for all of it suits none
+    with torch.no_grad():
+        layer.weight[200] = wild
+    coarse = codecs.create("uniform", bits=4, clip="absmax")
+    alone = [relative_error(layer, coarse, (rows == row).double().tolist()) for row in (199, 200)]
+    evenly = relative_error(layer, coarse, [1 / 320] * 320)
+    sampled = torch.linspace(0, 319, 256).round().long().tolist()
+    assert {199, 200} <= set(sampled)
+    assert alone[1] != pytest.approx(alone[0], rel=0.2)
+    each = [relative_error(layer, coarse, (rows == row).double().tolist()) for row in (0, 100, 319)]
+    assert evenly == pytest.approx(sum(each) / 3, rel=0.2)
     with torch.no_grad():
         layer.weight.zero_()
     assert relative_error(layer, codecs.create("uniform", bits=2)) == 0.0

@@ -67,7 +67,10 @@ def test_the_effect_of_a_linear_layer_is_its_closed_form() -> None:
         told_signal += float((first + 2 * (second - first)).square().sum())
     assert found.effects["inner"].raw == pytest.approx(raw / signal, rel=0.05)
     assert found.effects["inner"].guided == pytest.approx(told / told_signal, rel=0.05)
+    shares = model.inner.weight.detach().square().mean(dim=1)
+    assert found.effects["inner"].rows == pytest.approx((shares / shares.sum()).tolist(), rel=0.15)
     assert found.effects["idle"].raw == 0.0
+    assert found.effects["idle"].rows == ()
     assert found.effects["inner"].blend(0.25) == pytest.approx(
         0.75 * found.effects["inner"].raw + 0.25 * found.effects["inner"].guided
     )

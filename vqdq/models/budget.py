@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,7 +82,7 @@ class AllocatedLayer:
         method, params: what it gets; None keeps it in 16 bits.
         bits_per_weight, bytes: exactly what is stored for it.
         effect: what a relative weight error of 1 would cost; see `sensitivity.Effect`.
-        error: relative squared error of the weight that is expected.
+        error: relative squared error that is expected, rows weighed by their effect.
         loss: effect · error (· what feedback leaves): its part of the prediction's relative error.
     """
 
@@ -178,7 +178,8 @@ def targeted(
         name = planned.layer.name
         report(Event(stage="distortion", done=done, total=len(names), message=name))
         factor = effects[name] * (gains or {}).get(name, 1.0)
-        ways[name] = _ways(module.get_submodule(name), planned, factor)
+        rows = sensitivity.effects[name].rows
+        ways[name] = _ways(module.get_submodule(name), planned, factor, rows)
     report(Event(stage="distortion", done=len(names), total=len(names)))
     chosen, final = _fitted(plan, ways, target, room)
     table = _table(plan, ways, chosen, effects)
@@ -212,7 +213,9 @@ def recorded(
     )
 
 
-def _ways(layer: nn.Module, planned: PlannedLayer, factor: float) -> list[_Way]:
+def _ways(
+    layer: nn.Module, planned: PlannedLayer, factor: float, rows: Sequence[float]
+) -> list[_Way]:
     """Returns what can be done with a layer: each rate its method offers for it, or 16 bits.
 
     Between the finest rate of a vector quantizer and 16 bits there is a gap, so a method that ends
@@ -238,7 +241,7 @@ def _ways(layer: nn.Module, planned: PlannedLayer, factor: float) -> list[_Way]:
         except UserError:
             continue  # this layer is too small for this setting
         size = codec.storage(shape).total_bytes
-        error = relative_error(layer, codec)
+        error = relative_error(layer, codec, rows)
         option = Option(bytes=size, loss=factor * error, method=name, params=offer)
         found.append(_Way(option=option, error=error))
     found.append(_Way(option=Option(bytes=2 * shape.count, loss=0.0), error=0.0))

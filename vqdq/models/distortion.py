@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from vqdq.recipe import PlannedLayer
 
 _RATES = ("bits", "num_codebooks")  # what a method may call its rate
 _ROWS, _COLUMNS = 256, 128  # of the sample: 32 768 weights tell a relative error to 1 %
+_TAP_COLUMNS = 32  # of each tap: taps differ in size, and a row has one scale for all
 
 
 def rate_setting(settings: type[Params]) -> ParamInfo | None:
@@ -34,21 +35,27 @@ def rates(setting: ParamInfo) -> tuple[int, ...]:
     return tuple(range(int(setting.low), int(setting.high) + 1))
 
 
-def relative_error(layer: nn.Module, codec: Codec[Any]) -> float:
-    """Returns ‖W − Ŵ‖² / ‖W‖² of a codec, data-free, on at most 256 x 128 weights of a layer.
+def relative_error(layer: nn.Module, codec: Codec[Any], shares: Sequence[float] = ()) -> float:
+    """Returns ‖W − Ŵ‖² / ‖W‖² of a codec, data-free, on a sample of a layer.
 
-    Rows are spread evenly; columns are the first channels of the middle tap. A codec that cannot
-    take such a part encodes the whole weight.
+    The sample has at most 256 rows, spread evenly, and 128 columns: the first channels, of every
+    tap alike (32 at least). A codec that cannot take such a part encodes the whole weight.
+
+    Args:
+        shares: weight of each row's own relative error in the result, [out]; empty weighs rows by
+            their energy.
     """
     matrix, taps = weight_matrix(layer)
+    matrix = matrix.float().cpu()
     channels = matrix.shape[1] // taps
     rows = torch.linspace(0, len(matrix) - 1, min(len(matrix), _ROWS)).round().long()
-    first = channels * (taps // 2)
-    part = matrix[rows.to(matrix.device), first : first + min(channels, _COLUMNS)].float().cpu()
+    width = min(channels, max(_TAP_COLUMNS, _COLUMNS // taps))
+    part = matrix[rows].reshape(len(rows), taps, channels)[:, :, :width].reshape(len(rows), -1)
+    weights = torch.tensor(shares, dtype=torch.float64) if shares else None
     try:
-        return _loss(part, 1, codec)
+        return _loss(part, taps, codec, None if weights is None else weights[rows])
     except UserError:
-        return _loss(matrix.float().cpu(), taps, codec)
+        return _loss(matrix, taps, codec, weights)
 
 
 def feedback_gains(
@@ -83,10 +90,13 @@ def feedback_gains(
     return found
 
 
-def _loss(matrix: torch.Tensor, taps: int, codec: Codec[Any]) -> float:
-    energy = float(matrix.double().square().sum())
-    if energy == 0:
-        return 0.0
+def _loss(matrix: torch.Tensor, taps: int, codec: Codec[Any], shares: torch.Tensor | None) -> float:
+    power = matrix.double().square().sum(dim=1)  # [rows]
     stats = InputStats(hessian=torch.eye(matrix.shape[1])) if codec.needs_hessian else None
     decoded = codec.encode(matrix, taps=taps, stats=stats).decode()
-    return float((matrix.double() - decoded.double()).square().sum()) / energy
+    lost = (matrix.double() - decoded.double()).square().sum(dim=1)
+    weights = power if shares is None or float(shares.sum()) == 0 else shares
+    if float(weights.sum()) == 0:
+        return 0.0
+    relative = torch.where(power > 0, lost / power.clamp(min=1e-300), 0.0)
+    return float((weights * relative).sum() / weights.sum())

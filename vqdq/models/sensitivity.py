@@ -35,10 +35,13 @@ class Effect:
     Attributes:
         raw: of the denoiser's output, both halves.
         guided: of what the sampler makes of it; equal to `raw` without guidance.
+        rows: share of each output row in it, sum 1; empty: all rows alike. Codecs lose more of some
+            rows than of others, and with heavy-tailed weights those can be the ones that matter.
     """
 
     raw: float
     guided: float
+    rows: tuple[float, ...] = ()
 
     def blend(self, guided_weight: float) -> float:
         """Returns (1 − w) raw + w guided."""
@@ -70,7 +73,7 @@ class Sensitivity:
             "calls": self.calls,
             "probes": self.probes,
             "seed": self.seed,
-            "effects": {name: [e.raw, e.guided] for name, e in self.effects.items()},
+            "effects": {name: [e.raw, e.guided, list(e.rows)] for name, e in self.effects.items()},
         }
 
     @classmethod
@@ -83,13 +86,19 @@ class Sensitivity:
         try:
             if values["version"] != _VERSION:
                 raise ValueError(f"version {values['version']!r}")
-            pairs = {str(name): (float(e[0]), float(e[1])) for name, e in values["effects"].items()}
+            effects = {
+                str(name): Effect(
+                    raw=float(entry[0]),
+                    guided=float(entry[1]),
+                    rows=tuple(float(share) for share in entry[2]),
+                )
+                for name, entry in values["effects"].items()
+            }
             counts = [int(values[key]) for key in ("calls", "probes", "seed")]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(
                 f"is not a measured sensitivity ({error}).", where=where, remedy="Measure it again."
             ) from error
-        effects = {name: Effect(raw=raw, guided=told) for name, (raw, told) in pairs.items()}
         return cls(effects=effects, calls=counts[0], probes=counts[1], seed=counts[2])
 
 
@@ -140,7 +149,7 @@ def measure(
     kinds = (False, True) if any(call.guided for call in chosen) else (False,)
     signal = dict.fromkeys(kinds, 0.0)
     with _watched(module, layers) as sums:
-        found = {kind: dict.fromkeys(layers, 0.0) for kind in kinds}
+        found: dict[bool, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}  # of each row
         for done, call in enumerate(chosen):
             report(Event(stage="sensitivity", done=done, total=len(chosen)))
             with torch.enable_grad():
@@ -153,7 +162,9 @@ def measure(
                         signs = _signs(seen, generator)
                         seen.backward(signs, retain_graph=not last)  # pyright: ignore[reportUnknownMemberType]
                         for name in layers:
-                            found[kind][name] += sums.pop(name, 0.0) / probes
+                            if name in sums:
+                                known = found[kind].get(name, 0.0)
+                                found[kind][name] = known + sums.pop(name) / probes
     report(Event(stage="sensitivity", done=len(chosen), total=len(chosen)))
     if not all(math.isfinite(value) and value > 0 for value in signal.values()):
         raise UserError(
@@ -161,10 +172,9 @@ def measure(
             where="sensitivity",
             remedy="Check that the model draws pictures in 32 bits.",
         )
-    told = kinds[-1]
     effects = {
-        name: Effect(
-            raw=found[False][name] / signal[False], guided=found[told][name] / signal[told]
+        name: _effect(
+            found[False].get(name), found[kinds[-1]].get(name), signal[False], signal[kinds[-1]]
         )
         for name in layers
     }
@@ -212,14 +222,31 @@ def injected(
     )
 
 
-@contextmanager
-def _watched(module: nn.Module, layers: Sequence[str]) -> Generator[dict[str, float], None, None]:
-    """Lends a dictionary into which every backward pass writes Σ_r mean(W_r²) ‖∂W_r‖² by layer.
+def _effect(
+    raw: torch.Tensor | None, told: torch.Tensor | None, raw_signal: float, told_signal: float
+) -> Effect:
+    """Returns the effect of a layer whose rows have these sums; without any it never ran."""
+    if raw is None or told is None:
+        return Effect(raw=0.0, guided=0.0)
+    both = raw / raw_signal + told / told_signal
+    shares = (both / both.sum()).tolist() if float(both.sum()) > 0 else []
+    return Effect(
+        raw=float(raw.sum()) / raw_signal,
+        guided=float(told.sum()) / told_signal,
+        rows=tuple(float(f"{share:.4g}") for share in shares),  # kept short: it goes into files
+    )
 
-    A gradient is reduced to that number and freed as soon as it is complete. Which parameters
+
+@contextmanager
+def _watched(
+    module: nn.Module, layers: Sequence[str]
+) -> Generator[dict[str, torch.Tensor], None, None]:
+    """Lends a dictionary into which every backward pass writes mean(W_r²) ‖∂W_r‖² by layer, [out].
+
+    A gradient is reduced to those numbers and freed as soon as it is complete. Which parameters
     record gradients, and what they have recorded, is as before afterwards.
     """
-    sums: dict[str, float] = {}
+    sums: dict[str, torch.Tensor] = {}
     weights = {name: module.get_submodule(name).get_parameter("weight") for name in layers}
     names: dict[int, list[str]] = {}
     for name, weight in weights.items():
@@ -229,9 +256,9 @@ def _watched(module: nn.Module, layers: Sequence[str]) -> Generator[dict[str, fl
 
     def reduce(weight: torch.Tensor) -> None:
         if weight.grad is not None:
-            value = float((_row_power(weight) * _row_sum(weight.grad)).sum())
+            value = (_row_power(weight) * _row_sum(weight.grad)).double().cpu()  # [out]
             for name in names[id(weight)]:
-                sums[name] = sums.get(name, 0.0) + value
+                sums[name] = value
             weight.grad = None
 
     try:
