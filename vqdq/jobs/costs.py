@@ -21,7 +21,7 @@ _PACE_OTHER = 0.5
 _CALL_SECONDS = 0.46e-9  # of one denoiser call, for each weight at 16x16 latents: 10.6 ms, the demo
 _LATENT_SIDE = 16
 _PIXELS_A_LATENT = 8
-_FLOPS = 40e9  # a second, of the products that calibration and error feedback consist of
+_FLOPS = 100e9  # a second, of the products that calibration and error feedback consist of
 _LEARNING = 4.0  # calls that one learnt call costs: forward, backward, and decoding the codes
 _START = 1.5
 _DRAWN = 8  # pictures whose calls are probed
@@ -78,7 +78,7 @@ def finetune_seconds(
     halves = 2 if shape.guidance > 1 else 1
     each = call_seconds(plan.component, pixels)
     drawn = (params.prompts + max(8, params.prompts // 8)) * shape.steps * halves
-    learnt = params.steps * params.batch_size * _LEARNING
+    learnt = params.steps * params.batch_size * halves * _LEARNING
     return (drawn + learnt) * each
 
 
