@@ -16,26 +16,27 @@ def trellis_table(state_bits: int, generator: torch.Generator) -> torch.Tensor:
 
 SHAPES = [
     (2, 8, 4, 1),
-    (2, 12, 6, 3),
-    (2, 10, 33, 17),
+    (2, 12, 6, 1),
+    (2, 10, 33, 1),
     (2, 14, 9, 1),
     (2, 16, 8, 1),
     (3, 8, 3, 5),
-    (3, 12, 13, 33),
-    (3, 10, 64, 16),
+    (3, 12, 13, 2),
+    (3, 12, 70, 9),
+    (3, 10, 63, 2),
     (3, 16, 6, 1),
     (3, 8, 255, 2),
     (3, 8, 256, 2),
     (3, 8, 773, 3),  # three sequences: 256, 256 and 261 rows
     (4, 8, 2, 2),
-    (4, 12, 3, 18),
-    (4, 10, 50, 40),
+    (4, 12, 3, 3),
+    (4, 10, 50, 4),
     (4, 8, 511, 2),
-    (4, 14, 5, 2),
+    (4, 14, 17, 1),
     (5, 10, 7, 3),
     (5, 12, 515, 1),
-    (6, 12, 2, 3),
-    (6, 14, 40, 2),
+    (6, 12, 2, 1),
+    (6, 14, 65, 1),
 ]
 
 
@@ -52,7 +53,7 @@ def test_trellis_equals_the_reference(bits: int, state_bits: int, rows: int, col
 
 @pytest.mark.parametrize(
     ("bits", "state_bits", "rows", "columns"),
-    [(2, 8, 9, 140), (3, 8, 520, 7), (3, 12, 21, 5), (4, 10, 300, 4), (6, 12, 17, 9)],
+    [(2, 8, 9, 140), (3, 8, 520, 7), (3, 10, 21, 5), (4, 10, 300, 4), (6, 12, 17, 4)],
 )
 def test_feedback_equals_the_reference(bits: int, state_bits: int, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(rows)
@@ -141,8 +142,8 @@ def test_sequences_are_independent() -> None:
     assert torch.equal(whole[768:], cpu.trellis_decode(codes[192:], table, 2, 385))
 
 
-def test_viterbi_comes_near_the_best_of_all_tail_biting_codes() -> None:
-    """Eight rows of two bits are 65536 codes; the seam is settled by a window, not a search."""
+def test_few_rows_get_the_best_of_all_tail_biting_codes() -> None:
+    """Eight rows of two bits are 65536 codes."""
     generator = torch.Generator().manual_seed(3)
     table = trellis_table(8, generator)
     every = torch.stack((torch.arange(65536) % 256, torch.arange(65536) // 256)).to(torch.uint8)
@@ -150,12 +151,8 @@ def test_viterbi_comes_near_the_best_of_all_tail_biting_codes() -> None:
     targets = (torch.randn(8, 60, generator=generator) * 256).to(torch.int16)
     found = cpu.trellis_decode(cpu.trellis_encode(targets, table, 2), table, 2, 8).float()
     wanted = targets.float() / 8
-    best = torch.stack(
-        [(column[:, None] - levels).square().sum(dim=0).amin() for column in wanted.T]
-    )
-    reached = (wanted - found).square().sum(dim=0)
-    assert bool((reached >= best - 0.01).all())
-    assert float(reached.sum()) <= 1.5 * float(best.sum())
+    best = [(column[:, None] - levels).square().sum(dim=0).amin() for column in wanted.T]
+    assert torch.allclose((wanted - found).square().sum(dim=0), torch.stack(best))
 
 
 def test_data_drawn_from_the_trellis_decodes_exactly() -> None:

@@ -161,7 +161,7 @@ def level(
             piece = np.int64(tails[segment, index - byte - 1, column])
         window |= piece << 8 * index
     states = table.shape[0] - 3
-    return table[((window >> shift) + states // 2) & (states - 1)]
+    return int(table[((window >> shift) + states // 2) & (states - 1)])
 
 
 @njit(nogil=True, cache=True)

@@ -23,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from vqdq.kernels import rounding
+from vqdq.kernels.trellis_reference import SHORT_PASSES, SHORT_ROWS
 
 Array: TypeAlias = npt.NDArray[Any]
 Form: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
@@ -173,15 +174,37 @@ def _forward(
     decisions: Array,
     choices: tuple[int, ...],
     width: tuple[int, ...],
-) -> Array:
-    """Runs all rows and returns the final costs, tags included."""
+) -> tuple[Array, int]:
+    """Runs all rows; returns the final costs, tags included, and what they are relative to."""
     groups = max(1, (cost.shape[0] >> len(choices)) // LANES)
+    total = 0
     for row in range(pairs.shape[0]):
+        total += np.int64(cost[0])
         chosen, pair = decisions[row], pairs[row]
         for group in range(groups):
             _settle_group(other, chosen, cost, table, pair, group, groups, choices, width)
         cost, other = other, cost
-    return cost
+    return cost, total
+
+
+@njit(nogil=True, cache=True)
+def _held(
+    seam: int,
+    pairs: Array,
+    table: Array,
+    cost: Array,
+    other: Array,
+    decisions: Array,
+    choices: tuple[int, ...],
+    width: tuple[int, ...],
+) -> int:
+    """Runs all rows from the overlap `seam` and returns what it costs to end there again."""
+    tags = (1 << len(choices)) - 1
+    for overlap in range(cost.shape[0]):
+        cost[overlap] = _FAR + (overlap & tags)
+    cost[seam] = seam & tags
+    ends, total = _forward(pairs, table, cost, other, decisions, choices, width)
+    return total + np.int64(ends[seam] & ~tags)
 
 
 @njit(nogil=True, cache=True)
@@ -214,7 +237,7 @@ def _search(
         window[row] = pairs[(row - side) % rows]
     for overlap in range(overlaps):
         cost[overlap] = overlap & choice_mask
-    ends = _forward(window, table, cost, other, decisions, choices, width)
+    ends, _ = _forward(window, table, cost, other, decisions, choices, width)
     least = ends[0]
     for overlap in range(overlaps):
         least = min(least, ends[overlap] & ~choice_mask)
@@ -223,10 +246,13 @@ def _search(
         seam += 1
     for row in range(2 * side - 1, side - 1, -1):
         seam = ((seam << bits) | np.int64(decisions[row, seam])) & mask
-    for overlap in range(overlaps):
-        cost[overlap] = _FAR + (overlap & choice_mask)
-    cost[seam] = seam & choice_mask
-    _forward(pairs, table, cost, other, decisions, choices, width)
+    least_cost = _held(seam, pairs, table, cost, other, decisions, choices, width)
+    if rows < SHORT_ROWS and overlaps * rows <= SHORT_PASSES:
+        for overlap in range(overlaps):
+            found = _held(overlap, pairs, table, cost, other, decisions, choices, width)
+            if found < least_cost:
+                least_cost, seam = found, overlap
+        _held(seam, pairs, table, cost, other, decisions, choices, width)
     for row in range(rows - 1, -1, -1):
         place = row * bits
         picked = np.int64(decisions[row, seam])
