@@ -179,7 +179,7 @@ def _forward(
     groups = max(1, (cost.shape[0] >> len(choices)) // LANES)
     total = 0
     for row in range(pairs.shape[0]):
-        total += np.int64(cost[0])
+        total += int(cost[0])
         chosen, pair = decisions[row], pairs[row]
         for group in range(groups):
             _settle_group(other, chosen, cost, table, pair, group, groups, choices, width)
@@ -204,7 +204,7 @@ def _held(
         cost[overlap] = _FAR + (overlap & tags)
     cost[seam] = seam & tags
     ends, total = _forward(pairs, table, cost, other, decisions, choices, width)
-    return total + np.int64(ends[seam] & ~tags)
+    return int(total + np.int64(ends[seam] & ~tags))
 
 
 @njit(nogil=True, cache=True)
