@@ -184,7 +184,7 @@ def compress(
     report(Event(stage="encode", done=len(chosen), total=len(chosen)))
     twin = _twin(module, packed, changed)
     if ready.recipe.finetune is not None:
-        learnt = teacher.tune(twin, ready.recipe.finetune, *_way(ready), report)
+        learnt = teacher.tune(twin, ready.recipe.finetune, _sampling(ready), report)
         twin = _twin(module, learnt.packed, {**changed, **learnt.tensors})
     attach_(twin, VqdqConfig(**checkpoint.quantization_config(ready)))
     return _with_denoiser(pipeline, name, twin)
@@ -258,7 +258,7 @@ def _learn(plan: Plan, partial: Partial, teacher: Teacher, report: Report) -> Le
         module = denoiser(teacher.pipeline(report))[1]
         packed, biases = finished_layers(plan, partial)
         student = _twin(module, packed, biases)
-        result = teacher.tune(student, params, *_way(plan), report, checkpoint=partial.learning)
+        result = teacher.tune(student, params, _sampling(plan), report, checkpoint=partial.learning)
         tensors = dict(result.tensors)
         for name, layer in result.packed.items():
             tensors |= {f"{name}.{key}": value for key, value in layer.tensors.items()}
@@ -274,10 +274,8 @@ def _learn(plan: Plan, partial: Partial, teacher: Teacher, report: Report) -> Le
     )
 
 
-def _way(plan: Plan) -> tuple[float, int]:
-    """Returns the guidance and the steps of the pictures that fine-tuning learns from."""
-    shape = plan.recipe.calibration or CalibrationParams()
-    return shape.guidance, shape.steps
+def _sampling(plan: Plan) -> CalibrationParams:
+    return plan.recipe.calibration or CalibrationParams()
 
 
 def _twin(

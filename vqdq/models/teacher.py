@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from vqdq.models.input_groups import input_groups, plan_waves
 from vqdq.models.kept_calls import record_kept
 from vqdq.models.prompts import prompts_for
 from vqdq.models.trajectory import Trajectories, record
-from vqdq.progress import Report
+from vqdq.progress import Event, Report
 from vqdq.recipe import Component, PlannedLayer
 
 if TYPE_CHECKING:
@@ -122,14 +123,28 @@ class Teacher:
             )
 
     def tune(
-        self, student: nn.Module, params: FinetuneParams, guidance: float, steps: int,
-        report: Report, *, checkpoint: Path | None = None,
-    ) -> FinetuneResult:  # fmt: skip
-        """Returns what `student` learns from this model; the student itself stays as it is."""
+        self,
+        student: nn.Module,
+        params: FinetuneParams,
+        sampling: CalibrationParams,
+        report: Report,
+        *,
+        checkpoint: Path | None = None,
+    ) -> FinetuneResult:
+        """Returns what `student` learns from this model; the student itself stays as it is.
+
+        Args:
+            sampling: its steps, guidance and prompt file decide the pictures to learn from.
+        """
+
+        def drawing(event: Event, /) -> None:
+            text = f"draws what to learn from, {event.done} of {event.total}"
+            report(Event(stage="finetune", done=0, total=params.steps, message=text))
+
         held_out = max(8, params.prompts // 8)
-        shape = CalibrationParams(steps=steps, guidance=guidance, seed=params.seed)
-        train = self._trajectories(shape, _TRAINING_SEED, params.prompts, report)
-        judge = self._trajectories(shape, _HELD_OUT_SEED, held_out, report)
+        shape = replace(sampling, seed=params.seed)
+        train = self._trajectories(shape, _TRAINING_SEED, params.prompts, drawing)
+        judge = self._trajectories(shape, _HELD_OUT_SEED, held_out, drawing)
         return finetune(student, train, judge, params, report=report, checkpoint=checkpoint)
 
     def _trajectories(
