@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_every_preset_plans_the_demo(name: str) -> None:
     plan = vqdq.plan(DEMO, name)
     assert isinstance(plan, vqdq.Plan)
     assert plan.predicted_bytes < plan.reference_bytes
-    target = float(name.rpartition("-")[2].removesuffix("bit"))
+    target = float(re.findall(r"(\d+)bit", name)[0])
     assert target <= plan.bits_per_weight < target + 0.35
 
 
