@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import codec_speed, feedback_gain, rate_distortion, recipes, studio
+from benchmarks import (
+    allocation,
+    codec_speed,
+    evidence,
+    feedback_gain,
+    rate_distortion,
+    studio,
+)
 from benchmarks.timing import machine
 
 PARTS = {
@@ -34,12 +41,24 @@ PARTS = {
         "column after the other: mean(R²ᵢᵢ)/mean(Hᵢᵢ) with H = R Rᵀ.",
         feedback_gain.run,
     ),
-    "recipes": (
-        "Recipes",
-        "The embedded model, 24 captions that training never saw, seeds 0 to 23, 20 steps, "
-        "guidance 3. PSNR and SSIM against the pictures of the 16-bit file: median (10th to 90th "
-        "percentile). The first row is that file against itself. As asked: what the judge says.",
-        recipes.run,
+    "evidence": (
+        "Evidence on the embedded model",
+        "200 captions that training never saw, one seed each, 20 steps, guidance 3, everything in "
+        "float32 arithmetic with decoded weights. The same layers stay in 16 bits for every row. "
+        "Bits are true bits per packed weight, MB is the denoiser's file. SQNR: the guided noise "
+        "prediction along the full-precision trajectory of the first 16 captions. PSNR and SSIM "
+        "against the pictures of the 16-bit file: medians, PSNR with a 95 % bootstrap interval. As "
+        "asked: pictures that the judge finds to show what the caption says, with the 95 % Wilson "
+        "interval. Calibrated: 64 training prompts, 20 steps, damping 0.1. Made in: wall seconds "
+        "of the work on the layers and of fine-tuning, not of calibration; other work ran beside "
+        "it. Empty cells: no pictures were drawn.",
+        evidence.run,
+    ),
+    "allocation": (
+        "Bits for each layer",
+        "The embedded model, trellis from the weights alone: bits by measured effect against the "
+        "plain rule at the same bytes.",
+        allocation.run,
     ),
     "studio": (
         "Studio",

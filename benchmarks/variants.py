@@ -60,7 +60,7 @@ def _each(
     )
 
 
-def _allocated(method: str, aid: str = "none") -> tuple[Variant, ...]:
+def _allocated(method: str, aid: str = "none", *, pictures: bool = True) -> tuple[Variant, ...]:
     return tuple(
         Variant(
             name=f"{method} {bits} allocated{_mark(aid)}",
@@ -68,9 +68,9 @@ def _allocated(method: str, aid: str = "none") -> tuple[Variant, ...]:
             params={},
             aid=aid,
             average_bits=bits,
-            pictures=False,
+            pictures=pictures,
         )
-        for bits in (2.5, 3.5)
+        for bits in (2.5, 3.0, 3.5)
     )
 
 
@@ -78,34 +78,39 @@ def _mark(aid: str) -> str:
     return "" if aid == "none" else f", {aid}"
 
 
-_BITS: dict[str, dict[str, Any]] = {f"{bits}": {"bits": bits} for bits in (2, 3, 4)}
 _BOOKS: dict[str, dict[str, Any]] = {f"{count}": {"num_codebooks": count} for count in (2, 3, 4)}
-_QUANTO: dict[str, dict[str, Any]] = {"2": {"bits": 2}, "4": {"bits": 4}}
-_LOW: dict[str, dict[str, Any]] = {f"{bits}": {"bits": bits} for bits in (2, 3)}
+_TWO: dict[str, dict[str, Any]] = {"2": {"bits": 2}}
+_THREE: dict[str, dict[str, Any]] = {"3": {"bits": 3}}
+_FOUR: dict[str, dict[str, Any]] = {"4": {"bits": 4}}
 
 # Pictures take most of the time: they are drawn for what the claims are about.
 VARIANTS: tuple[Variant, ...] = (
-    *_each("trellis", _BITS),
-    *_each("trellis", _BITS, "calibrated"),
-    *_each("trellis", _LOW, "fine-tuned"),
+    *_each("trellis", _TWO | _THREE),
+    *_each("trellis", _FOUR, pictures=False),
+    *_each("trellis", _TWO | _THREE, "calibrated"),
+    *_each("trellis", _FOUR, "calibrated", pictures=False),
     *_allocated("trellis", "calibrated"),
-    *_each("additive", {"3": {"num_codebooks": 3}}),
-    *_each("additive", {"2": _BOOKS["2"], "4": _BOOKS["4"]}, pictures=False),
+    *_each("trellis", _THREE, "fine-tuned"),
+    *_each("additive", _BOOKS, pictures=False),
     *_each("additive", {"2": _BOOKS["2"], "3": _BOOKS["3"]}, "calibrated"),
     *_each("additive", {"4": _BOOKS["4"]}, "calibrated", pictures=False),
+    *_allocated("additive", "calibrated", pictures=False),
     *_each("additive", {"3": _BOOKS["3"]}, "fine-tuned"),
-    *_allocated("additive", "calibrated"),
-    *_each("uniform", _BITS),
-    *_each("gptq", _BITS, "calibrated"),
-    *_allocated("gptq", "calibrated"),
-    *_each("lloyd_max", _BITS, pictures=False),
+    *_each("uniform", _TWO),
+    *_each("uniform", _THREE, pictures=False),
+    *_each("uniform", _FOUR),
+    *_each("gptq", _TWO, "calibrated"),
+    *_each("gptq", _THREE, "calibrated", pictures=False),
+    *_each("gptq", _FOUR, "calibrated"),
+    *_allocated("gptq", "calibrated", pictures=False),
+    *_each("lloyd_max", _TWO),
+    *_each("lloyd_max", _THREE | _FOUR, pictures=False),
     *_each("nf4", {"4": {}}),
     *_each("bnb", {"nf4": {}}),
     *_each("gguf", {"Q4_0": {"kind": "Q4_0"}}),
-    *_each("hqq", {"4": {"bits": 4}}),
-    *_each("hqq", _LOW, pictures=False),
-    *_each("quanto", {"4": {"bits": 4}}),
-    *_each("quanto", {"2": {"bits": 2}}, pictures=False),
-    *_each("sdnq", {"4": {"bits": 4}}),
-    *_each("sdnq", _LOW, pictures=False),
+    *_each("hqq", _TWO | _FOUR),
+    *_each("hqq", _THREE, pictures=False),
+    *_each("quanto", _TWO | _FOUR),
+    *_each("sdnq", _TWO | _FOUR),
+    *_each("sdnq", _THREE, pictures=False),
 )
