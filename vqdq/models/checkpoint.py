@@ -112,6 +112,9 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
     }
 
 
+MOST_DB = 200.0  # float32 tells no more; an error of nothing would be infinite, which JSON has not
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learnt:
     """What fine-tuning did.

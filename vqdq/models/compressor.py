@@ -22,7 +22,7 @@ from vqdq.layers.matrix import to_matrix
 from vqdq.layers.quantized import pack
 from vqdq.models import checkpoint
 from vqdq.models.assembly import finished_layers, layer_results, write_final
-from vqdq.models.checkpoint import LayerResult, Learnt, half, sha256
+from vqdq.models.checkpoint import MOST_DB, LayerResult, Learnt, half, sha256
 from vqdq.models.denoisers import denoiser
 from vqdq.models.encoding import EncodedLayer, encode_layer, within
 from vqdq.models.hub import VqdqConfig, attach_
@@ -262,7 +262,11 @@ def _learn(plan: Plan, partial: Partial, teacher: Teacher, report: Report) -> Le
         tensors = dict(result.tensors)
         for name, layer in result.packed.items():
             tensors |= {f"{name}.{key}": value for key, value in layer.tensors.items()}
-        learnt = Learnt(before_db=result.before, after_db=result.after, steps=result.steps)
+        learnt = Learnt(
+            before_db=min(result.before, MOST_DB),
+            after_db=min(result.after, MOST_DB),
+            steps=result.steps,
+        )
         found = partial.keep_learnt(
             tensors, {key: repr(value) for key, value in asdict(learnt).items()}
         )
