@@ -22,7 +22,7 @@ Array: TypeAlias = npt.NDArray[Any]
 LANES = 16
 TAIL = 8  # bytes kept of the circular end of a segment
 _BYTE, _INT, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-BYTES, _INTS = ir.VectorType(_BYTE, LANES), ir.VectorType(_INT, LANES)
+_BYTES, _INTS = ir.VectorType(_BYTE, LANES), ir.VectorType(_INT, LANES)
 _LONGS, _MASK = ir.VectorType(_LONG, LANES), ir.VectorType(ir.IntType(1), LANES)
 _POINTERS = ir.VectorType(_INT.as_pointer(), LANES)
 
@@ -43,7 +43,7 @@ def emit_lookup(
     left: Any,
     right: Any,
 ) -> Any:
-    """Emits the lookup of sixteen columns and returns a vector of 16 bytes.
+    """Emits the lookup of sixteen columns and returns it in the low bytes of 16 int32.
 
     The bytes of a column are at start, start + columns and start + 2*columns of the data. A window
     is shifted left until it ends at bit 31, then right until it is a signed state. Places in the
@@ -57,7 +57,7 @@ def emit_lookup(
 
     def load(number: int) -> Any:
         step = b.mul(columns, ir.Constant(_LONG, number))
-        loaded = b.load(at(codes, b.add(start, step), BYTES))
+        loaded = b.load(at(codes, b.add(start, step), _BYTES))
         loaded.align = 1
         return b.shl(b.zext(loaded, _INTS), ir.Constant(_INTS, [8 * number] * LANES))
 
@@ -78,8 +78,7 @@ def emit_lookup(
         f"llvm.masked.gather.v{LANES}i32.v{LANES}p0",
     )
     every, nothing = ir.Constant(_MASK, [1] * LANES), ir.Constant(_INTS, ir.Undefined)
-    found = b.call(gather, [places, ir.Constant(_INT, 1), every, nothing])
-    return b.trunc(found, BYTES)
+    return b.call(gather, [places, ir.Constant(_INT, 1), every, nothing])
 
 
 @intrinsic
@@ -101,7 +100,8 @@ def _gather(
         sources = (call.args[2], args[2]), args[3], args[4], (call.args[5], args[5])
         found = emit_lookup(context, b, *sources, args[6], args[7])
         data = context.make_array(call.args[0])(context, b, args[0]).data
-        b.store(found, b.bitcast(b.gep(data, [args[1]]), BYTES.as_pointer())).align = 1
+        place = b.bitcast(b.gep(data, [args[1]]), _BYTES.as_pointer())
+        b.store(b.trunc(found, _BYTES), place).align = 1
         return context.get_dummy_value()
 
     return signature, generate

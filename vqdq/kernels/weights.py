@@ -2,7 +2,10 @@
 
 A block of levels is looked up and transformed in registers, in int16: its Hadamard sums are exact
 (256 levels of at most 127), and a vector holds twice as many as of floats. One pass instead of four
-(levels, scaling, transform, signs) is five times faster.
+(levels, scaling, transform, signs) is seven times faster: 3.2 G weights/s a core into memory that
+is at hand, 2.6 into fresh memory, 4.7 without a rotation. For 1280x1280 that is 0.53 and 0.62 ms
+beside 15.7 ms of an fp32 product with 1024 tokens (3.4 and 3.9 %); filling the output with a
+constant takes 0.23.
 """
 
 from __future__ import annotations
@@ -19,39 +22,68 @@ from vqdq.kernels import lookup
 
 Array: TypeAlias = npt.NDArray[Any]
 LANES = 16
-_BIT, _SHORT, _INT, _LONG = (ir.IntType(width) for width in (1, 16, 32, 64))
+_INT, _LONG = ir.IntType(32), ir.IntType(64)
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(ir.FloatType(), LANES)
-_SHORTS = ir.VectorType(_SHORT, LANES)
+_SHORTS = ir.VectorType(ir.IntType(16), 2 * LANES)
 
 
-def _shuffled(b: Any, first: Any, second: Any, places: list[int]) -> Any:
-    return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(_INT, len(places)), places))
+def _every(value: int) -> ir.Constant:
+    return ir.Constant(_INTS, [value] * LANES)
 
 
-def _mixed(b: Any, values: Any, stride: int) -> Any:
-    """Returns a + b where a lane has no `stride` in its number, and a - b where it has."""
-    lanes = range(values.type.count)
-    nothing = ir.Constant(values.type, ir.Undefined)
-    swapped = _shuffled(b, values, nothing, [lane ^ stride for lane in lanes])
-    upper = [int(bool(lane & stride)) for lane in lanes]
-    chosen = ir.Constant(ir.VectorType(_BIT, len(upper)), upper)
-    return b.select(chosen, b.sub(swapped, values), b.add(swapped, values))
+def _low(b: Any, values: Any, bits: int) -> Any:
+    """Returns the low bits of every lane as a signed number."""
+    return b.ashr(b.shl(values, _every(32 - bits)), _every(32 - bits))
+
+
+def _mixed(b: Any, values: Any, stride: int, kind: Any) -> Any:
+    """Returns a + b where a lane has no `stride` in its number, and a - b - 1 where it has."""
+    lanes = [lane ^ stride for lane in range(LANES)]
+    swapped = b.shuffle_vector(values, ir.Constant(_INTS, ir.Undefined), ir.Constant(_INTS, lanes))
+    flips = ir.Constant(_INTS, [-1 if lane & stride else 0 for lane in range(LANES)])
+    flipped = b.xor(values, flips)  # -b - 1, in one step for lanes of 32 and of 16 bits
+    return b.bitcast(b.add(b.bitcast(swapped, kind), b.bitcast(flipped, kind)), _INTS)
+
+
+def _surplus(strides: list[int]) -> list[int]:
+    """Returns what `_mixed` with these strides makes of zeros."""
+    lanes = [0] * LANES
+    for stride in strides:
+        lanes = [
+            lanes[lane ^ stride] + (~lanes[lane] if lane & stride else lanes[lane])
+            for lane in range(LANES)
+        ]
+    return lanes
 
 
 def _transformed(b: Any, rows: list[Any], size: int) -> list[Any]:
-    """Returns the Hadamard sums of blocks of `size` in vectors of int16 that follow one another."""
-    lanes, stride = rows[0].type.count, 1
-    while stride < min(size, lanes):
-        rows = [_mixed(b, row, stride) for row in rows]
-        stride *= 2
+    """Returns the Hadamard sums of blocks of `size`, 16 columns to a vector of int32.
+
+    From 32 columns on, two vectors travel as one: columns c and c + 16 in the halves of lane c.
+    """
+    strides = [stride for stride in (1, 2, 4, 8) if stride < size]
+    surplus = _surplus(strides)
+    if size <= LANES:
+        for stride in strides:
+            rows = [_mixed(b, row, stride, _INTS) for row in rows]
+        return [b.sub(row, ir.Constant(_INTS, surplus)) for row in rows]
+    pairs: list[Any] = []
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        total, rest = b.add(first, second), b.sub(first, second)
+        row = b.or_(b.and_(total, _every(0xFFFF)), b.shl(rest, _every(16)))
+        for stride in strides:
+            row = _mixed(b, row, stride, _SHORTS)
+        twice = ir.Constant(_SHORTS, [value for value in surplus for _ in range(2)])
+        pairs.append(b.sub(b.bitcast(row, _SHORTS), twice))
     stride = 1
-    while stride < len(rows):
-        for start in range(len(rows)):
+    while stride < len(pairs):
+        for start in range(len(pairs)):
             if start & stride == 0:
-                low, high = rows[start], rows[start + stride]
-                rows[start], rows[start + stride] = b.add(low, high), b.sub(low, high)
+                low, high = pairs[start], pairs[start + stride]
+                pairs[start], pairs[start + stride] = b.add(low, high), b.sub(low, high)
         stride *= 2
-    return rows
+    wide = [b.bitcast(pair, _INTS) for pair in pairs]
+    return [part for row in wide for part in (_low(b, row, 16), b.ashr(row, _every(16)))]
 
 
 @intrinsic
@@ -92,27 +124,15 @@ def _decode_block(
         for offset in range(0, max(size, LANES), LANES):
             sources = (call.args[2], args[2]), moved(3, offset), args[4], (call.args[5], args[5])
             found = lookup.emit_lookup(context, b, *sources, args[6], args[7])
-            rows.append(b.sext(found, _SHORTS))
-        if len(rows) > 1:  # as pairs in vectors of 32
-            every = list(range(2 * LANES))
-            rows = [
-                _shuffled(b, low, high, every)
-                for low, high in zip(rows[::2], rows[1::2], strict=True)
-            ]
+            rows.append(_low(b, found, 8))
         empty = ir.Constant(_FLOATS, ir.Undefined)
         single = b.insert_element(empty, args[10], ir.Constant(_INT, 0))
-        factors = b.shuffle_vector(single, empty, ir.Constant(_INTS, [0] * LANES))
-        offset = 0
-        for row in _transformed(b, rows, size):
-            for part in range(0, row.type.count, LANES):
-                lanes = list(range(part, part + LANES))
-                half = _shuffled(b, row, ir.Constant(row.type, ir.Undefined), lanes)
-                wide = b.sitofp(b.sext(half, _INTS), _FLOATS)
-                sign = b.load(at(8, offset))
-                sign.align = 4
-                scaled = b.fmul(b.fmul(wide, factors), sign)
-                b.store(scaled, at(0, offset)).align = 4
-                offset += LANES
+        factors = b.shuffle_vector(single, empty, _every(0))
+        for number, row in enumerate(_transformed(b, rows, size)):
+            sign = b.load(at(8, LANES * number))
+            sign.align = 4
+            scaled = b.fmul(b.fmul(b.sitofp(row, _FLOATS), factors), sign)
+            b.store(scaled, at(0, LANES * number)).align = 4
         return context.get_dummy_value()
 
     return signature, generate
