@@ -25,7 +25,7 @@ from vqdq.layers.quantized import QuantizedLayer, unpack
 from vqdq.layers.surgery import quantize_
 from vqdq.tensors import TensorSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: a trellis column is cut into sequences of 256 rows
 _NEWER = "Install the version of vqdq that wrote the folder, or compress the model again."
 
 
