@@ -16,7 +16,14 @@ from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.recipe import Component, Plan
 
 # Million weights a second on two cores.
-_PACE = {"uniform": 40.0, "additive": 1.2, "trellis": 2.2}
+_PACE = {
+    "uniform": 20.0,
+    "nf4": 20.0,
+    "gptq": 8.0,
+    "trellis": 6.0,
+    "lloyd_max": 5.0,
+    "additive": 2.4,
+}
 _PACE_OTHER = 0.5
 _CALL_SECONDS = 0.46e-9  # of one denoiser call, for each weight at 16x16 latents: 10.6 ms, the demo
 _LATENT_SIDE = 16
