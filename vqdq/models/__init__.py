@@ -4,6 +4,13 @@ sources      from "demo", a folder or a hub id to a checked folder      download
 denoisers    the denoiser and its layers, without weights
 pipelines    load, component, describe                                  generate: one picture
 compressor   folder to folder, or in memory     encoding: one layer     partial: resumable work
+             assembly: the finished folder      space: on the disk
+trajectory   the denoiser's calls, recorded to be made again            prompts: for which words
+teacher      the full-precision model: what layers see, what fine-tuning learns
+calibration  moments of layers' inputs: input_groups, gathering, kept_calls, calibration_folder,
+             effects (of a step)
+finetune     learning, batches
+budget       bits by layer: sensitivity, distortion, footprint (of a card)
 checkpoint   the format on disk, verify         weights, copying, card: its files
 hub          the plug-in with which diffusers opens the format
 """
