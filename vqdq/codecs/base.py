@@ -109,6 +109,25 @@ class Packed:
         return create(self.codec, self.params).decode(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EightBit:
+    """A weight as 8-bit integers with one scale a row: Ŵ = scales ⊙ levels, in some basis.
+
+    Attributes:
+        levels: int8 [out, in], in the column order of the packed weight.
+        scales: float32 [out].
+        exact: Ŵ is the decoded weight itself, not its rounding to 8 bits.
+        block: of the Hadamard rotation in whose basis the columns are; 0 for none.
+        signs: of that rotation, one bit a column, uint8 [ceil(in / 8)]; None for none.
+    """
+
+    levels: torch.Tensor
+    scales: torch.Tensor
+    exact: bool = True
+    block: int = 0
+    signs: torch.Tensor | None = None
+
+
 P = TypeVar("P", bound=Params)
 
 
@@ -160,6 +179,11 @@ class Codec(ABC, Generic[P]):
     @abstractmethod
     def decode(self, packed: Packed) -> torch.Tensor:
         """Returns the reconstructed weight, float32 [out, in], on the tensors' device."""
+
+    def eight_bit(self, packed: Packed) -> EightBit | None:
+        """Returns the weight as int8 without any loss, perhaps in a rotated basis; None if none."""
+        del packed
+        return None
 
     def storage(self, shape: WeightShape) -> Storage:
         """Returns the predicted storage; equal to the measured one by contract."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 from vqdq.codecs import create
 from vqdq.codecs.base import Codec, Packed, WeightShape
 from vqdq.errors import UserError
+from vqdq.layers.inputs import LayerInput, fold_smoothing
 from vqdq.layers.matrix import from_matrix, kind_of, weight_shape
 
 Residency = Literal["resident", "streaming"]
@@ -64,8 +65,14 @@ def _read_only() -> UserError:
 
 
 class QuantizedLayer(nn.Module):
-    """What both packed layers share; a plain dense layer until `hold_`."""
+    """What both packed layers share; a plain dense layer until `hold_`.
 
+    Attributes:
+        input: how the layer's input is quantized, or None: it stays as it comes.
+        residency: "resident" decodes once, "streaming" at each forward.
+    """
+
+    input: LayerInput | None = None
     _codec: Codec[Any]
     _shape: WeightShape
     _names: tuple[str, ...]
@@ -82,6 +89,7 @@ class QuantizedLayer(nn.Module):
             residency: "resident" decodes once and keeps it; "streaming" decodes at each forward.
         """
         del self._parameters["weight"]
+        self.input = None
         self._codec = create(packed.codec, packed.params)
         self._shape = packed.shape
         self._names = tuple(packed.tensors)
@@ -101,8 +109,20 @@ class QuantizedLayer(nn.Module):
 
     @property
     def packed_names(self) -> tuple[str, ...]:
-        """Names of the buffers that hold the packed weight."""
-        return self._names
+        """Names of the buffers that no cast may touch: the packed weight and the input's grids."""
+        return self._names if self.input is None else (*self._names, *self.input.names)
+
+    def quantize_input_(self, given: LayerInput, stored: Mapping[str, torch.Tensor]) -> None:
+        """Quantizes the layer's input from now on.
+
+        Args:
+            given: how; it reads its parameters from this layer's buffers.
+            stored: its tensors by their buffer names (`given.names`), not copied.
+        """
+        self.input = given
+        for name in given.names:
+            self.register_buffer(name, stored[name])
+        self._dense = None
 
     @property
     def shown_dtype(self) -> torch.dtype:
@@ -125,14 +145,19 @@ class QuantizedLayer(nn.Module):
             return from_matrix(matrix, self).to(dtype)
         # Never an inference tensor: the kept weight may serve a forward that records gradients.
         with torch.inference_mode(False), torch.no_grad():
-            weight = from_matrix(self._codec.decode(self.packed), self).to(dtype)
+            matrix = self._codec.decode(self.packed)
+            if self.input is not None and self.input.smooths:
+                matrix = fold_smoothing(matrix, self.get_buffer(self.input.smoothing_name))
+            weight = from_matrix(matrix, self).to(dtype)
         if self.residency == "resident":
             self._dense = weight
         return weight
 
     def release(self) -> None:
-        """Forgets the decoded weight; the next forward decodes again."""
+        """Forgets the decoded weight and what was made of it; the next forward decodes again."""
         self._dense = None
+        if self.input is not None:
+            self.input.release()
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "_codec" in self.__dict__:
@@ -143,20 +168,21 @@ class QuantizedLayer(nn.Module):
         if "_codec" not in self.__dict__:
             return super()._apply(fn, recurse)
         probe = fn(torch.empty(0, dtype=self._dtype, device=self.get_buffer(self._names[0]).device))
-        moved = {name: _moved(self.get_buffer(name), fn) for name in self._names}
-        held = {name: self._buffers.pop(name) for name in self._names}
+        names = self.packed_names
+        moved = {name: _moved(self.get_buffer(name), fn) for name in names}
+        held = {name: self._buffers.pop(name) for name in names}
         try:
             super()._apply(fn, recurse)
             held = cast(dict[str, torch.Tensor | None], moved)
             self._dtype = probe.dtype
         finally:
             self._buffers.update(held)
-            self._dense = None
+            self.release()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._dense = None
+        self.release()
 
 
 def _moved(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -169,22 +195,32 @@ def _moved(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):
-    """A linear layer with a packed weight: y = F.linear(x, decode(packed), bias), bit for bit."""
+    """A linear layer with a packed weight: y = F.linear(x, decode(packed), bias), bit for bit,
+
+    unless its input is quantized (`vqdq.layers.inputs`).
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Returns x Wᵀ + bias, [..., out]."""
         if "_codec" not in self.__dict__:
             return super().forward(input)
+        if self.input is not None and self.input.enabled:
+            return self.input.linear(self, input)
         return functional.linear(input, self.dense(input.dtype), self.bias)
 
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
-    """A convolution with a packed weight: y = conv2d(x, decode(packed), bias), bit for bit."""
+    """A convolution with a packed weight: y = conv2d(x, decode(packed), bias), bit for bit,
+
+    unless its input is quantized (`vqdq.layers.inputs`).
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Returns the convolution of [batch, channels, height, width]."""
         if "_codec" not in self.__dict__:
             return super().forward(input)
+        if self.input is not None and self.input.enabled:
+            return self.input.convolution(self, input)
         return self._conv_forward(input, self.dense(input.dtype), self.bias)
 
 

@@ -1,0 +1,259 @@
+"""What every activation quantizer is: input ranges in, stored parameters out, a grid at run time.
+
+A quantizer sees a layer's input as rows [batch, positions, channels]: the tokens of a linear layer,
+the pixels of a convolution's feature map, or the rows of q, k and v with heads folded into the
+batch. Nothing here knows a layer or a kernel: `layers` computes with the codes, in integers where
+a kernel can and in float ("simulated") where none can, and both compute the same sums.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import torch
+
+from vqdq.errors import UserError
+from vqdq.params import Params
+from vqdq.tensors import TensorSpec
+
+Axis = Literal["tensor", "sample", "row", "channel", "group"]
+SMALLEST_SCALE = 1e-12  # of an input that is constant zero
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """Where an input is quantized.
+
+    Attributes:
+        channels: values of one position; the head's width for q, k and v.
+        positions: tokens or pixels at the model's own size; 0 when it is not known.
+        taps: of the convolution that reads them; 1 otherwise.
+    """
+
+    channels: int
+    positions: int = 0
+    taps: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputRanges:
+    """Extremes of a site's input over calibration, float32; exact, over every prompt and both
+    guidance halves.
+
+    Attributes:
+        timesteps: of the steps as the denoiser was told them, falling, [steps].
+        channel_low, channel_high: over positions, [steps, channels].
+        position_low, position_high: over channels, [steps, positions].
+    """
+
+    timesteps: torch.Tensor
+    channel_low: torch.Tensor
+    channel_high: torch.Tensor
+    position_low: torch.Tensor
+    position_high: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """Even levels of an input: x̂ = scale · (q − zero), q a whole number in 0 … 2^bits − 1.
+
+    Attributes:
+        bits: of a code.
+        axis: what has a scale of its own, and so the shape of `scale` and `zero`: "tensor" [],
+            "sample" [batch], "row" [batch, positions] or [positions] (alike in the batch),
+            "channel" [channels], "group" [groups] of channels.
+        scale: float32, positive; zero: float32 whole numbers.
+        index: group of each channel, int64 [channels]; only for "group".
+    """
+
+    bits: int
+    axis: Axis
+    scale: torch.Tensor
+    zero: torch.Tensor
+    index: torch.Tensor | None = None
+
+    @property
+    def highest(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    def wide(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns scale and zero in a shape that broadcasts over [batch, positions, channels]."""
+        scale, zero = self.scale, self.zero
+        if self.index is not None:
+            return scale[self.index], zero[self.index]
+        if self.axis == "sample":
+            return scale[:, None, None], zero[:, None, None]
+        if self.axis == "row":
+            return scale[..., None], zero[..., None]
+        return scale, zero
+
+
+def ranged(
+    low: torch.Tensor, high: torch.Tensor, bits: int, *, with_zero: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns scale and zero of the even grid over [low, high], float32, elementwise.
+
+    scale = (high − low) / (2^bits − 1), zero = round(−low / scale) (Jacob et al., arXiv 1712.05877,
+    section 2.1).
+
+    Args:
+        with_zero: widens the range to hold 0, so that 0 is a level: padding and silent inputs then
+            stay exactly 0. Without it, as DGQ published it, the zero may lie outside the codes.
+    """
+    low, high = low.float(), high.float()
+    if with_zero:
+        low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = ((high - low) / ((1 << bits) - 1)).clamp_min(SMALLEST_SCALE)
+    return scale, torch.round(-low / scale)
+
+
+def quantize(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns the codes of [batch, positions, channels], float32 whole numbers.
+
+    q = clamp(round(x · (1/scale)) + zero, 0, 2^bits − 1), the reciprocal rounded to float32 and
+    ties to even: every kernel does exactly this.
+    """
+    scale, zero = grid.wide()
+    return (torch.round(rows.float() * scale.reciprocal()) + zero).clamp_(0, grid.highest)
+
+
+def dequantize(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns scale · (q − zero), float32 [batch, positions, channels]."""
+    scale, zero = grid.wide()
+    return (codes - zero) * scale
+
+
+def fake_quantize(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns what the codes of `rows` stand for, float32, same shape."""
+    return dequantize(quantize(rows, grid), grid)
+
+
+def interpolated(timesteps: torch.Tensor, values: torch.Tensor, timestep: float) -> torch.Tensor:
+    """Returns `values` at a noise level, linear between the levels known and constant beyond.
+
+    The noise level is what the denoiser is told, its timestep: the same for every scheduler and
+    number of steps.
+
+    Args:
+        timesteps: falling, [levels]; `values`: [levels, …].
+    """
+    rising, turned = timesteps.flip(0), values.flip(0)
+    at = int(torch.searchsorted(rising, torch.tensor(timestep, dtype=rising.dtype)))
+    if at == 0:
+        return turned[0]
+    if at == len(rising):
+        return turned[-1]
+    left, right = float(rising[at - 1]), float(rising[at])
+    return torch.lerp(turned[at - 1], turned[at], (timestep - left) / (right - left))
+
+
+def noise_levels(steps: int, count: int) -> torch.Tensor:
+    """Returns which of `steps` calibration steps are kept as noise levels: ends in, evenly spread.
+
+    int64 [min(count, steps)]; fewer steps than levels repeat the last, so it is always `count`.
+    """
+    return torch.linspace(0, steps - 1, count).round().long()
+
+
+P = TypeVar("P", bound=Params)
+
+
+class ActivationQuantizer(ABC, Generic[P]):
+    """An activation quantizer with fixed settings. Subclasses are final and use `@register`.
+
+    Class attributes: `name` (registered), `title` (for people), `summary` (one sentence),
+    `reference` (arXiv id and section), `settings` (its `Params` class, with `bits`),
+    `calibrated` (False: nothing is stored, the grid comes from the input itself).
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+    settings: ClassVar[type[Params]]
+    calibrated: ClassVar[bool] = True
+
+    def __init__(self, params: P) -> None:
+        self.params = params
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of a code, 4 to 8."""
+
+    def rotation_block(self, site: Site) -> int:
+        """Returns the block of the Hadamard rotation of the input and the weight; 0 for none."""
+        del site
+        return 0
+
+    def smoothing(self, ranges: InputRanges, weight: torch.Tensor, site: Site) -> torch.Tensor:
+        """Returns what each channel of the input is divided by, and the weight's column multiplied
+        by before it is encoded, float32 [channels]; empty for nothing.
+
+        Args:
+            weight: [out, taps * channels].
+        """
+        del ranges, weight, site
+        return torch.empty(0)
+
+    @property
+    def smooths(self) -> bool:
+        """Whether `smoothing` gives something: its factors are stored beside the weight."""
+        return False
+
+    @abstractmethod
+    def layout(self, site: Site) -> tuple[TensorSpec, ...]:
+        """Returns the exact tensors that `calibrate` gives, in closed form; () when dynamic."""
+
+    def calibrate(self, ranges: InputRanges, site: Site) -> dict[str, torch.Tensor]:
+        """Returns the parameters to store, exactly those of `layout`.
+
+        The ranges are those of the input as it is quantized: smoothed, rotated.
+        """
+        del ranges, site
+        return {}
+
+    @abstractmethod
+    def grid(
+        self,
+        rows: torch.Tensor,
+        stored: Mapping[str, torch.Tensor],
+        site: Site,
+        timestep: float | None,
+        shape: tuple[int, int] | None = None,
+    ) -> Grid:
+        """Returns the levels for an input.
+
+        Args:
+            rows: [batch, positions, channels], perhaps a strided view; quantizers that are
+                `calibrated` read only its shape.
+            stored: the tensors of `calibrate`.
+            timestep: what the denoiser was told; None takes what covers every noise level.
+            shape: height and width of a convolution's feature map; None for tokens.
+        """
+
+
+def finite(ranges: InputRanges, where: str) -> InputRanges:
+    """Returns the ranges after checking them.
+
+    Raises:
+        UserError: NaN or infinite extremes, or none at all; the layer is named.
+    """
+    parts = (ranges.channel_low, ranges.channel_high, ranges.position_low, ranges.position_high)
+    if not len(ranges.timesteps):
+        raise UserError(
+            "was never run on the calibration prompts, so its input ranges are not known.",
+            where=where,
+            remedy="Keep its activations in 16 bits, or use a dynamic method.",
+        )
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
+        raise UserError(
+            "its input is NaN or infinite on the calibration prompts.",
+            where=where,
+            remedy="Run the model in 32 bits, or use another checkpoint.",
+        )
+    return ranges
