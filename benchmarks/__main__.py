@@ -51,8 +51,7 @@ PARTS = {
         "asked: pictures that the judge finds to show what the caption says, with the 95 % Wilson "
         "interval. Calibrated: 64 training prompts, 20 steps, damping 0.1. Made in: wall seconds "
         "of the work on the layers and of fine-tuning, not of calibration; other work ran beside "
-        "it. Empty cells: no pictures were drawn; a variant of the list (`benchmarks/variants.py`) "
-        "without a row was not measured.",
+        "it. Empty cells: no pictures were drawn.",
         evidence.run,
     ),
     "allocation": (

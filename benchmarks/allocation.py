@@ -23,7 +23,8 @@ from vqdq.models.pipelines import component
 from vqdq.models.sensitivity import measure
 from vqdq.models.trajectory import record
 from vqdq.params import Params
-from vqdq.recipe import Plan, Recipe, Rule, resolve
+from vqdq.recipe import Plan, Recipe, resolve
+from vqdq.rules import Rule
 
 CAPTIONS = 16
 BITS = (2.0, 2.5, 3.0, 3.5, 4.0)

@@ -23,6 +23,7 @@ FLOORS = {
     "vqdq.activations": 2,
     "vqdq.calibration": 3,
     "vqdq.allocation": 3,
+    "vqdq.rules": 3,
     "vqdq.recipe": 3,
     "vqdq.layers": 3,
     "vqdq.capture": 3,

@@ -1,4 +1,4 @@
-"""What a recipe may ask beyond the weights: calibration on prompts, and fine-tuning after it."""
+"""What a recipe may ask beyond the weights: prompts to calibrate on, and fine-tuning after it."""
 
 from __future__ import annotations
 
@@ -138,4 +138,27 @@ class FinetuneParams(Params):
         high=1.0,
         advanced=True,
     )
+    seed: int = param(0, label="Seed", low=0, high=2**53, advanced=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RangeParams(Params):
+    """How the ranges of layer inputs are collected, for activation quantizers that need them."""
+
+    prompts: int = param(
+        16,
+        label="Prompts",
+        help="Pictures along whose way the compressed model's inputs are watched.",
+        low=1,
+        high=4096,
+        reference="arXiv 2501.04304, section 5.1 (64 there)",
+    )
+    prompt_file: str = param(
+        "",
+        label="Prompt file",
+        help="A text file, one prompt a line; empty uses the model's own or the built-in set.",
+        advanced=True,
+    )
+    steps: int = param(20, label="Steps", unit="steps", low=1, high=1000, advanced=True)
+    guidance: float = param(3.0, label="Guidance", low=0.0, high=100.0, advanced=True)
     seed: int = param(0, label="Seed", low=0, high=2**53, advanced=True)

@@ -10,46 +10,29 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 
-from vqdq import codecs
-from vqdq.calibration import CalibrationParams, FinetuneParams
-from vqdq.codecs.base import Codec, Storage, WeightShape
+from vqdq import activations
+from vqdq.activations.attention import AttentionParams
+from vqdq.activations.base import ActivationQuantizer, Site
+from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
+from vqdq.codecs.base import Storage, WeightShape
 from vqdq.errors import UserError
+from vqdq.layers.inputs import input_layout
 from vqdq.params import Params, nearest
+from vqdq.rules import Rule, known_keys
 from vqdq.tensors import TensorSpec, safetensors_bytes
 
 FORMAT_VERSION = 1
 S = TypeVar("S", bound=Params)
-_RECIPE_KEYS = (
-    "version", "name", "title", "description", "seed", "rules", "calibration", "finetune",
-)  # fmt: skip
-_DECIDING_KEYS = ("version", "seed", "rules", "calibration", "finetune")
-_RULE_KEYS = ("pattern", "method", "params")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """`pattern` -> method. The first rule that matches a layer decides; no match stays 16-bit.
-
-    Attributes:
-        pattern: shell-style glob over the layer's full dotted name ("*.attn2.*", "conv_in").
-        method: registered codec, or None to keep the layer in 16 bits.
-        params: its settings; None exactly when `method` is None.
-    """
-
-    pattern: str
-    method: str | None = None
-    params: Params | None = None
-
-    def codec(self) -> Codec[Any] | None:
-        """Returns the codec of this rule, or None when it keeps layers as they are."""
-        return None if self.method is None else codecs.create(self.method, self.params)
+_SECTIONS = ("calibration", "finetune", "ranges", "attention")
+_DECIDING_KEYS = ("version", "seed", "rules", *_SECTIONS)
+_RECIPE_KEYS = ("name", "title", "description", *_DECIDING_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +42,8 @@ class Recipe:
     Attributes:
         calibration: how the layers' inputs are sampled; None encodes from the weights alone.
         finetune: how the result learns from the full-precision model; None leaves it as encoded.
+        ranges: how input ranges are collected; None when no rule needs them.
+        attention: how scores, q, k and v are quantized; None leaves attention as it is.
     """
 
     name: str
@@ -68,23 +53,24 @@ class Recipe:
     seed: int = 0
     calibration: CalibrationParams | None = None
     finetune: FinetuneParams | None = None
+    ranges: RangeParams | None = None
+    attention: AttentionParams | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as JSON values, every setting written out."""
-        rules: list[dict[str, Any]] = []
-        for rule in self.rules:
-            entry: dict[str, Any] = {"pattern": rule.pattern, "method": rule.method}
-            if rule.params is not None:
-                entry["params"] = rule.params.to_json()
-            rules.append(entry)
-        extra = {"calibration": self.calibration, "finetune": self.finetune}
+        extra = {
+            "calibration": self.calibration,
+            "finetune": self.finetune,
+            "ranges": self.ranges,
+            "attention": self.attention,
+        }
         return {
             "version": FORMAT_VERSION,
             "name": self.name,
             "title": self.title,
             "description": self.description,
             "seed": self.seed,
-            "rules": rules,
+            "rules": [rule.to_json() for rule in self.rules],
             **{key: value.to_json() for key, value in extra.items() if value is not None},
         }
 
@@ -101,7 +87,7 @@ class Recipe:
         Raises:
             UserError: an unknown key, method or setting (the nearest is named), or a bad value.
         """
-        _known_keys(values, _RECIPE_KEYS, where)
+        known_keys(values, _RECIPE_KEYS, where)
         version = values.get("version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise UserError(
@@ -124,7 +110,8 @@ class Recipe:
             if not isinstance(text, str):
                 raise UserError(f"{text!r} is not a text.", where=f"{where}.{key}")
         ready = [
-            _rule(rule, f"{where}.rules[{i}]") for i, rule in enumerate(cast(list[Any], rules))
+            Rule.from_json(rule, f"{where}.rules[{i}]")
+            for i, rule in enumerate(cast(list[Any], rules))
         ]
         return cls(
             name=texts["name"] or "unnamed",
@@ -134,6 +121,8 @@ class Recipe:
             seed=seed,
             calibration=_section(CalibrationParams, values, "calibration", where),
             finetune=_section(FinetuneParams, values, "finetune", where),
+            ranges=_section(RangeParams, values, "ranges", where),
+            attention=_section(AttentionParams, values, "attention", where),
         )
 
 
@@ -145,11 +134,19 @@ class Layer:
         name: full dotted name inside its component ("down_blocks.0.resnets.0.conv1").
         kind: "linear" or "conv2d".
         shape: its weight as the codecs see it.
+        positions: tokens or pixels of its input at the model's own size; 0 when not known.
     """
 
     name: str
     kind: str
     shape: WeightShape
+    positions: int = 0
+
+    @property
+    def site(self) -> Site:
+        """Where its input is quantized."""
+        shape = self.shape
+        return Site(channels=shape.channels, positions=self.positions, taps=shape.taps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,18 +167,31 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedLayer:
-    """One layer of a plan: the winning rule, the method (None = kept in 16 bits), its storage."""
+    """One layer of a plan: the winning rule, the method (None = kept in 16 bits), its storage.
+
+    `activation` is the quantizer of its input (None = kept); `inputs` what it stores beside the
+    weight, by the names in the file.
+    """
 
     layer: Layer
     rule: int | None
     method: str | None
     params: Params | None
     storage: Storage
+    activation: str | None = None
+    activation_params: Params | None = None
+    inputs: tuple[TensorSpec, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
         """True bits per weight of this layer, everything counted."""
         return self.storage.bits_per_weight
+
+    def quantizer(self) -> ActivationQuantizer[Any] | None:
+        """Returns the quantizer of the layer's input, or None."""
+        if self.activation is None:
+            return None
+        return activations.create(self.activation, self.activation_params)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +218,11 @@ class Plan:
     def quantized(self) -> tuple[PlannedLayer, ...]:
         """The layers that some codec encodes."""
         return tuple(layer for layer in self.layers if layer.method is not None)
+
+    @property
+    def activated(self) -> tuple[PlannedLayer, ...]:
+        """The layers whose input is quantized."""
+        return tuple(layer for layer in self.layers if layer.activation is not None)
 
     @property
     def bits_per_weight(self) -> float:
@@ -261,6 +276,7 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
             named).
     """
     built = [rule.codec() for rule in recipe.rules]
+    quantizers = [rule.quantizer() for rule in recipe.rules]
     used: set[int] = set()
     planned: list[PlannedLayer] = []
     replaced: dict[str, tuple[TensorSpec, ...]] = {}
@@ -274,6 +290,8 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
             None,
         )
         codec = None if index is None else built[index]
+        quantizer = None if index is None else quantizers[index]
+        inputs = () if quantizer is None else input_layout(quantizer, layer.site)
         if index is not None:
             used.add(index)
         if codec is None:
@@ -291,7 +309,7 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
             storage = codec.storage(layer.shape)
             replaced[f"{layer.name}.weight"] = tuple(
                 TensorSpec(name=f"{layer.name}.{spec.name}", dtype=spec.dtype, shape=spec.shape)
-                for spec in storage.tensors
+                for spec in (*storage.tensors, *inputs)
             )
         planned.append(
             PlannedLayer(
@@ -300,6 +318,9 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
                 method=None if codec is None else codec.name,
                 params=None if codec is None else codec.params,
                 storage=storage,
+                activation=None if quantizer is None else quantizer.name,
+                activation_params=None if quantizer is None else quantizer.params,
+                inputs=inputs,
             )
         )
     idle = [
@@ -334,35 +355,6 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
     )
 
 
-def _rule(values: object, where: str) -> Rule:
-    if not isinstance(values, dict):
-        raise UserError(
-            "is not a JSON object.", where=where, remedy='Write {"pattern": "*", "method": …}.'
-        )
-    entry = cast(dict[str, Any], values)
-    _known_keys(entry, _RULE_KEYS, where)
-    pattern, method = entry.get("pattern"), entry.get("method")
-    if not isinstance(pattern, str) or not pattern:
-        raise UserError("there is no pattern.", where=where, remedy='Use "*" for every layer.')
-    if method is None:
-        if entry.get("params"):
-            raise UserError(
-                "params need a method.", where=where, remedy="Name a method or remove params."
-            )
-        return Rule(pattern=pattern)
-    if not isinstance(method, str):
-        raise UserError(f"method {method!r} is not a text.", where=where)
-    params = entry.get("params", {})
-    if not isinstance(params, dict):
-        raise UserError("params is not a JSON object.", where=where)
-    try:
-        settings = codecs.get(method).settings
-    except UserError as error:
-        raise UserError(error.what, where=f"{where}.method", remedy=error.remedy) from error
-    ready = settings.from_json(cast(dict[str, Any], params), where=f"{where}.params")
-    return Rule(pattern=pattern, method=method, params=ready)
-
-
 def _section(kind: type[S], values: Mapping[str, Any], key: str, where: str) -> S | None:
     given = values.get(key)
     if given is None:
@@ -370,12 +362,6 @@ def _section(kind: type[S], values: Mapping[str, Any], key: str, where: str) -> 
     if not isinstance(given, dict):
         raise UserError(f"{key} is not a JSON object.", where=where, remedy="Write {} or settings.")
     return kind.from_json(cast(dict[str, Any], given), where=f"{where}.{key}")
-
-
-def _known_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            raise UserError(f'unknown key "{key}".', where=where, remedy=nearest(key, known, "key"))
 
 
 def _count(spec: TensorSpec) -> int:

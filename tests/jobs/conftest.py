@@ -8,7 +8,8 @@ import pytest
 from vqdq.jobs.requests import CompressRequest, GenerateRequest
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.worker import Worker
-from vqdq.recipe import Recipe, Rule
+from vqdq.recipe import Recipe
+from vqdq.rules import Rule
 
 
 def toy(model="toy-5-1", *, name="small", seed=0):

@@ -23,7 +23,8 @@ from vqdq.models.distortion import feedback_gains, rate_setting, rates, relative
 from vqdq.models.footprint import footprint
 from vqdq.models.pipelines import component
 from vqdq.models.sensitivity import Effect, Sensitivity
-from vqdq.recipe import Recipe, Rule, resolve
+from vqdq.recipe import Recipe, resolve
+from vqdq.rules import Rule
 
 Kind = Literal["average_bits", "bytes", "card"]
 UNIFORM = codecs.create("uniform", bits=4, clip="absmax").params

@@ -22,7 +22,8 @@ from vqdq.errors import UserError
 from vqdq.jobs.requests import CompareRequest, CompressRequest, PlanRequest
 from vqdq.models import pipelines
 from vqdq.progress import Event
-from vqdq.recipe import Rule, resolve
+from vqdq.recipe import resolve
+from vqdq.rules import Rule
 
 SIDE = 128
 PARTS = ("count", "shapes", "colours", "sizes", "relation", "background")

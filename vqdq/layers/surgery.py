@@ -6,15 +6,21 @@ state dict, bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import nn
 
+from vqdq.activations.base import ActivationQuantizer, Site
 from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
+from vqdq.layers.inputs import LayerInput, NoiseLevel
 from vqdq.layers.matrix import kind_of, weight_shape
-from vqdq.layers.quantized import Residency, pack
+from vqdq.layers.quantized import QuantizedLayer, Residency, pack
 from vqdq.params import nearest
 from vqdq.recipe import Layer
 
@@ -33,8 +39,12 @@ def candidates(module: nn.Module, dry_run: Callable[[], object] | None = None) -
         for name, layer in module.named_modules()
         if (kind := kind_of(layer)) is not None
     }
-    order = list(found) if dry_run is None else _executed(module, found, dry_run)
-    return tuple(found[name] for name in order)
+    if dry_run is None:
+        return tuple(found.values())
+    return tuple(
+        replace(found[name], positions=positions)
+        for name, positions in _executed(module, found, dry_run).items()
+    )
 
 
 def quantize_(
@@ -66,6 +76,34 @@ def quantize_(
     return originals
 
 
+def quantize_inputs_(
+    model: nn.Module,
+    inputs: Mapping[str, tuple[ActivationQuantizer[Any], Site]],
+    stored: Mapping[str, Mapping[str, torch.Tensor]],
+) -> NoiseLevel:
+    """Quantizes the inputs of packed layers from now on and returns the noise level they follow.
+
+    Args:
+        inputs: quantizer and site by layer; layers of `model` that are packed.
+        stored: their tensors by layer, as `input_layout` names them.
+    """
+    level = NoiseLevel()
+    if inputs:
+        level.attach_(model)
+    for name, (quantizer, site) in inputs.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QuantizedLayer), name
+        layer.quantize_input_(LayerInput(quantizer, site, level, where=name), stored[name])
+    return level
+
+
+def set_activations_(model: nn.Module, enabled: bool) -> None:
+    """Switches the quantized inputs of a model on or off; nothing is loaded again."""
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLayer) and layer.input is not None:
+            layer.input.enabled = enabled
+
+
 def restore_(model: nn.Module, originals: Mapping[str, nn.Module]) -> None:
     """Puts back the layers that `quantize_` returned: the same objects, so the same bits."""
     for name, layer in originals.items():
@@ -86,12 +124,15 @@ def quantized(
 
 def _executed(
     module: nn.Module, found: Mapping[str, Layer], dry_run: Callable[[], object]
-) -> list[str]:
-    seen: dict[str, None] = {}
+) -> dict[str, int]:
+    """Returns the positions of each layer's input by name, in the order of execution."""
+    seen: dict[str, int] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, object], None]:
-        def hook(_module: nn.Module, _inputs: object) -> None:
-            seen.setdefault(name)
+    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            shape = inputs[0].shape
+            inner = shape[2:] if found[name].kind == "conv2d" else shape[1:-1]
+            seen.setdefault(name, math.prod(inner))
 
         return hook
 
@@ -102,4 +143,4 @@ def _executed(
     finally:
         for handle in handles:
             handle.remove()
-    return [*seen, *(name for name in found if name not in seen)]
+    return {**seen, **{name: 0 for name in found if name not in seen}}

@@ -30,7 +30,8 @@ from vqdq.models.sensitivity import Sensitivity, measure
 from vqdq.models.trajectory import Trajectories, record
 from vqdq.params import Params
 from vqdq.progress import Event, Report, silent
-from vqdq.recipe import Plan, PlannedLayer, Recipe, Rule, resolve
+from vqdq.recipe import Plan, PlannedLayer, Recipe, resolve
+from vqdq.rules import Rule
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -323,8 +324,15 @@ def _recipe(plan: Plan, ways: Mapping[str, list[_Way]], chosen: Mapping[str, int
         if rule.method is None
         and not any(fnmatch.fnmatchcase(name, rule.pattern) for name in picked)
     ]
+    planned = {layer.layer.name: layer for layer in plan.layers}
     explicit = [
-        Rule(pattern=glob.escape(name), method=option.method, params=option.params)
+        Rule(
+            pattern=glob.escape(name),
+            method=option.method,
+            params=option.params,
+            activation=planned[name].activation if option.method else None,
+            activation_params=planned[name].activation_params if option.method else None,
+        )
         for name, option in picked.items()
     ]
     average = _average_bits(plan, sum(option.bytes for option in picked.values()))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,7 @@ class Verification:
 def quantization_config(plan: Plan) -> dict[str, Any]:
     """Returns the `quantization_config` of a planned component, as JSON values."""
     methods: list[dict[str, Any]] = []
+    inputs: list[dict[str, Any]] = []
     layers: dict[str, dict[str, Any]] = {}
     for planned in plan.quantized:
         assert planned.params is not None
@@ -103,12 +104,22 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
             "shape": [shape.out_features, shape.in_features],
             "taps": shape.taps,
         }
+        if planned.activation is None or planned.activation_params is None:
+            continue
+        given = {"method": planned.activation, "params": planned.activation_params.to_json()}
+        if given not in inputs:
+            inputs.append(given)
+        layers[planned.layer.name] |= {
+            "activation": inputs.index(given),
+            "positions": planned.layer.positions,
+        }
     return {
         "quant_method": "vqdq",
         "version": FORMAT_VERSION,
         "recipe": plan.recipe.to_json(),
         "codecs": methods,
         "layers": layers,
+        "activations": inputs,
     }
 
 
@@ -219,7 +230,7 @@ def verify(folder: str | Path, *, report: Report = silent) -> Verification:
     try:
         weights = open_weights(source.folder / source.denoiser / WEIGHTS)
         expected = config.expected()
-        problems += _compare(weights, expected)
+        problems += _compare(weights, config.stored())
         for done, (name, ghost) in enumerate(expected.items()):
             report(Event(stage="decode", done=done, total=len(expected), message=name))
             if any(f"{name}.{key}" not in weights.tensors for key in ghost.tensors):
@@ -267,15 +278,16 @@ def _check_sums(folder: Path, problems: list[str], report: Report) -> int:
     return len(wanted)
 
 
-def _compare(weights: WeightFile, expected: Mapping[str, Packed]) -> list[str]:
+def _compare(weights: WeightFile, expected: Mapping[str, tuple[TensorSpec, ...]]) -> list[str]:
     problems: list[str] = []
-    for name, ghost in expected.items():
-        for key, tensor in ghost.tensors.items():
-            found = weights.tensors.get(f"{name}.{key}")
+    for name, specs in expected.items():
+        for spec in specs:
+            key = f"{name}.{spec.name}"
+            found = weights.tensors.get(key)
             if found is None:
-                problems.append(f"{name}: {key} is missing.")
-            elif found != TensorSpec.of(f"{name}.{key}", tensor):
-                problems.append(f"{name}: {key} has another dtype or shape than planned.")
+                problems.append(f"{name}: {spec.name} is missing.")
+            elif found != replace(spec, name=key):
+                problems.append(f"{name}: {spec.name} has another dtype or shape than planned.")
     return problems
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 DENOISERS = ("unet", "transformer")
+_TEXT_TOKENS = 77  # of CLIP, and of every UNet of the Stable Diffusion family
 
 
 def denoiser(pipeline: DiffusionPipeline) -> tuple[str, nn.Module]:
@@ -91,10 +92,12 @@ def _dry_inputs(model: nn.Module) -> dict[str, Any] | None:
     if not isinstance(width, int) or not plain or addition not in (None, "text", "text_time"):
         return None
     down = 2 ** (len(config.block_out_channels) - 1)
+    size = config.sample_size if isinstance(config.sample_size, int) else 2 * down
+    size = max(size // down, 1) * down
     inputs: dict[str, Any] = {
-        "sample": torch.empty(1, config.in_channels, 2 * down, 2 * down, device="meta"),
+        "sample": torch.empty(1, config.in_channels, size, size, device="meta"),
         "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": torch.empty(1, 4, width, device="meta"),
+        "encoder_hidden_states": torch.empty(1, _TEXT_TOKENS, width, device="meta"),
     }
     if addition == "text_time":  # the size conditioning of SDXL: pooled text and six numbers
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

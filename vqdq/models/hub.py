@@ -18,14 +18,17 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
-from vqdq import codecs
+from vqdq import activations, codecs
+from vqdq.activations.base import ActivationQuantizer, Site
 from vqdq.codecs.base import Packed, WeightShape
 from vqdq.errors import UserError
+from vqdq.layers.inputs import input_layout
 from vqdq.layers.quantized import QuantizedLayer, unpack
-from vqdq.layers.surgery import quantize_
+from vqdq.layers.surgery import quantize_, quantize_inputs_
 from vqdq.tensors import TensorSpec
 
-FORMAT_VERSION = 2  # 2: a trellis column is cut into sequences of 256 rows
+FORMAT_VERSION = 3  # 2: trellis columns in sequences of 256 rows; 3: inputs may be quantized
+_READ = (2, 3)
 _NEWER = "Install the version of vqdq that wrote the folder, or compress the model again."
 
 
@@ -41,7 +44,9 @@ class VqdqConfig(QuantizationConfigMixin):
     Attributes:
         recipe: the recipe's JSON values.
         codecs: every method used, with all its settings.
-        layers: layer name -> {codec: index into `codecs`, shape: [out, in], taps}.
+        layers: layer name -> {codec: index into `codecs`, shape: [out, in], taps}, and where the
+            input is quantized {activation: index into `activations`, positions}.
+        activations: every activation quantizer used, with all its settings.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class VqdqConfig(QuantizationConfigMixin):
         recipe: Mapping[str, Any],
         codecs: list[dict[str, Any]],
         layers: Mapping[str, dict[str, Any]],
+        activations: list[dict[str, Any]] | None = None,
         version: int = FORMAT_VERSION,
         quant_method: str = Method.VQDQ.value,
     ) -> None:
@@ -58,7 +64,8 @@ class VqdqConfig(QuantizationConfigMixin):
         self.recipe = dict(recipe)
         self.codecs = codecs
         self.layers = dict(layers)
-        if version != FORMAT_VERSION:
+        self.activations = activations or []
+        if version not in _READ:
             raise UserError(
                 f"format version {version!r} is not known.", where="config.json", remedy=_NEWER
             )
@@ -100,6 +107,40 @@ class VqdqConfig(QuantizationConfigMixin):
             )
         return found
 
+    def inputs(self) -> dict[str, tuple[ActivationQuantizer[Any], Site]]:
+        """Returns the quantizer of each layer's input and where it stands.
+
+        Raises:
+            UserError: an unknown method or setting, or a malformed entry (the layer is named).
+        """
+        built = [_quantizer(entry) for entry in self.activations]
+        found: dict[str, tuple[ActivationQuantizer[Any], Site]] = {}
+        for name, entry in self.layers.items():
+            if entry.get("activation") is None:
+                continue
+            try:
+                taps = entry["taps"]
+                site = Site(
+                    channels=entry["shape"][1] // taps, positions=entry["positions"], taps=taps
+                )
+                found[name] = (built[entry["activation"]], site)
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise UserError(
+                    "its entry in config.json is malformed.", where=name, remedy=_NEWER
+                ) from error
+        return found
+
+    def stored(self) -> dict[str, tuple[TensorSpec, ...]]:
+        """Returns every tensor that packed layers store, by layer, as the file names them."""
+        inputs = self.inputs()
+        return {
+            name: (
+                *packed.storage.tensors,
+                *(input_layout(*inputs[name]) if name in inputs else ()),
+            )
+            for name, packed in self.expected().items()
+        }
+
 
 def _codec(entry: Mapping[str, Any]) -> codecs.Codec[Any]:
     try:
@@ -110,6 +151,17 @@ def _codec(entry: Mapping[str, Any]) -> codecs.Codec[Any]:
     except UserError as error:
         raise UserError(error.what, where=error.where, remedy=_NEWER) from error
     return kind(params)  # a peer that is absent says how to install it
+
+
+def _quantizer(entry: Mapping[str, Any]) -> ActivationQuantizer[Any]:
+    try:
+        kind = activations.get(entry["method"])
+        params = kind.settings.from_json(entry["params"], where=entry["method"])
+    except (KeyError, TypeError) as error:
+        raise UserError("the table of activations is malformed.", where="config.json") from error
+    except UserError as error:
+        raise UserError(error.what, where=error.where, remedy=_NEWER) from error
+    return kind(params)
 
 
 class VqdqQuantizer(DiffusersQuantizer):
@@ -188,9 +240,9 @@ class VqdqQuantizer(DiffusersQuantizer):
         """Returns what to save: kept tensors in 16 bits wherever that loses nothing."""
         del safe_serialization
         packed = {
-            f"{name}.{tensor}"
-            for name, weight in self.quantization_config.expected().items()
-            for tensor in weight.tensors
+            f"{name}.{spec.name}"
+            for name, specs in self.quantization_config.stored().items()
+            for spec in specs
         }
         ready = {
             key: tensor if key in packed else _lossless_half(tensor)
@@ -200,7 +252,16 @@ class VqdqQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         del kwargs
-        quantize_(model, self.quantization_config.expected())
+        config = self.quantization_config
+        quantize_(model, config.expected())
+        ghosts = {
+            name: {
+                spec.name: torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+                for spec in input_layout(*given)
+            }
+            for name, given in config.inputs().items()
+        }
+        quantize_inputs_(model, config.inputs(), ghosts)
         cast(Any, model).config.quantization_config = self.quantization_config
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:

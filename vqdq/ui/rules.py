@@ -10,7 +10,8 @@ from __future__ import annotations
 from vqdq import codecs
 from vqdq.errors import UserError
 from vqdq.params import ParamInfo, Params, Value, describe
-from vqdq.recipe import Recipe, Rule
+from vqdq.recipe import Recipe
+from vqdq.rules import Rule
 
 KEEP = "keep"
 EXAMPLE = "conv_in = keep\n*.attn2.* = trellis bits=4"

@@ -16,7 +16,8 @@ from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.errors import UserError
 from vqdq.jobs.variants import variant
 from vqdq.params import Params, describe
-from vqdq.recipe import Recipe, Rule
+from vqdq.recipe import Recipe
+from vqdq.rules import Rule
 from vqdq.ui import forms, rules
 from vqdq.ui.live import html
 
