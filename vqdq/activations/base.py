@@ -166,8 +166,7 @@ class ActivationQuantizer(ABC, Generic[P]):
     """An activation quantizer with fixed settings. Subclasses are final and use `@register`.
 
     Class attributes: `name` (registered), `title` (for people), `summary` (one sentence),
-    `reference` (arXiv id and section), `settings` (its `Params` class, with `bits`),
-    `calibrated` (False: nothing is stored, the grid comes from the input itself).
+    `reference` (arXiv id and section), `settings` (its `Params` class, with `bits`).
     """
 
     name: ClassVar[str]
@@ -175,7 +174,6 @@ class ActivationQuantizer(ABC, Generic[P]):
     summary: ClassVar[str]
     reference: ClassVar[str]
     settings: ClassVar[type[Params]]
-    calibrated: ClassVar[bool] = True
 
     def __init__(self, params: P) -> None:
         self.params = params
@@ -184,6 +182,11 @@ class ActivationQuantizer(ABC, Generic[P]):
     @abstractmethod
     def bits(self) -> int:
         """Bits of a code, 4 to 8."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the grid comes from stored parameters; else it comes from the input itself."""
+        return True
 
     def rotation_block(self, site: Site) -> int:
         """Returns the block of the Hadamard rotation of the input and the weight; 0 for none."""

@@ -41,11 +41,14 @@ class DynamicQuantizer(ActivationQuantizer[DynamicParams]):
     summary = "Each token's own range, taken as it comes; nothing to calibrate."
     reference = "arXiv 2206.01861, section 4.2"
     settings = DynamicParams
-    calibrated = False
 
     @property
     def bits(self) -> int:
         return self.params.bits
+
+    @property
+    def calibrated(self) -> bool:
+        return False
 
     def axis(self, site: Site) -> Axis:
         """Returns what has a scale of its own at a site."""
