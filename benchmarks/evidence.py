@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import vqdq
+from benchmarks.activation_variants import ActivationVariant
 from benchmarks.timing import table
 from benchmarks.variants import VARIANTS, Variant
 from vqdq.catalog import methods
@@ -60,7 +61,7 @@ class Bench:
             seed=_NOISE,
         )
 
-    def row(self, variant: Variant) -> dict[str, Any]:
+    def row(self, variant: Variant | ActivationVariant) -> dict[str, Any]:
         """Returns the measurements of a variant, made or found."""
         recipe = variant.recipe()
         key = hashlib.sha256(f"{recipe.digest} {variant.average_bits}".encode()).hexdigest()[:16]
@@ -91,11 +92,17 @@ class Bench:
             "sqnr_raw_db": error.raw_overall_db,
             "sqnr_by_step_db": error.guided_db,
         }
+        found |= self.described(small)
         if variant.pictures:
             found |= self._compared(*self._drawn(key, small))
         path.write_text(json.dumps(found), encoding="utf-8")
         (WORK / f"{key}.npz").unlink(missing_ok=True)
         return found
+
+    def described(self, small: Any) -> dict[str, Any]:
+        """Returns what else a row remembers of the compressed pipeline."""
+        del small
+        return {}
 
     def floor(self) -> dict[str, Any]:
         """Returns full precision against itself: the same pictures drawn in other batches."""
