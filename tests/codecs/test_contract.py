@@ -24,6 +24,8 @@ SLOW = {"rounds": (0, 1), "state_bits": (8, 10), "beam": (1, 3)}  # what only co
 def variants(name: str) -> list[dict[str, object]]:
     """Every setting of a codec varied alone and all together with each of its own values."""
     infos = describe(codecs.get(name).settings)
+    if not infos:
+        return [{}]
     values = [SLOW.get(info.name) or _values(info) for info in infos]
     longest = max(len(choices) for choices in values)
     cycled = [list(itertools.islice(itertools.cycle(choices), longest * 3)) for choices in values]
