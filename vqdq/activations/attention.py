@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
+from vqdq.activations.scores import Scheme
 from vqdq.params import Params, param
 
 
@@ -51,3 +53,8 @@ class AttentionParams(Params):
         help="One scale for the whole batch, base 2, and the start token's value quantized.",
         advanced=True,
     )
+
+    @property
+    def scheme(self) -> Scheme:
+        """The levels of the scores; as published the logarithm has base 2."""
+        return "log2" if self.paper_exact and self.scores == "log" else cast(Scheme, self.scores)

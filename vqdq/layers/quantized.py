@@ -169,7 +169,7 @@ class QuantizedLayer(nn.Module):
             return super()._apply(fn, recurse)
         probe = fn(torch.empty(0, dtype=self._dtype, device=self.get_buffer(self._names[0]).device))
         names = self.packed_names
-        moved = {name: _moved(self.get_buffer(name), fn) for name in names}
+        moved = {name: uncast(self.get_buffer(name), fn) for name in names}
         held = {name: self._buffers.pop(name) for name in names}
         try:
             super()._apply(fn, recurse)
@@ -185,7 +185,7 @@ class QuantizedLayer(nn.Module):
         self.release()
 
 
-def _moved(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def uncast(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Returns `tensor` after the move in `fn` but never its cast: `fn` only sees its bytes."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     moved = fn(flat)
