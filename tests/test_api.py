@@ -34,7 +34,7 @@ def test_methods_are_those_of_the_registry() -> None:
         assert method.title
         assert method.summary
         assert method.reference
-        assert "bits" in {info.name for info in method.params} or method.params
+        assert method.params or method.name == "half"
 
 
 def test_encode() -> None:
@@ -57,7 +57,7 @@ def test_every_preset_plans_the_demo(name: str) -> None:
     plan = vqdq.plan(DEMO, name)
     assert isinstance(plan, vqdq.Plan)
     assert plan.predicted_bytes < plan.reference_bytes
-    target = float(re.findall(r"(\d+)bit", name)[0])
+    target = float(re.findall(r"(\d+)(?=bit|a\d)", name)[0])
     assert target <= plan.bits_per_weight < target + 0.35
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 NAMES = ("vq-4bit", "vq-3bit", "vq-2bit", "trellis-4bit", "trellis-3bit", "trellis-2bit")
 NAMES += ("trellis-3bit-calibrated", "trellis-2bit-calibrated", "trellis-3bit-tuned")
 NAMES += ("vq-3bit-calibrated", "gptq-4bit", "rtn-8bit", "rtn-4bit", "rtn-3bit")
+NAMES += ("w8a8", "dgq-w4a8", "dgq-w4a6", "w3a8-trellis")
 
 UNET = {
     "conv_in": (64, 4, 9),
@@ -64,7 +66,13 @@ def test_presets_keep_the_boundary_and_take_the_rest(name: str) -> None:
     kept = {layer.layer.name for layer in plan.layers if layer.method is None}
     assert kept == KEPT
     assert plan.predicted_bytes < plan.reference_bytes
-    bits = int(name.split("-")[1][0])
+    bits, inputs = re.findall(r"(\d)bit|w(\d)a(\d)", name)[0][0], ()
+    if not bits:  # "w4a6" promises both
+        bits, *inputs = re.findall(r"w(\d)a(\d)", name)[0]
+    bits = int(bits)
+    given = {layer.quantizer().bits for layer in plan.activated}
+    assert given == {int(each) for each in inputs}
+    assert len(plan.activated) == (len(plan.quantized) if inputs else 0)
     assert bits < plan.bits_per_weight < bits + 0.35
     assert plan.model_bits_per_weight > plan.bits_per_weight
 

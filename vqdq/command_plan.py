@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vqdq import command_inputs
 from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.command_checks import asking, check_models, in_a_folder, new_path
 from vqdq.errors import UserError
@@ -172,7 +173,9 @@ def _resolved(options: argparse.Namespace, output: Output) -> tuple[Plan, PlanRe
     from vqdq.models import compressor, pipelines, sources
 
     with asking():
-        recipe = _asked_recipe(options, compressor.as_recipe(options.recipe))
+        recipe = command_inputs.applied(
+            options, _asked_recipe(options, compressor.as_recipe(options.recipe))
+        )
         sources.locate(options.model)
     pipelines.component(options.model)
     with asking():

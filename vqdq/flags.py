@@ -54,6 +54,29 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="let the result learn from the full-precision model, for this many steps",
     )
+    inputs = parser.add_argument_group("activations: what goes into the layers")
+    inputs.add_argument(
+        "--activations",
+        metavar="METHOD[:SETTINGS]",
+        help="such as dynamic:bits=8 or dgq:bits=6,groups=16, for every compressed layer; off: none"
+        " (vqdq methods lists them)",
+    )
+    inputs.add_argument(
+        "--attention",
+        nargs="?",
+        const="",
+        metavar="SETTINGS",
+        help="quantizes attention too, such as bits=6,scores=log2; off: not",
+    )
+    inputs.add_argument(
+        "--range-prompts", type=count, metavar="PROMPTS", help="prompts that ranges are taken from"
+    )
+    inputs.add_argument(
+        "--keep-fragile",
+        type=parse_share,
+        metavar="SHARE",
+        help="measures the layers, and keeps the most fragile ones' inputs in 16 bits: 0.05 or 5%%",
+    )
     aim = parser.add_argument_group("a target: the layers are measured, each gets its own bits")
     one = aim.add_mutually_exclusive_group()
     one.add_argument("--target-bits", type=float, metavar="BITS", help="average, such as 2.7")
@@ -85,6 +108,22 @@ def parse_size(text: str) -> int:
     if found is None or found[2].lower() not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 8MB or 1.5GB")
     return round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_share(text: str) -> float:
+    """Returns the share in a text like "0.05" or "5%".
+
+    Raises:
+        argparse.ArgumentTypeError: it is none between 0 and 1.
+    """
+    number = text.removesuffix("%")
+    try:
+        share = float(number) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share like 0.05 or 5%")
+    return share
 
 
 def parse_card(text: str) -> tuple[int, int]:

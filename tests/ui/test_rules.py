@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from vqdq import activations
 from vqdq.errors import UserError
 from vqdq.models import pipelines
 from vqdq.recipe import load_recipe
@@ -35,6 +36,27 @@ def test_settings_blank_lines_and_comments() -> None:
     assert rules.render((first, second)) == "*.attn2.* = trellis bits=4\nconv_in = keep"
 
 
+def test_what_rounds_the_input_stands_behind_a_bar() -> None:
+    (rule,) = rules.parse("*.attn2.* = trellis bits=4 | dgq bits=6 groups=16")
+    assert (rule.method, rule.activation) == ("trellis", "dgq")
+    assert rule.activation_params.to_json() | {"bits": 6, "groups": 16} == (
+        rule.activation_params.to_json()
+    )
+    assert rules.render((rule,)) == "*.attn2.* = trellis bits=4 | dgq bits=6 groups=16"
+    (bare,) = rules.parse("* = uniform|dynamic")
+    assert rules.render((bare,)) == "* = uniform | dynamic"
+    assert rules.parse(rules.render((bare,))) == (bare,)
+
+
+@pytest.mark.parametrize("name", activations.names())
+def test_every_activation_method_goes_through_a_line(name: str) -> None:
+    params = activations.get(name).settings(bits=5)
+    rule = dataclasses.replace(
+        rules.parse("* = trellis")[0], activation=name, activation_params=params
+    )
+    assert rules.parse(rules.render((rule,))) == (rule,)
+
+
 @pytest.mark.parametrize(
     ("line", "what", "remedy"),
     [
@@ -48,6 +70,11 @@ def test_settings_blank_lines_and_comments() -> None:
         ("* = trellis bits=many", "not a whole number", "Use 2 to 6"),
         ("* = keep bits=3", "takes no settings", "Remove"),
         ("* = uniform symmetric=perhaps", "not true or false", ""),
+        ("* = trellis |", "is not", "Write it like"),
+        ("* = trellis | dgp", "unknown activation method", "dgq"),
+        ("* = trellis | dgq group=8", "unknown setting", "groups"),
+        ("* = trellis | dgq groups=3", "not offered", "1, 2, 4, 8, 16"),
+        ("* = keep | dynamic", "leaves the input alone", "half"),
     ],
 )
 def test_a_fault_names_its_line(line: str, what: str, remedy: str) -> None:

@@ -40,7 +40,9 @@ def tuned(desk: Desk) -> Wish:
 
 
 @pytest.mark.parametrize("aim", [None, Aim(bits=2.7), Aim(bytes=8_500_000)])
-@pytest.mark.parametrize("name", ["trellis-3bit", "trellis-3bit-tuned", "gptq-4bit"])
+@pytest.mark.parametrize(
+    "name", ["trellis-3bit", "trellis-3bit-tuned", "gptq-4bit", "w8a8", "dgq-w4a6"]
+)
 def test_an_address_holds_every_setting(desk, name: str, aim) -> None:
     wish = Wish(recipe=desk.preset(name), aim=aim)
     linked = links.wish_in(desk, dict(parse_qsl(links.link_of(desk, wish))))

@@ -14,7 +14,7 @@ from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.variants import plain, require_calibration
 from vqdq.recipe import Plan, Recipe
-from vqdq.ui import header, links, panels, recipes, rules, settings, targets
+from vqdq.ui import header, inputs, links, panels, recipes, rules, settings, targets
 from vqdq.ui.desk import DEFAULT_GOAL, GOALS, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, html, markup
 from vqdq.ui.settings import Settings, Wish
@@ -113,7 +113,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
 
     for pressed in (goals, every):
         pressed.click(choose, made.inputs, [*made.inputs, *areas, *views], **PRIVATE)
-    switching = ("method", "aim", "calibrate", "finetune")
+    switching = ("method", "aim", "calibrate", "finetune", *inputs.SWITCHES)
     for name in switching:
         controls[name].input(switch, made.inputs, [*areas, *views], **PRIVATE)
     for name, control in controls.items():

@@ -102,6 +102,14 @@ def read(params: type[P], values: Mapping[str, Any], *, where: str = "") -> P:
     return params.from_json(ready, where=where or params.__name__)
 
 
+def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the values of one form: those whose name starts with `prefix` and a point."""
+    start = f"{prefix}."
+    return {
+        key.removeprefix(start): value for key, value in values.items() if key.startswith(start)
+    }
+
+
 def write(form: Form, values: Params) -> list[Any]:
     """Returns the updates that make `form` show `values`."""
     return [gr.update(value=getattr(values, name)) for name in form.components]

@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast
 from urllib.parse import urlencode
 
-from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.activations.attention import AttentionParams
+from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.errors import UserError
+from vqdq.jobs.inputs import with_ranges
 from vqdq.jobs.variants import variant
 from vqdq.params import Params
 from vqdq.recipe import Recipe
@@ -30,7 +32,12 @@ def link_of(desk: Desk, wish: Wish) -> str:
         words = {} if recipe.name == DEFAULT_GOAL and wish.aim is None else {"recipe": recipe.name}
     else:
         words = {"rules": rules.render(recipe.rules), "seed": recipe.seed}
-        for key, params in (("calibrate", recipe.calibration), ("finetune", recipe.finetune)):
+        for key, params in (
+            ("calibrate", recipe.calibration),
+            ("finetune", recipe.finetune),
+            ("attention", recipe.attention),
+            ("ranges", recipe.ranges),
+        ):
             if params is not None:
                 defaults = type(params)().to_json()
                 changed = {k: v for k, v in params.to_json().items() if v != defaults[k]}
@@ -63,6 +70,9 @@ def _recipe(desk: Desk, query: Mapping[str, str]) -> Recipe | None:
     rules.split(recipe)
     calibration = _params(CalibrationParams, query.get("calibrate"), "calibrate")
     finetune = _params(FinetuneParams, query.get("finetune"), "finetune")
+    attention = _params(AttentionParams, query.get("attention"), "attention")
+    ranges = _params(RangeParams, query.get("ranges"), "ranges")
+    recipe = with_ranges(replace(recipe, attention=attention), ranges)
     return replace(variant(recipe, calibration, finetune), name="linked")
 
 

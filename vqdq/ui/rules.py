@@ -1,20 +1,20 @@
-"""Layer rules as lines of text: `*.attn2.* = trellis bits=4`, `conv_in = keep`.
+"""Layer rules as lines of text: `*.attn2.* = trellis bits=4 | dynamic bits=8`, `conv_in = keep`.
 
-Text can be copied, sent and read aloud, which a grid of drop-downs cannot. `parse` and `render`
-are inverse,
-so a preset opens as lines and lines become the recipe that the program saves.
+Behind the bar stands what rounds the layer's input. Text can be copied, sent and read aloud, which
+a grid of drop-downs cannot. `parse` and `render` are inverse, so a preset opens as lines and lines
+become the recipe that the program saves.
 """
 
 from __future__ import annotations
 
-from vqdq import codecs
+from vqdq import activations, codecs, notation
 from vqdq.errors import UserError
-from vqdq.params import ParamInfo, Params, Value, describe
+from vqdq.params import Params
 from vqdq.recipe import Recipe
 from vqdq.rules import Rule
 
 KEEP = "keep"
-EXAMPLE = "conv_in = keep\n*.attn2.* = trellis bits=4"
+EXAMPLE = "conv_in = keep\n*.attn2.* = trellis bits=4 | dynamic bits=8"
 
 
 def parse(text: str) -> tuple[Rule, ...]:
@@ -52,66 +52,50 @@ def split(recipe: Recipe) -> tuple[tuple[Rule, ...], Rule]:
     return tuple(special), general
 
 
-def _rule(words: str, where: str) -> Rule:
-    pattern, equals, action = words.partition("=")
-    pattern, (method, *settings) = pattern.strip(), action.split() or [""]
-    if not equals or not pattern or not method:
+def _rule(text: str, where: str) -> Rule:
+    pattern, equals, action = text.partition("=")
+    weights, bar, inputs = action.partition("|")
+    pattern, (method, *settings) = pattern.strip(), weights.split() or [""]
+    if not equals or not pattern or not method or (bar and not inputs.strip()):
         raise UserError(
-            f'"{words[:80]}" is not "pattern = method".',
+            f'"{text[:80]}" is not "pattern = method" or "pattern = method | activation method".',
             where=where,
             remedy=f'Write it like "{EXAMPLE.splitlines()[1]}" or "conv_in = {KEEP}".',
         )
     if method == KEEP:
-        if settings:
+        if settings or bar:
             raise UserError(
-                f'"{KEEP}" takes no settings.', where=where, remedy=f"Remove {settings[0]}."
+                f'"{KEEP}" takes no settings and leaves the input alone.',
+                where=where,
+                remedy=f'Remove "{settings[0]}".'
+                if settings
+                else 'Write "half" to keep the weight in 16 bits and quantize the input.',
             )
         return Rule(pattern=pattern)
     try:
-        params = codecs.get(method).settings
-        known = {info.name: info for info in describe(params)}
-        values = {name: _value(known.get(name), text) for name, text in map(_pair, settings)}
-        return Rule(pattern=pattern, method=method, params=params.from_json(values))
+        params = notation.read(codecs.get(method).settings, settings)
+        activation, chosen = _activation(inputs.split())
     except UserError as error:
         raise UserError(error.what, where=where, remedy=error.remedy) from error
+    return Rule(
+        pattern=pattern,
+        method=method,
+        params=params,
+        activation=activation,
+        activation_params=chosen,
+    )
 
 
-def _pair(setting: str) -> tuple[str, str]:
-    name, equals, value = setting.partition("=")
-    if not equals or not name or not value:
-        raise UserError(
-            f'"{setting}" is not "name=value".',
-            remedy="Write settings like bits=4, without spaces.",
-        )
-    return name, value
-
-
-def _value(info: ParamInfo | None, text: str) -> Value:
-    """The value that `text` means for the setting; unknown settings are refused by `Params`."""
-    if info is None or info.kind is str:
-        return text
-    if info.kind is bool:
-        if text.lower() in ("true", "yes", "on", "false", "no", "off"):
-            return text.lower() in ("true", "yes", "on")
-        return text
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return int(number) if info.kind is int and number.is_integer() else number
+def _activation(words: list[str]) -> tuple[str, Params] | tuple[None, None]:
+    if not words:
+        return None, None
+    return words[0], notation.read(activations.get(words[0]).settings, words[1:])
 
 
 def _line(rule: Rule) -> str:
     if rule.method is None:
         return f"{rule.pattern} = {KEEP}"
-    return " ".join((f"{rule.pattern} = {rule.method}", *_settings(rule.params)))
-
-
-def _settings(params: Params | None) -> list[str]:
-    if params is None:
-        return []
-    return [
-        f"{info.name}={getattr(params, info.name)}"
-        for info in describe(type(params))
-        if getattr(params, info.name) != info.default
-    ]
+    line = " ".join((f"{rule.pattern} = {rule.method}", *notation.words(rule.params)))
+    if rule.activation is None:
+        return line
+    return " ".join((line, "|", rule.activation, *notation.words(rule.activation_params)))

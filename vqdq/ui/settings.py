@@ -6,19 +6,21 @@ Values travel by the controls' names, so a new setting is one control here and n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import gradio as gr
 
 from vqdq import codecs
-from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.activations.attention import AttentionParams
+from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.errors import UserError
+from vqdq.jobs.inputs import suffix, with_ranges
 from vqdq.jobs.variants import variant
 from vqdq.params import Params, describe
 from vqdq.recipe import Recipe
 from vqdq.rules import Rule
-from vqdq.ui import forms, rules
+from vqdq.ui import forms, inputs, rules
 from vqdq.ui.live import html
 
 P = TypeVar("P", bound=Params)
@@ -80,11 +82,22 @@ class Settings:
         """
         method = values["method"]
         params = _read(codecs.get(method).settings, values, method)
+        activation, its_params = inputs.chosen(values)
+        general = Rule(
+            pattern="*",
+            method=method,
+            params=params,
+            activation=activation,
+            activation_params=its_params,
+        )
         base = recipe_of(
-            method, params, rules.parse(values["rules"] or ""), whole(values["seed"], "seed")
+            general,
+            rules.parse(values["rules"] or ""),
+            whole(values["seed"], "seed"),
+            attention=inputs.attention(values),
         )
         recipe = variant(
-            base,
+            with_ranges(base, _read(RangeParams, values, "ranges") if base.ranges else None),
             _read(CalibrationParams, values, "calibration") if values["calibrate"] else None,
             _read(FinetuneParams, values, "finetuning") if values["finetune"] else None,
         )
@@ -107,6 +120,7 @@ class Settings:
         if aim is not None:
             after |= {"aim_bits": aim.bits} if aim.bits is not None else {}
             after |= {"aim_mb": aim.bytes / 1e6} if aim.bytes is not None else {}
+        after |= inputs.filled(recipe, general)
         for prefix, params in (
             (general.method, general.params),
             ("calibration", recipe.calibration),
@@ -122,10 +136,11 @@ class Settings:
         shown = {
             "aim_bits": values["aim"] == BITS,
             "aim_mb": values["aim"] == SIZE,
-            "learning": values["calibrate"] or values["finetune"],
             "calibration": values["calibrate"],
             "finetuning": values["finetune"],
+            **inputs.shown(values),
         }
+        shown["learning"] = shown["calibration"] or shown["finetuning"] or shown["ranges"]
         for name in codecs.names():
             shown[f"{name}.basic"] = name == values["method"] and not aimed
             shown[f"{name}.deep"] = name == values["method"]
@@ -165,6 +180,7 @@ def choices(general: Rule) -> Settings:
         visible=False,
         elem_id="vq-aim-mb",
     )
+    inputs.choices(controls, areas)
     with gr.Column(elem_classes=["vq-switches"]):
         controls["calibrate"] = gr.Checkbox(label="Calibrate on prompts", elem_id="vq-calibrate")
         controls["finetune"] = gr.Checkbox(label="Fine-tune afterwards", elem_id="vq-finetune")
@@ -181,6 +197,7 @@ def folds(
             with gr.Column(visible=known == general.method) as area:
                 _form(controls, known, general, advanced=True)
             areas[f"{known}.deep"] = area
+        inputs.deep(controls, areas)
         controls["seed"] = gr.Number(
             0, label="Seed", precision=0, info="Same seed, same bytes", elem_id="vq-recipe-seed"
         )
@@ -201,11 +218,14 @@ def folds(
                 drawn = forms.build(params)
                 controls |= {f"{prefix}.{key}": part for key, part in drawn.components.items()}
             areas[prefix] = area
+        inputs.ranges(controls, areas)
+    inputs.folds(controls, areas)
     with gr.Accordion("Layer rules", open=False, elem_id="vq-rules"):
         controls["rules"] = gr.Textbox(
             rules.render(special),
             label="One rule a line; the first that matches decides",
-            info=f'"pattern = method settings", or "pattern = {rules.KEEP}" for 16 bits',
+            info=f'"pattern = method settings | activation method", or "pattern = {rules.KEEP}"'
+            " for 16 bits",
             lines=4,
             max_lines=12,
             placeholder=rules.EXAMPLE,
@@ -228,13 +248,18 @@ def methods() -> list[tuple[str, str]]:
     return found
 
 
-def recipe_of(method: str, params: Params, special: tuple[Rule, ...], seed: int) -> Recipe:
-    """Returns the recipe: special rules first, then the method for every other layer."""
-    bits = next(
-        (f"-{getattr(params, i.name)}bit" for i in describe(type(params)) if i.name == "bits"), ""
-    )
-    general = Rule(pattern="*", method=method, params=params)
-    return Recipe(name=f"{method}{bits}", rules=(*special, general), seed=seed)
+def recipe_of(
+    general: Rule, special: tuple[Rule, ...], seed: int, *, attention: AttentionParams | None = None
+) -> Recipe:
+    """Returns the recipe: special rules first, then the general one for every other layer.
+
+    Ranges are collected, by their defaults, where something needs them.
+    """
+    params = general.params
+    bits = "" if params is None else getattr(params, "bits", "")
+    name = f"{general.method}-{bits}bit" if bits else f"{general.method}"
+    recipe = Recipe(name=name, rules=(*special, general), seed=seed, attention=attention)
+    return with_ranges(replace(recipe, name=f"{name}{suffix(recipe)}"), None)
 
 
 def whole(value: float | str | None, where: str) -> int:
@@ -282,8 +307,4 @@ def _form(controls: dict[str, Any], method: str, general: Rule, *, advanced: boo
 
 
 def _read(params: type[P], values: Mapping[str, Any], prefix: str) -> P:
-    start = f"{prefix}."
-    entered = {
-        key.removeprefix(start): value for key, value in values.items() if key.startswith(start)
-    }
-    return forms.read(params, entered)
+    return forms.read(params, forms.part(values, prefix))

@@ -1,0 +1,93 @@
+"""Activations on the command line: what the flags ask for is in the recipe, and in the plan."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.models import tiny
+from vqdq.activations.attention import AttentionParams
+from vqdq.cli import main
+from vqdq.recipe import Recipe
+
+RULES = [
+    {"pattern": "conv_in", "method": None},
+    {"pattern": "*attn2.to_*", "method": "uniform", "params": {"bits": 4}},
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.folder(folder / "tiny")
+    (folder / "mine.json").write_text(json.dumps({"version": 1, "name": "mine", "rules": RULES}))
+    return folder
+
+
+def planned(place, capsys, *words):
+    """What `plan --json` answers."""
+    asked = ["plan", place / "tiny", "--recipe", place / "mine.json", *words, "--json"]
+    assert main([str(word) for word in asked]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def recipe_of(place, capsys, *words) -> Recipe:
+    return Recipe.from_json(planned(place, capsys, *words)["recipe"])
+
+
+def test_a_method_with_settings_goes_to_every_layer_that_is_encoded(place, capsys) -> None:
+    recipe = recipe_of(place, capsys, "--activations", "dgq:bits=6,groups=16")
+    kept, rule = recipe.rules
+    assert (kept.method, kept.activation) == (None, None)
+    assert rule.activation == "dgq"
+    assert rule.activation_params.to_json() | {"bits": 6, "groups": 16} == (
+        rule.activation_params.to_json()
+    )
+    assert recipe.ranges is not None
+    assert recipe.name == "mine-a6"
+    assert recipe_of(place, capsys, "--activations", "dynamic").ranges is None
+
+
+def test_attention_ranges_and_calibration_together(place, capsys) -> None:
+    words = ["--activations", "minmax", "--attention", "bits=4,scores=log2"]
+    recipe = recipe_of(place, capsys, *words, "--range-prompts", 3, "--calibrate", 2)
+    assert recipe.attention == AttentionParams(bits=4, scores="log2")
+    assert recipe.ranges is not None
+    assert recipe.calibration is not None
+    assert (recipe.ranges.prompts, recipe.calibration.prompts) == (3, 2)
+    assert recipe.name == "mine-a8-s4-calibrated"
+    alone = recipe_of(place, capsys, "--attention")
+    assert (alone.attention, alone.name) == (AttentionParams(), "mine-s8")
+
+
+def test_off_takes_everything_away_and_the_name_says_so(place, capsys) -> None:
+    values = planned(place, capsys)
+    for words in (["--activations", "off"], ["--attention", "off"]):
+        assert planned(place, capsys, *words)["recipe_digest"] == values["recipe_digest"]
+    asked = ["plan", "demo", "--recipe", "dgq-w4a6", "--activations", "off", "--attention", "off"]
+    assert main([*asked, "--json"]) == 0
+    recipe = Recipe.from_json(json.loads(capsys.readouterr().out.splitlines()[-1])["recipe"])
+    assert recipe.name == "dgq-w4a6-a16"
+    assert (recipe.ranges, recipe.attention) == (None, None)
+    assert all(rule.activation is None for rule in recipe.rules)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--activations", "dgp"], 'Did you mean "dgq"?'),
+        (["--activations", "dgq:group=8"], 'Did you mean "groups"?'),
+        (["--activations", "dgq:bits=9"], "Use 4 to 8"),
+        (["--activations", "dgq:bits"], "name=value"),
+        (["--attention", "bits=2"], "Use 4 to 8"),
+        (["--attention", "scores=even"], "off, log, log2, linear"),
+        (["--range-prompts", "3"], "Add --activations dgq"),
+        (["--range-prompts", "none"], "not a number of at least 1"),
+        (["--keep-fragile", "2"], "is not a share like 0.05 or 5%"),
+    ],
+)
+def test_what_cannot_be_meant(place, capsys, words, says) -> None:
+    asked = ["plan", place / "tiny", "--recipe", place / "mine.json", *words]
+    assert main([str(word) for word in asked]) == 2
+    assert says in capsys.readouterr().err

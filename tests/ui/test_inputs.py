@@ -1,0 +1,126 @@
+"""Activations on the Compress tab: the panel, what it asks for, and how a recipe fills it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import gradio as gr
+import pytest
+
+from vqdq import activations
+from vqdq.activations.attention import AttentionParams
+from vqdq.calibration import CalibrationParams, RangeParams
+from vqdq.errors import UserError
+from vqdq.jobs.inputs import with_activations, with_attention
+from vqdq.jobs.store import Workspace
+from vqdq.jobs.variants import variant
+from vqdq.recipe import Recipe
+from vqdq.ui import inputs, links, rules, settings
+from vqdq.ui.desk import Desk
+from vqdq.ui.settings import Settings, Wish
+
+PRESETS = ("w8a8", "dgq-w4a8", "dgq-w4a6", "w3a8-trellis")
+
+
+@pytest.fixture
+def desk(tmp_path: Path):
+    workspace = Workspace.open(tmp_path / "w")
+    yield Desk(workspace, "demo")
+    workspace.close()
+
+
+@pytest.fixture(scope="module")
+def panel() -> Settings:
+    (general,) = rules.parse("* = trellis")
+    with gr.Blocks():
+        made = settings.choices(general)
+        settings.folds(made, general, (), name="", matches="")
+    return made
+
+
+def held(panel: Settings) -> dict[str, object]:
+    return {name: control.value for name, control in panel.controls.items()}
+
+
+def own(desk: Desk) -> Recipe:
+    """A recipe that no preset is: its own ranges, attention, calibration, and a special rule."""
+    recipe = replace(desk.preset("dgq-w4a6"), name="own")
+    special = rules.parse("*.attn2.* = trellis bits=3 | rotated bits=5\n*.proj_in = half")
+    recipe = replace(recipe, rules=(*special, *recipe.rules), ranges=RangeParams(prompts=5))
+    recipe = with_attention(recipe, AttentionParams(scores="log2", bits=4, qkv_bits=16))
+    return variant(recipe, CalibrationParams(prompts=7), None)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_panel_shows_a_preset_and_gives_it_back(desk, panel, name: str) -> None:
+    recipe = desk.preset(name)
+    after = panel.filled(Wish(recipe=recipe), held(panel))
+    assert after["activations"] == rules.split(recipe)[1].activation_params.bits
+    assert panel.wish(after).recipe.digest == recipe.digest
+    off = panel.filled(Wish(recipe=desk.preset("trellis-3bit")), after)
+    assert (off["activations"], off["attention"]) == (inputs.OFF, False)
+    assert panel.wish(off).recipe.digest == desk.preset("trellis-3bit").digest
+
+
+def test_every_setting_goes_through_the_panel_and_the_address(desk, panel) -> None:
+    recipe = own(desk)
+    back = panel.wish(panel.filled(Wish(recipe=recipe), held(panel))).recipe
+    assert back.digest == recipe.digest
+    assert back.name == "trellis-4bit-a5-s4-calibrated"
+    linked = links.wish_in(desk, dict(parse_qsl(links.link_of(desk, Wish(recipe=recipe)))))
+    assert linked is not None
+    assert linked.recipe.digest == recipe.digest
+
+
+@pytest.mark.parametrize("name", activations.names())
+def test_every_method_can_be_chosen_at_every_width(panel, name: str) -> None:
+    for _, bits in inputs.BITS[1:]:
+        values = held(panel) | {"activations": bits, "activation": name}
+        general = panel.wish(values).recipe.rules[-1]
+        assert (general.activation, general.quantizer().bits) == (name, bits)
+        assert general.activation_params == activations.get(name).settings(bits=bits)
+
+
+def test_ranges_are_asked_for_where_something_needs_them(panel) -> None:
+    values = held(panel)
+    for change, needed in (
+        ({}, False),
+        ({"activations": 8, "activation": "dynamic"}, False),
+        ({"activations": 8, "activation": "dgq"}, True),
+        ({"activations": inputs.OFF, "activation": "dgq"}, False),
+        ({"attention": True}, False),
+        ({"attention": True, "attention.qkv_method": "dgq"}, True),
+        ({"attention": True, "attention.qkv_method": "dgq", "attention.qkv_bits": 16}, False),
+        ({"rules": "*.ff.* = trellis | minmax"}, True),
+    ):
+        entered = values | change
+        assert (panel.wish(entered).recipe.ranges is not None) == needed, change
+        areas = dict(zip(panel.areas, panel.visibility(entered), strict=True))
+        assert areas["ranges"]["visible"] == areas["learning"]["visible"] == needed, change
+
+
+def test_only_the_chosen_method_is_drawn(panel) -> None:
+    entered = held(panel) | {"activations": 6, "activation": "dgq"}
+    areas = dict(zip(panel.areas, panel.visibility(entered), strict=True))
+    shown = [name for name in activations.names() if areas[f"input.{name}.basic"]["visible"]]
+    assert shown == ["dgq"]
+    assert areas["input.method"]["visible"]
+    assert not areas["attention"]["visible"]
+    assert "input.dgq.bits" not in panel.controls  # the row of buttons is this setting
+
+
+def test_a_fault_names_the_setting(panel) -> None:
+    values = held(panel) | {"activations": 8, "activation": "dgq", "input.dgq.levels": 0}
+    with pytest.raises(UserError) as caught:
+        panel.wish(values)
+    assert "levels" in caught.value.where
+    assert "Use 1 to 64" in caught.value.remedy
+
+
+def test_activations_come_off_again(desk) -> None:
+    for name in PRESETS:
+        bare = with_attention(with_activations(desk.preset(name), None), None)
+        assert bare.ranges is None
+        assert not desk.plan(bare).activated

@@ -1,0 +1,68 @@
+"""What the flags about activations mean: they change a recipe, and a plan says what comes of it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vqdq import notation
+from vqdq.errors import UserError
+from vqdq.jobs import inputs
+from vqdq.jobs.variants import plain, variant
+
+if TYPE_CHECKING:
+    from vqdq.recipe import Recipe
+
+OFF = "off"
+
+
+def applied(options: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """Returns the recipe with what the flags ask of its layers' inputs and of attention.
+
+    Raises:
+        UserError: an unknown method or setting, or ranges that nothing asks for.
+    """
+    if options.activations is None and options.attention is None and options.range_prompts is None:
+        return recipe
+    changed = bare = plain(recipe)
+    if options.activations is not None:
+        changed = _activations(options.activations, changed)
+    if options.attention is not None:
+        changed = _attention(options.attention, changed)
+    if options.range_prompts is not None:
+        if changed.ranges is None:
+            raise UserError(
+                "no method here takes its ranges from prompts.",
+                where="--range-prompts",
+                remedy="Add --activations dgq, or leave it out.",
+            )
+        ranges = replace(changed.ranges, prompts=options.range_prompts)
+        changed = replace(changed, ranges=ranges)
+    if changed == bare:
+        return recipe
+    return variant(inputs.renamed(changed, bare), recipe.calibration, recipe.finetune)
+
+
+def _activations(text: str, recipe: Recipe) -> Recipe:
+    from vqdq import activations
+
+    if text == OFF:
+        return inputs.with_activations(recipe, None)
+    name, colon, settings = text.partition(":")
+    where = "--activations"
+    try:
+        kind = activations.get(name)
+    except UserError as error:
+        raise UserError(error.what, where=where, remedy=error.remedy) from error
+    words = settings.split(",") if colon else []
+    return inputs.with_activations(recipe, name, notation.read(kind.settings, words, where=where))
+
+
+def _attention(text: str, recipe: Recipe) -> Recipe:
+    from vqdq.activations.attention import AttentionParams
+
+    if text == OFF:
+        return inputs.with_attention(recipe, None)
+    words = text.split(",") if text else []
+    return inputs.with_attention(recipe, notation.read(AttentionParams, words, where="--attention"))
