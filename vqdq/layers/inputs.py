@@ -7,16 +7,20 @@ kernel can ("integer"), else the same codes in float ("simulated", with the reas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from vqdq.activations.base import ActivationQuantizer, Grid, Site
+from vqdq.activations.base import ActivationQuantizer, Axis, Grid, Site
 from vqdq.errors import UserError
+from vqdq.kernels.int8 import Lines
 from vqdq.layers import execution
+from vqdq.layers.integer import Step
 from vqdq.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -32,10 +36,17 @@ class NoiseLevel:
 
     def __init__(self) -> None:
         self.timestep: float | None = None
+        self._handle: RemovableHandle | None = None
 
     def attach_(self, denoiser: nn.Module) -> None:
         """Follows every call of `denoiser` from now on."""
-        denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def detach_(self) -> None:
+        """Follows no longer, and leaves no hook behind."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = kwargs.get("timestep", args[1] if len(args) > 1 else None)
@@ -66,6 +77,8 @@ class LayerInput:
         self.where = where
         self.enabled = True
         self._grids: dict[tuple[Any, ...], Grid] = {}
+        self._steps: dict[tuple[Any, ...], Step | None] = {}
+        self._lines: Lines | None = None
         self._weight: execution.Weight8 | None = None
 
     @property
@@ -86,37 +99,129 @@ class LayerInput:
     def release(self) -> None:
         """Forgets everything that was made of the stored parameters and of the weight."""
         self._grids.clear()
+        self._steps.clear()
+        self._lines = None
         self._weight = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy needs: it makes its own grids and weights."""
+        return self.__dict__ | {"_grids": {}, "_steps": {}, "_lines": None, "_weight": None}
 
     def linear(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
         """Returns the layer's output, [..., out], for inputs [..., in]."""
-        rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).float()
-        rows = self._turned(layer, rows)
-        out = execution.linear(self._prepared(layer), rows, self._grid(layer, rows), layer.bias)
+        values = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).float()
+        step = self._step(layer, values)
+        if step is not None:
+            out = self._finite(step(self._prepared_lines(layer, values)))
+        else:
+            rows = self._turned(layer, values)
+            grid = self._grid(layer, rows)
+            self._finite((rows, bool(torch.isfinite(rows).all())))
+            out = execution.linear(self.weight(layer).dense(layer), rows, grid, layer.bias)
         return out.reshape(*inputs.shape[:-1], -1).to(inputs.dtype)
 
     def convolution(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
-        """Returns the convolution of [batch, channels, height, width]."""
+        """Returns the convolution of [batch, channels, height, width], channels last in memory
+        where it is computed in integers.
+        """
+        step = self._step(layer, inputs)
+        if step is not None:
+            out = self._finite(step(self._prepared_lines(layer, inputs.float())))
+            return out.permute(0, 3, 1, 2).to(inputs.dtype)
         rows = self._turned(layer, inputs.flatten(2).transpose(1, 2).float())
         shape = (inputs.shape[2], inputs.shape[3])
         grid = self._grid(layer, rows, shape)
+        self._finite((rows, bool(torch.isfinite(rows).all())))
         maps = rows.transpose(1, 2).unflatten(2, shape)
-        return execution.convolution(self._prepared(layer), layer, maps, grid).to(inputs.dtype)
+        dense = self.weight(layer).dense(layer)
+        return execution.convolution(dense, layer, maps, grid).to(inputs.dtype)
+
+    def _step(self, layer: QuantizedLayer, values: torch.Tensor) -> Step | None:
+        """Returns what computes the layer in integers for an input like `values`, or None."""
+        if values.device.type != "cpu":
+            return None
+        own = self.quantizer.own_axis(self.site)
+        is_map = values.ndim == 4
+        shape = (values.shape[2], values.shape[3]) if is_map else None
+        positions = values.shape[2] * values.shape[3] if is_map else values.shape[1]
+        key = (own,) if own else (self.level.timestep, positions, shape)
+        if key in self._steps and (own or self.quantizer.calibrated):
+            return self._steps[key]
+        grid = None
+        if not own:
+            rows = values.flatten(2).transpose(1, 2) if is_map else values
+            if not self.quantizer.calibrated:
+                rows = self._turned(layer, rows.float())
+            grid = self._grid(layer, rows, shape)
+        axis = grid.axis if grid is not None else own
+        assert axis is not None
+        if len(self._steps) >= _KEPT_GRIDS:
+            self._steps.clear()
+        made = execution.step(layer, self.weight(layer), axis, grid, self.quantizer.bits)
+        self._steps[key] = made
+        return made
+
+    def _prepared_lines(self, layer: QuantizedLayer, values: torch.Tensor) -> Lines:
+        """Returns an input with what is done to its rows before they are rounded."""
+        if self._lines is None:
+            divisor = torch.empty(0)
+            if self.smooths:
+                divisor = layer.get_buffer(self.smoothing_name).float()
+            weight = self.weight(layer)
+            self._lines = Lines(
+                values=torch.empty(0), divisor=divisor, signs=weight.signs, block=weight.block
+            )
+        return replace(self._lines, values=values)
+
+    def _finite(self, result: tuple[torch.Tensor, bool]) -> torch.Tensor:
+        if not result[1]:
+            raise UserError(
+                "its input is NaN or infinite.",
+                where=self.where,
+                remedy="Draw in 32 bits, or look for the layer before it that overflows.",
+            )
+        return result[0]
 
     def execution(self, layer: QuantizedLayer) -> execution.Execution:
         """Returns whether the layer is computed in integers here, and why not."""
         return execution.how(layer, self)
 
-    def _prepared(self, layer: QuantizedLayer) -> execution.Weight8:
+    def known_grids(self, layer: QuantizedLayer) -> Iterator[tuple[Axis, Grid | None]]:
+        """Yields the grids at all noise levels that are stored; None for an input's own range."""
+        own = self.quantizer.own_axis(self.site)
+        if own:
+            yield own, None
+            return
+        stored = self._stored(layer)
+        rows = torch.zeros(()).expand(1, max(1, self.site.positions), self.site.channels)
+        side = math.isqrt(rows.shape[1])
+        shape = (side, side) if isinstance(layer, nn.Conv2d) and side**2 == rows.shape[1] else None
+        levels = stored.get("timesteps")
+        for timestep in [None] if levels is None else [None, *levels.tolist()]:
+            grid = self.quantizer.grid(rows, stored, self.site, timestep, shape)
+            yield grid.axis, grid
+
+    def weight(self, layer: QuantizedLayer) -> execution.Weight8:
+        """Returns the 8-bit weight that the codes are multiplied with."""
         if self._weight is None:
-            self._weight = execution.prepare(layer, self.quantizer.rotation_block(self.site))
+            block = self.quantizer.rotation_block(self.site)
+            self._weight = execution.Weight8(layer, block)
         return self._weight
+
+    def _stored(self, layer: QuantizedLayer) -> dict[str, torch.Tensor]:
+        return {name[len(PREFIX) :]: layer.get_buffer(name) for name in self.names}
+
+    def rows(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
+        """Returns an input as it is quantized, float32 [batch, positions, channels]."""
+        if isinstance(layer, nn.Conv2d):
+            return self._turned(layer, inputs.flatten(2).transpose(1, 2).float())
+        return self._turned(layer, inputs.reshape(len(inputs), -1, inputs.shape[-1]).float())
 
     def _turned(self, layer: QuantizedLayer, rows: torch.Tensor) -> torch.Tensor:
         """Returns rows [batch, positions, channels] as they are quantized: smoothed, rotated."""
         if self.smooths:
             rows = rows / layer.get_buffer(self.smoothing_name).float()
-        weight = self._prepared(layer)
+        weight = self.weight(layer)
         return execution.rotated(rows, weight) if weight.block else rows
 
     def _grid(
@@ -125,17 +230,13 @@ class LayerInput:
         key = (self.level.timestep, rows.shape[1], shape)
         found = self._grids.get(key) if self.quantizer.calibrated else None
         if found is None:
-            stored = {name[len(PREFIX) :]: layer.get_buffer(name) for name in self.names}
             try:
-                found = self.quantizer.grid(rows, stored, self.site, self.level.timestep, shape)
+                found = self.quantizer.grid(
+                    rows, self._stored(layer), self.site, self.level.timestep, shape
+                )
             except UserError as error:
                 raise UserError(error.what, where=self.where, remedy=error.remedy) from error
-            if not bool(torch.isfinite(found.scale).all()):
-                raise UserError(
-                    "its input is NaN or infinite.",
-                    where=self.where,
-                    remedy="Draw in 32 bits, or look for the layer before it that overflows.",
-                )
+            self._finite((found.scale, bool(torch.isfinite(found.scale).all())))
             if len(self._grids) >= _KEPT_GRIDS:
                 self._grids.clear()
             self._grids[key] = found

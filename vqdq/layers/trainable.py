@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from vqdq.codecs import create
 from vqdq.codecs.base import Codec, Packed
+from vqdq.layers.inputs import fold_smoothing
 from vqdq.layers.matrix import from_matrix, to_matrix
 from vqdq.layers.quantized import QuantizedLayer, hollow
 
@@ -47,13 +48,26 @@ class TrainableLayer(nn.Module):
     codebooks: nn.Parameter | None
     _packed: Packed
     _codec: Codec[Any]
+    _smoothing: torch.Tensor | None
 
-    def hold_(self, packed: Packed, dtype: torch.dtype, *, learn_codebooks: bool) -> None:
-        """Decodes `packed`; products are computed in `dtype`."""
+    def hold_(
+        self,
+        packed: Packed,
+        dtype: torch.dtype,
+        *,
+        learn_codebooks: bool,
+        smoothing: torch.Tensor | None = None,
+    ) -> None:
+        """Decodes `packed`; products are computed in `dtype`.
+
+        Args:
+            smoothing: what the columns were multiplied by before they were encoded, [channels].
+        """
         self._packed = packed
+        self._smoothing = smoothing
         self._codec = create(packed.codec, packed.params)
         place = packed.tensors[next(iter(packed.tensors))].device
-        weight = from_matrix(self._codec.decode(packed), self).to(place, dtype)
+        weight = from_matrix(self.unsmoothed(self._codec.decode(packed)), self).to(place, dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
         rows = torch.zeros(packed.shape.out_features, device=place)
         self.change = nn.Parameter(rows) if self._codec.row_scales else None
@@ -61,6 +75,10 @@ class TrainableLayer(nn.Module):
         own = isinstance(self._codec, LearnsCodebooks) and CODEBOOKS in packed.tensors
         if own and learn_codebooks:
             self.codebooks = nn.Parameter(packed.tensors[CODEBOOKS].detach().float().clone())
+
+    def unsmoothed(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Returns a matrix [out, in] with each column divided by its smoothing factor."""
+        return matrix if self._smoothing is None else fold_smoothing(matrix, self._smoothing)
 
     def learnt(self) -> Packed:
         """Returns the packed weight with what was learnt, rounded as it is stored."""
@@ -117,13 +135,14 @@ class _Decoded(torch.autograd.Function):
         codec = layer._codec  # pyright: ignore[reportPrivateUsage]
         origin = layer._packed  # pyright: ignore[reportPrivateUsage]
         packed = cast(LearnsCodebooks, codec).with_codebooks(origin, codebooks)
-        ctx.made = codec, packed
-        return from_matrix(codec.decode(packed).to(codebooks.device), layer)
+        ctx.made = codec, packed, layer
+        decoded = layer.unsmoothed(codec.decode(packed))
+        return from_matrix(decoded.to(codebooks.device), layer)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        codec, packed = ctx.made
-        matrix = to_matrix(grads[0]).float()
+        codec, packed, layer = ctx.made
+        matrix = layer.unsmoothed(to_matrix(grads[0]).float())  # by the chain rule
         gradient = cast(LearnsCodebooks, codec).codebook_gradient(packed, matrix)
         return gradient.to(grads[0].device), None
 
@@ -133,7 +152,11 @@ def trainable(
 ) -> TrainableLinear | TrainableConv2d:
     """Returns a layer that computes what `layer` does and can learn; nothing is shared."""
     made = hollow(layer, TrainableLinear, TrainableConv2d)
-    made.hold_(layer.packed, dtype, learn_codebooks=learn_codebooks)
+    given = layer.input
+    factors = None
+    if given is not None and given.smooths:
+        factors = layer.get_buffer(given.smoothing_name)
+    made.hold_(layer.packed, dtype, learn_codebooks=learn_codebooks, smoothing=factors)
     if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
         made.bias = nn.Parameter(layer.bias.detach().float().clone())
     return made.train(layer.training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from vqdq.models.card import card
 from vqdq.models.checkpoint import LayerResult, Learnt, half
 from vqdq.models.copying import copy_components
 from vqdq.models.encoding import error_db
-from vqdq.models.partial import BIAS, FinishedLayer, Partial
+from vqdq.models.partial import BIAS, INPUTS, LEARNT, FinishedLayer, Partial
 from vqdq.models.sources import Source
 from vqdq.models.weights import WeightFile, sync_folder, write_text, write_weights
 from vqdq.progress import Event, Report
@@ -56,12 +57,24 @@ def layer_results(
 def finished_layers(
     plan: Plan, partial: Partial
 ) -> tuple[dict[str, Packed], dict[str, torch.Tensor]]:
-    """Returns every packed weight by layer, and every corrected bias by its key."""
+    """Returns every packed weight by layer, and every other tensor that changed by its key.
+
+    Both as fine-tuning left them, once it is through.
+    """
     planned = {item.layer.name: item for item in plan.quantized}
     done = _finished(plan, partial)
     packed = {name: layer.packed(planned[name]) for name, layer in done}
-    biases = {f"{name}.bias": layer.weights.read(BIAS) for name, layer in done if layer.has_bias}
-    return packed, biases
+    changed = {f"{name}.bias": layer.weights.read(BIAS) for name, layer in done if layer.has_bias}
+    learnt = partial.kept_file(LEARNT)
+    if learnt is None:
+        return packed, changed
+    inner: set[str] = set()
+    for name, layer in packed.items():
+        inner |= {f"{name}.{key}" for key in layer.tensors}
+        tensors = {key: learnt.read(f"{name}.{key}") for key in layer.tensors}
+        packed[name] = replace(layer, tensors=tensors)
+    changed |= {key: learnt.read(key) for key in learnt.tensors if key not in inner}
+    return packed, changed
 
 
 def write_final(
@@ -82,8 +95,9 @@ def write_final(
     for name, layer in _finished(plan, partial):
         for key in layer.weights.tensors:
             origin[f"{name}.{key}"] = (layer.weights, key)
-    if (tuned := partial.learnt()) is not None:
-        origin |= {key: (tuned, key) for key in tuned.tensors}
+    for stage in (LEARNT, INPUTS):
+        if (made := partial.kept_file(stage)) is not None:
+            origin |= {key: (made, key) for key in made.tensors}
     assert origin.keys() <= wanted
 
     def read(spec: TensorSpec) -> torch.Tensor:

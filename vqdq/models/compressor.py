@@ -5,32 +5,46 @@ Both ways encode the same matrices with the same generators, so their results ar
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from vqdq.calibration import CalibrationParams
+from vqdq.calibration import CalibrationParams, RangeParams
 from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
 from vqdq.layers.matrix import to_matrix
-from vqdq.layers.quantized import pack
 from vqdq.models import checkpoint
 from vqdq.models.assembly import finished_layers, layer_results, write_final
 from vqdq.models.checkpoint import MOST_DB, LayerResult, Learnt, half, sha256
 from vqdq.models.denoisers import denoiser
 from vqdq.models.encoding import EncodedLayer, encode_layer, within
 from vqdq.models.hub import VqdqConfig, attach_
+from vqdq.models.input_ranges import (
+    calibrate_inputs_,
+    input_tensors,
+    needs_calls,
+    smoothing_factors,
+)
 from vqdq.models.memory import peak_bytes, reset_peak
-from vqdq.models.partial import Partial, fingerprint, open_partial, refuse_existing, version
+from vqdq.models.partial import (
+    INPUTS,
+    LEARNT,
+    SMOOTHING,
+    Partial,
+    fingerprint,
+    open_partial,
+    refuse_existing,
+    version,
+)
 from vqdq.models.pipelines import component, source_component
 from vqdq.models.sources import locate, presets_folder
 from vqdq.models.space import full_disk, needed_bytes, require_space
+from vqdq.models.students import student, with_denoiser
 from vqdq.models.teacher import Teacher
 from vqdq.models.weights import WeightFile
 from vqdq.progress import Event, Report, silent
@@ -102,8 +116,8 @@ def compress_folder(
         model: "demo", a folder or a hub id.
         output: must not exist yet.
         calibration: a folder of `vqdq calibrate`, instead of running the model on prompts here.
-        report: stages "record", "calibrate", "encode" (layer k of n), "finetune" and "save", as
-            far as the recipe asks for them; may raise `Cancelled`.
+        report: stages "record", "calibrate", "encode" (layer k of n), "finetune", "ranges" and
+            "save", as far as the recipe asks for them; may raise `Cancelled`.
 
     Raises:
         UserError: a fault of the model, the recipe or the disk; finished layers are kept.
@@ -125,14 +139,16 @@ def compress_folder(
     }
     if calibration is not None:
         state["calibration"] = sha256(Path(calibration) / "calibration.json")
-    teacher = Teacher(model, calibration=calibration)
+    teacher = Teacher(model, calibration=calibration, ranges=_ranges(plan))
     needed = needed_bytes(plan, source)
     with full_disk(target, needed), open_partial(target, state) as partial:
         require_space(partial, needed)
         by_key = {key: file for file in files for key in file.tensors}
         _require_finite(plan, by_key)
-        _encode_missing(plan, by_key, partial, teacher, report)
-        learnt = _learn(plan, partial, teacher, report)
+        smoothing = _smoothing(plan, by_key, partial, teacher, report)
+        _encode_missing(plan, by_key, partial, teacher, smoothing, report)
+        learnt = _learn(plan, partial, teacher, smoothing, report)
+        _calibrate(plan, partial, teacher, smoothing, report)
         layers = layer_results(plan, by_key, partial)
         report(Event(stage="save", done=0, total=3, message="weights"))
         measured = write_final(source, plan, layers, by_key, partial, learnt, report)
@@ -172,22 +188,29 @@ def compress(
     """
     name, module = denoiser(pipeline)
     ready = plan(pipeline, recipe)
-    teacher = Teacher.of(pipeline, calibration)
+    teacher = Teacher.of(pipeline, calibration, ranges=_ranges(ready))
     state = module.state_dict()
     packed: dict[str, Packed] = {}
     changed: dict[str, torch.Tensor] = {}
     chosen = ready.quantized
-    for planned, layer in _encoded(ready, chosen, lambda key: state.get(key), teacher, report):
+
+    def read(key: str) -> torch.Tensor | None:
+        return state[key].cpu() if key in state else None
+
+    smoothing = smoothing_factors(ready, teacher, read, report)
+    for planned, layer in _encoded(ready, chosen, read, teacher, smoothing, report):
         packed[planned.layer.name] = layer.packed
         if layer.bias is not None:
             changed[f"{planned.layer.name}.bias"] = layer.bias
     report(Event(stage="encode", done=len(chosen), total=len(chosen)))
-    twin = _twin(module, packed, changed)
+    twin = student(module, ready, packed, changed, smoothing)
     if ready.recipe.finetune is not None:
         learnt = teacher.tune(twin, ready.recipe.finetune, _sampling(ready), report)
-        twin = _twin(module, learnt.packed, {**changed, **learnt.tensors})
+        changed |= learnt.tensors
+        twin = student(module, ready, learnt.packed, changed, smoothing)
+    calibrate_inputs_(twin, ready, teacher, report)
     attach_(twin, VqdqConfig(**checkpoint.quantization_config(ready)))
-    return _with_denoiser(pipeline, name, twin)
+    return with_denoiser(pipeline, name, twin)
 
 
 def _encoded(
@@ -195,6 +218,7 @@ def _encoded(
     layers: Sequence[PlannedLayer],
     read: Callable[[str], torch.Tensor | None],
     teacher: Teacher,
+    smoothing: Mapping[str, torch.Tensor],
     report: Report,
 ) -> Generator[tuple[PlannedLayer, EncodedLayer], None, None]:
     """Yields `layers` encoded, in the order in which their statistics come."""
@@ -217,6 +241,7 @@ def _encoded(
                     within(report, done, total, name),
                     stats=stats.get(name),
                     bias=read(f"{name}.bias") if corrected else None,
+                    smoothing=smoothing.get(name),
                 ),
             )
             done += 1
@@ -227,6 +252,7 @@ def _encode_missing(
     files: Mapping[str, WeightFile],
     partial: Partial,
     teacher: Teacher,
+    smoothing: Mapping[str, torch.Tensor],
     report: Report,
 ) -> None:
     """Encodes and keeps every layer that an earlier run has not finished."""
@@ -237,28 +263,47 @@ def _encode_missing(
         if partial.finished(numbers[planned.layer.name], planned) is None
     ]
 
-    def read(key: str) -> torch.Tensor | None:
-        return files[key].read(key) if key in files else None
-
     if pending:
-        for planned, layer in _encoded(plan, pending, read, teacher, report):
+        for planned, layer in _encoded(plan, pending, _reader(files), teacher, smoothing, report):
             name = planned.layer.name
             partial.keep(numbers[name], name, layer)
     total = len(plan.quantized)
     report(Event(stage="encode", done=total, total=total))
 
 
-def _learn(plan: Plan, partial: Partial, teacher: Teacher, report: Report) -> Learnt | None:
+def _smoothing(
+    plan: Plan,
+    files: Mapping[str, WeightFile],
+    partial: Partial,
+    teacher: Teacher,
+    report: Report,
+) -> Mapping[str, torch.Tensor]:
+    """Returns the factors of smoothed inputs by layer, as an earlier run kept them or made anew."""
+    found = partial.kept_file(SMOOTHING)
+    if found is not None:
+        return {name: found.read(name) for name in found.tensors}
+    factors = smoothing_factors(plan, teacher, _reader(files), report)
+    if factors:
+        partial.keep_file(SMOOTHING, factors, {})
+    return factors
+
+
+def _learn(
+    plan: Plan,
+    partial: Partial,
+    teacher: Teacher,
+    smoothing: Mapping[str, torch.Tensor],
+    report: Report,
+) -> Learnt | None:
     """Fine-tunes the encoded layers and keeps what changed; None when the recipe does not ask."""
     params = plan.recipe.finetune
     if params is None:
         return None
-    found = partial.learnt()
+    found = partial.kept_file(LEARNT)
     if found is None:
         module = denoiser(teacher.pipeline(report))[1]
-        packed, biases = finished_layers(plan, partial)
-        student = _twin(module, packed, biases)
-        result = teacher.tune(student, params, _sampling(plan), report, checkpoint=partial.learning)
+        twin = student(module, plan, *finished_layers(plan, partial), smoothing)
+        result = teacher.tune(twin, params, _sampling(plan), report, checkpoint=partial.learning)
         tensors = dict(result.tensors)
         for name, layer in result.packed.items():
             tensors |= {f"{name}.{key}": value for key, value in layer.tensors.items()}
@@ -267,9 +312,8 @@ def _learn(plan: Plan, partial: Partial, teacher: Teacher, report: Report) -> Le
             after_db=min(result.after, MOST_DB),
             steps=result.steps,
         )
-        found = partial.keep_learnt(
-            tensors, {key: repr(value) for key, value in asdict(learnt).items()}
-        )
+        facts = {key: repr(value) for key, value in asdict(learnt).items()}
+        found = partial.keep_file(LEARNT, tensors, facts)
     facts = found.metadata
     return Learnt(
         before_db=float(facts["before_db"]),
@@ -278,42 +322,34 @@ def _learn(plan: Plan, partial: Partial, teacher: Teacher, report: Report) -> Le
     )
 
 
+def _calibrate(
+    plan: Plan,
+    partial: Partial,
+    teacher: Teacher,
+    smoothing: Mapping[str, torch.Tensor],
+    report: Report,
+) -> None:
+    """Keeps the parameters of every quantized input, unless an earlier run did."""
+    stores = any(planned.inputs for planned in plan.activated)
+    if not stores or partial.kept_file(INPUTS) is not None:
+        return
+    module = denoiser(teacher.pipeline(report))[1]
+    twin = student(module, plan, *finished_layers(plan, partial), smoothing)
+    calibrate_inputs_(twin, plan, teacher, report)
+    partial.keep_file(INPUTS, input_tensors(twin, plan), {})
+
+
+def _reader(files: Mapping[str, WeightFile]) -> Callable[[str], torch.Tensor | None]:
+    return lambda key: files[key].read(key) if key in files else None
+
+
+def _ranges(plan: Plan) -> RangeParams | None:
+    """Returns how input ranges are collected; None when no input needs them."""
+    return (plan.recipe.ranges or RangeParams()) if needs_calls(plan) else None
+
+
 def _sampling(plan: Plan) -> CalibrationParams:
     return plan.recipe.calibration or CalibrationParams()
-
-
-def _twin(
-    module: nn.Module, packed: Mapping[str, Packed], changed: Mapping[str, torch.Tensor]
-) -> nn.Module:
-    """Returns a copy of a denoiser with packed layers, everything else rounded to 16 bits."""
-    memo: dict[int, Any] = {}
-    for key, weight in packed.items():
-        layer = module.get_submodule(key)
-        # A copy, because its bias is shared with the layer and is rounded below.
-        place = layer.get_parameter("weight").device
-        memo[id(layer)] = copy.deepcopy(pack(layer, weight)).to(place)
-    twin = copy.deepcopy(module, memo)  # packed layers stand in for the dense ones
-    stored = {f"{key}.{name}" for key, weight in packed.items() for name in weight.tensors}
-    for key, tensor in twin.state_dict().items():
-        if key not in stored:
-            tensor.copy_(changed[key] if key in changed else half(tensor, key))
-    return twin
-
-
-def _with_denoiser(pipeline: DiffusionPipeline, name: str, module: nn.Module) -> DiffusionPipeline:
-    given = cast(Any, pipeline)
-    parts = {**given.components, name: module}
-    # A scheduler counts its steps: two pipelines that take turns must not share one.
-    parts["scheduler"] = copy.deepcopy(given.scheduler)
-    settings = {
-        key: value
-        for key, value in given.config.items()
-        if key not in parts and not key.startswith("_")
-    }
-    twin = type(given)(**parts, **settings)
-    twin.register_to_config(_name_or_path=given.config.get("_name_or_path"))
-    twin.set_progress_bar_config(**getattr(given, "_progress_bar_config", {}))
-    return cast("DiffusionPipeline", twin)
 
 
 def _refuse_compressed(compressed: bool, where: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from vqdq import codecs
 from vqdq.codecs.base import InputStats, Packed
 from vqdq.errors import UserError
+from vqdq.layers.inputs import fold_smoothing
 from vqdq.progress import Event, Report
 from vqdq.recipe import PlannedLayer
 
@@ -50,6 +51,7 @@ def encode_layer(
     *,
     stats: InputStats | None = None,
     bias: torch.Tensor | None = None,
+    smoothing: torch.Tensor | None = None,
 ) -> EncodedLayer:
     """Returns the encoded layer.
 
@@ -57,9 +59,15 @@ def encode_layer(
         stats: moments of its inputs; None, or a codec that does not use them: the weight alone.
         bias: given when it may take up the change of the mean output, b + (W − Ŵ) E[x] (arXiv
             1906.04721, section 4.2). The rounding then answers for the covariance only.
+        smoothing: what each channel of the input is divided by before it is quantized, [channels]:
+            W diag(s) is encoded, for inputs with the moments D⁻¹ H D⁻¹ and D⁻¹ μ (arXiv 2211.10438,
+            section 4). Errors are said of W all the same.
     """
     name = planned.layer.name
     started = time.perf_counter()
+    original = matrix
+    if smoothing is not None:
+        matrix, stats = _smoothed(matrix, stats, smoothing)
     generator = torch.Generator().manual_seed(layer_seed(seed, name))
     assert planned.method is not None
     codec = codecs.create(planned.method, planned.params)
@@ -82,10 +90,12 @@ def encode_layer(
     if used is not None and used.hessian is not None and stats is not None:
         whole = stats.hessian if stats.hessian is not None else used.hessian
         output_error = decibels(_power(lost, used.hessian), _power(matrix.float(), whole))
+    if smoothing is not None:
+        decoded = fold_smoothing(decoded, smoothing)
     return EncodedLayer(
         packed=packed,
         bias=corrected,
-        error_db=error_db(matrix, decoded),
+        error_db=error_db(original, decoded),
         output_error_db=output_error,
         seconds=time.perf_counter() - started,
     )
@@ -105,6 +115,21 @@ def decibels(lost: float, energy: float) -> float | None:
     into a file that must be the same wherever it is made.
     """
     return None if lost <= 0 or energy <= 0 else round(10 * math.log10(lost / energy), 3)
+
+
+def _smoothed(
+    matrix: torch.Tensor, stats: InputStats | None, smoothing: torch.Tensor
+) -> tuple[torch.Tensor, InputStats | None]:
+    """Returns W diag(s) and the moments of x / s, tap by tap."""
+    factors = smoothing.float().repeat(matrix.shape[1] // len(smoothing))
+    wide = matrix.float() * factors
+    if stats is None:
+        return wide, None
+    hessian = stats.hessian
+    if hessian is not None:
+        hessian = hessian / factors[:, None] / factors
+    mean = None if stats.mean is None else stats.mean / factors
+    return wide, replace(stats, hessian=hessian, mean=mean)
 
 
 def _covariance(hessian: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

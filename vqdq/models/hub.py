@@ -279,6 +279,8 @@ class VqdqQuantizer(DiffusersQuantizer):
     def _dequantize(self, model: nn.Module) -> nn.Module:
         for name, layer in list(model.named_modules()):
             if isinstance(layer, QuantizedLayer):
+                if layer.input is not None:
+                    layer.input.level.detach_()
                 model.set_submodule(name, unpack(layer))
         target = cast(Any, model)
         dense = {k: v for k, v in target.config.items() if k != "quantization_config"}

@@ -1,8 +1,8 @@
 """Unfinished work of a compression: each finished layer in its own file, for a run to go on.
 
-`<output>.partial/` holds `state.json` (what is being made, of what), `layers/<n>.safetensors`
-and, at the very end, `final/`, which one rename turns into the output. A lock keeps two processes
-apart.
+`<output>.partial/` holds `state.json` (what is being made, of what), `layers/<n>.safetensors`,
+`smoothing`, `learnt` and `inputs.safetensors` where the recipe asks for them, and, at the very end,
+`final/`, which one rename turns into the output. A lock keeps two processes apart.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vqdq.tensors import TensorSpec
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BIAS = "bias"
+LEARNT, SMOOTHING, INPUTS = "learnt", "smoothing", "inputs"  # files that hold many layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,18 +120,22 @@ class Partial:
         """Where fine-tuning keeps its own state."""
         return self.folder / "learning"
 
-    def keep_learnt(
-        self, tensors: Mapping[str, torch.Tensor], measured: Mapping[str, str]
+    def keep_file(
+        self, name: str, tensors: Mapping[str, torch.Tensor], measured: Mapping[str, str]
     ) -> WeightFile:
-        """Writes what fine-tuning changed, whole or not at all, and opens it."""
+        """Writes what one stage made for all layers, whole or not at all, and opens it.
+
+        Args:
+            name: `LEARNT`, `SMOOTHING` or `INPUTS`.
+        """
         specs = [TensorSpec.of(key, tensor) for key, tensor in tensors.items()]
-        path = self.folder / "learnt.safetensors"
+        path = self.folder / f"{name}.safetensors"
         write_weights(path, specs, measured, lambda spec: tensors[spec.name])
         return open_weights(path)
 
-    def learnt(self) -> WeightFile | None:
-        """Returns what an earlier run learnt to the end, or None."""
-        path = self.folder / "learnt.safetensors"
+    def kept_file(self, name: str) -> WeightFile | None:
+        """Returns what an earlier run made of that stage to the end, or None."""
+        path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             return None
         try:

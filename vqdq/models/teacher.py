@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vqdq import codecs
-from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.codecs.base import InputStats
 from vqdq.models.denoisers import denoiser
 from vqdq.models.effects import step_weights
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Far from the seeds that people type and that evaluation uses.
 _CALIBRATION_SEED, _TRAINING_SEED, _HELD_OUT_SEED = 1_000_003, 2_000_003, 3_000_017
 _SEED_STRIDE = 10_007
+_BATCH = 8  # prompts drawn together
 
 
 class Teacher:
@@ -42,6 +43,7 @@ class Teacher:
         reference: "demo", a folder or a hub id: decides the prompts.
         pipeline: the loaded model; None loads `reference`.
         calibration: a folder of `vqdq calibrate`, used instead of running the model.
+        ranges: calls that `range_calls` will be asked for, or None.
     """
 
     def __init__(
@@ -50,17 +52,25 @@ class Teacher:
         *,
         pipeline: DiffusionPipeline | None = None,
         calibration: str | Path | None = None,
+        ranges: RangeParams | None = None,
     ) -> None:
+        self._ranges = ranges
+        self._range_calls: Trajectories | None = None
         self._reference = reference
         self._pipeline = pipeline
         self._calibration = None if calibration is None else Path(calibration)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline, calibration: str | Path | None = None) -> Teacher:
+    def of(
+        cls,
+        pipeline: DiffusionPipeline,
+        calibration: str | Path | None = None,
+        ranges: RangeParams | None = None,
+    ) -> Teacher:
         """Returns the teacher that a loaded pipeline is."""
         config: Any = pipeline.config
         name = config.get("_name_or_path") or "unnamed"
-        return cls(name, pipeline=pipeline, calibration=calibration)
+        return cls(name, pipeline=pipeline, calibration=calibration, ranges=ranges)
 
     def pipeline(self, report: Report) -> DiffusionPipeline:
         """Returns the full-precision pipeline."""
@@ -74,7 +84,23 @@ class Teacher:
         self, params: CalibrationParams, report: Report, *, keep: Path | None = None
     ) -> Trajectories:
         """Returns the recorded calls on the calibration prompts, kept in a folder or in memory."""
-        return self._trajectories(params, _CALIBRATION_SEED, params.prompts, report, keep=keep)
+        made = self._trajectories(params, _CALIBRATION_SEED, params.prompts, report, keep=keep)
+        if self._ranges is not None and _holds(params, self._ranges):
+            self._range_calls = _first(made, self._ranges.prompts)
+        return made
+
+    def range_calls(self, report: Report) -> Trajectories:
+        """Returns the recorded calls to collect input ranges on, recorded once.
+
+        They are the first of the calibration's where those are the same bit for bit, so that a run
+        that goes on after the calibration finds the same ranges.
+        """
+        if self._range_calls is None:
+            params = self._ranges or RangeParams()
+            self._range_calls = self._trajectories(
+                params, _CALIBRATION_SEED, params.prompts, report
+            )
+        return self._range_calls
 
     def passes(
         self,
@@ -149,7 +175,7 @@ class Teacher:
 
     def _trajectories(
         self,
-        params: CalibrationParams,
+        params: CalibrationParams | RangeParams,
         base: int,
         count: int,
         report: Report,
@@ -165,8 +191,28 @@ class Teacher:
             steps=params.steps,
             guidance=params.guidance,
             seed=seed,
+            batch_size=_BATCH,
             report=report,
         )
+
+
+def _holds(calibration: CalibrationParams, ranges: RangeParams) -> bool:
+    """Whether the first calls of the calibration are those of the ranges, in the same batches."""
+    whole = ranges.prompts % _BATCH == 0 and ranges.prompts < calibration.prompts
+    return (whole or ranges.prompts == calibration.prompts) and all(
+        getattr(ranges, key) == getattr(calibration, key)
+        for key in ("prompt_file", "steps", "guidance", "seed")
+    )
+
+
+def _first(made: Trajectories, prompts: int) -> Trajectories:
+    """Returns the calls of the first prompts, whole batches of them."""
+    return replace(
+        made,
+        prompts=made.prompts[:prompts],
+        calls=tuple(call for call in made.calls if call.prompts[-1] < prompts),
+        latents=made.latents[:prompts],
+    )
 
 
 def _uses_hessian(layer: PlannedLayer) -> bool:
