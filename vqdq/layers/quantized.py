@@ -9,7 +9,7 @@ ever touches them: a codebook that was rounded to bfloat16 would decode to anoth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from vqdq.codecs.base import Codec, Packed, WeightShape
 from vqdq.errors import UserError
 from vqdq.layers.inputs import LayerInput, fold_smoothing
 from vqdq.layers.matrix import from_matrix, kind_of, weight_shape
+
+if TYPE_CHECKING:
+    from vqdq.layers.text_cache import TextCache
 
 Residency = Literal["resident", "streaming"]
 
@@ -69,10 +72,12 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         input: how the layer's input is quantized, or None: it stays as it comes.
+        text_cache: keeps the last output of a layer that reads the text, or None.
         residency: "resident" decodes once, "streaming" at each forward.
     """
 
     input: LayerInput | None = None
+    text_cache: TextCache | None = None
     _codec: Codec[Any]
     _shape: WeightShape
     _names: tuple[str, ...]
@@ -158,6 +163,8 @@ class QuantizedLayer(nn.Module):
         self._dense = None
         if self.input is not None:
             self.input.release()
+        if self.text_cache is not None:
+            self.text_cache.clear()
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "_codec" in self.__dict__:
@@ -204,6 +211,12 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         """Returns x Wᵀ + bias, [..., out]."""
         if "_codec" not in self.__dict__:
             return super().forward(input)
+        if self.text_cache is not None:
+            return self.text_cache.output(self, input)
+        return self.product(input)
+
+    def product(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns x Wᵀ + bias, computed anew."""
         if self.input is not None and self.input.enabled:
             return self.input.linear(self, input)
         return functional.linear(input, self.dense(input.dtype), self.bias)
