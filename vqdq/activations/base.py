@@ -193,6 +193,13 @@ class ActivationQuantizer(ABC, Generic[P]):
         del site
         return 0
 
+    def own_axis(self, site: Site) -> Axis | None:
+        """Returns "row" or "sample" where `grid` is `ranged` over the extremes of just that, with 0
+        in it, so that a kernel may measure and round a row in one visit; None otherwise.
+        """
+        del site
+        return None
+
     def smoothing(self, ranges: InputRanges, weight: torch.Tensor, site: Site) -> torch.Tensor:
         """Returns what each channel of the input is divided by, and the weight's column multiplied
         by before it is encoded, float32 [channels]; empty for nothing.

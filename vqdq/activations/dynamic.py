@@ -54,6 +54,9 @@ class DynamicQuantizer(ActivationQuantizer[DynamicParams]):
         """Returns what has a scale of its own at a site."""
         return "row" if site.taps == 1 or self.params.pixels else "sample"
 
+    def own_axis(self, site: Site) -> Axis | None:
+        return self.axis(site)
+
     def layout(self, site: Site) -> tuple[TensorSpec, ...]:
         del site
         return ()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from vqdq.activations.base import ActivationQuantizer, Grid, InputRanges, Site
+from vqdq.activations.base import ActivationQuantizer, Axis, Grid, InputRanges, Site
 from vqdq.activations.dynamic import DynamicParams, DynamicQuantizer
 from vqdq.activations.minmax import MinMaxParams, MinMaxQuantizer
 from vqdq.params import Params
@@ -36,6 +36,9 @@ class TurnedQuantizer(ActivationQuantizer[P]):
     @property
     def calibrated(self) -> bool:
         return self.plain.calibrated
+
+    def own_axis(self, site: Site) -> Axis | None:
+        return self.plain.own_axis(site)
 
     def layout(self, site: Site) -> tuple[TensorSpec, ...]:
         return self.plain.layout(site)

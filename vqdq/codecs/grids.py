@@ -14,6 +14,7 @@ import torch
 
 from vqdq import kernels
 from vqdq.codecs import scales
+from vqdq.codecs.base import EightBit, Packed
 from vqdq.codecs.scalar import Grid, ScalarCodec
 from vqdq.params import Params, param
 
@@ -73,6 +74,22 @@ class EvenCodec(ScalarCodec[P]):
 
     def _table(self) -> torch.Tensor:
         return torch.arange(1 << self.params.bits, dtype=torch.float32)
+
+    def eight_bit(self, packed: Packed) -> EightBit | None:
+        """Returns the levels of a grid a row where they are whole numbers of 8 bits: twice code −
+        zero at half the step for a symmetric grid, so at most 7 bits.
+        """
+        grid, shape = self._stored_grid(packed), packed.shape
+        if grid.steps.shape[1] > 1:
+            return None
+        codes = kernels.unpack_bits(packed.tensors["codes"].cpu(), self._bits, shape.count)
+        factor = 2 if self.params.symmetric else 1
+        levels = codes.view(shape.out_features, -1).short() * factor
+        levels -= (grid.zeros * factor).short()
+        low, high = levels.aminmax()
+        if int(low) < -128 or int(high) > 127:
+            return None
+        return EightBit(levels=levels.to(torch.int8), scales=grid.steps[:, 0] / factor)
 
     def _fit(self, groups: torch.Tensor) -> Grid:
         search, symmetric = self.params.clip == "mse", self.params.symmetric

@@ -17,7 +17,7 @@ import torch
 
 from vqdq import kernels, packing
 from vqdq.codecs import feedback, register, rotation, scales, tables
-from vqdq.codecs.base import Codec, InputStats, Packed, WeightShape
+from vqdq.codecs.base import Codec, EightBit, InputStats, Packed, WeightShape
 from vqdq.errors import UserError
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
@@ -156,6 +156,17 @@ class TrellisCodec(Codec[TrellisParams]):
             packed.tensors["codes"].cpu(), table, self.params.bits, rows
         )
         return levels, packed.tensors["scales"].cpu().float() * tables.TRELLIS_STEP
+
+    def eight_bit(self, packed: Packed) -> EightBit | None:
+        """Returns the table's levels in the rotated basis; None where no input can meet them there:
+        rotated outputs, or a rotation with other signs for each tap of a convolution.
+        """
+        block = self._block(packed.shape)
+        if self._row_block(packed.shape) or (block and packed.shape.taps > 1):
+            return None
+        levels, row_scales = self.levels(packed)
+        signs = packed.tensors["signs"].cpu() if block else None
+        return EightBit(levels=levels, scales=row_scales, block=block, signs=signs)
 
     def decode(self, packed: Packed) -> torch.Tensor:
         block, row_block = self._block(packed.shape), self._row_block(packed.shape)

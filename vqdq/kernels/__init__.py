@@ -8,13 +8,21 @@ number of threads or the machine.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 
 import torch
 
+from vqdq.kernels import int8, int8_products
+from vqdq.kernels.backend import chosen
+from vqdq.kernels.int8 import add_rows as add_rows
+from vqdq.kernels.int8 import group_codes as group_codes
+from vqdq.kernels.int8 import line_extremes as line_extremes
+from vqdq.kernels.int8 import own_codes as own_codes
+from vqdq.kernels.int8 import row_codes as row_codes
+from vqdq.kernels.int8 import scaled_rows as scaled_rows
+
+PRODUCTS = "integer_products"
 OPERATIONS = (
     "pack_bits",
     "unpack_bits",
@@ -32,6 +40,8 @@ OPERATIONS = (
     "additive_decode",
     "additive_decode_rotated",
     "additive_gradient",
+    *int8.OPERATIONS,
+    PRODUCTS,
 )
 COST_UNITS = 8  # trellis targets are given in 1/8 of a table step
 # One of each compiled shape of the search: 2k = L, 2k + 2 = L, and what is wider.
@@ -51,7 +61,9 @@ def status() -> tuple[KernelStatus, ...]:
     """Returns the implementation chosen for every operation."""
     module, reason = _backend()
     name = module.__name__.rsplit(".", 1)[-1]
-    return tuple(KernelStatus(op=op, backend=name, reason=reason) for op in OPERATIONS)
+    ours = [KernelStatus(op=op, backend=name, reason=reason) for op in OPERATIONS[:-1]]
+    product, why = int8_products.support()
+    return (*ours, KernelStatus(op=PRODUCTS, backend=product or "none", reason=why))
 
 
 def warm() -> None:
@@ -81,6 +93,8 @@ def warm() -> None:
     rest = feed_forward(torch.zeros(2, 16), torch.zeros(9, 16), torch.zeros(9, 2))
     grid, group = torch.ones(1, 16), torch.zeros(2, dtype=torch.int32)
     round_columns(rest, rest, torch.eye(2), grid, grid, group, torch.arange(4.0))
+    int8.warm()
+    int8_products.support()
 
 
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
@@ -351,10 +365,5 @@ def additive_gradient(
     return _backend()[0].additive_gradient(codes, gradient, scales, shape)
 
 
-@cache
 def _backend() -> tuple[ModuleType, str]:
-    try:
-        return importlib.import_module("vqdq.kernels.cpu"), "compiled by numba for this processor"
-    except ImportError as error:
-        module = importlib.import_module("vqdq.kernels.reference")
-        return module, f"plain torch, slow: numba cannot be used ({error})"
+    return chosen("vqdq.kernels.cpu", "vqdq.kernels.reference")

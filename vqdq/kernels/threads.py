@@ -7,9 +7,11 @@ from 300 columns on), and what is stored must not, so those run on one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -28,9 +30,19 @@ def spread(work: Callable[[int, int], None], count: int, grain: int) -> None:
         return
     pieces = min(grains, 4 * threads)
     edges = [min(count, grains * piece // pieces * grain) for piece in range(pieces + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]:
-            done.result()
+    pool = _pool(threads)
+    for done in [pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]:
+        done.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Returns threads that stay: starting them takes longer than a small product."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="vqdq")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows; a child has no threads but its own
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @contextmanager

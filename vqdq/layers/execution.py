@@ -7,22 +7,28 @@ stands outside of the sum, one of the channel cannot. The float path below is th
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from vqdq import codecs, kernels
-from vqdq.activations.base import Grid, dequantize, quantize
+from vqdq.activations.base import Axis, Grid, dequantize, quantize
 from vqdq.codecs import rotation
 from vqdq.codecs.base import EightBit
+from vqdq.layers import integer, integer_convolutions
 from vqdq.layers.matrix import from_matrix
 
 if TYPE_CHECKING:
     from vqdq.layers.inputs import LayerInput
     from vqdq.layers.quantized import QuantizedLayer
+
+KEPT_FORMS = 2
+Form = TypeVar("Form")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,40 +48,72 @@ class Execution:
 
 
 class Weight8:
-    """A weight with 8 bits a row, ready for products.
+    """A weight with 8 bits a row, in the forms that products take.
+
+    What is kept is int8 that a kernel has packed, in at most `KEPT_FORMS` forms (one, unless groups
+    of channels change with the noise level), or float32 while a layer is simulated, never both. So
+    with the packed weight it takes less than the float32 weight. Levels are not kept: they are
+    decoded again when another form is made.
 
     Attributes:
-        stored: levels, scales, basis.
-        dense: float32 in the layer's own layout, in the basis of `stored`.
-        signs: ±1 for each input channel, float32 [channels]; only with a rotation.
+        block: of the rotation in whose basis the columns are; 0 for none.
+        signs: of that rotation, ±1 for each input channel, float32 [channels]; empty for none.
+        exact: the levels are the stored weight, not its rounding to 8 bits a row.
     """
 
-    def __init__(self, stored: EightBit, layer: Any, signs: torch.Tensor) -> None:
-        self.stored = stored
-        self.signs = signs
-        self.dense = from_matrix(stored.levels.float() * stored.scales[:, None], layer)
+    def __init__(self, layer: QuantizedLayer, block: int) -> None:
+        self.block = block
+        self._fresh: EightBit | None = _eight_bit(layer, block)
+        self.exact = self._fresh.exact
+        channels = layer.packed.shape.channels
+        self.signs = torch.empty(0)
+        if block and self._fresh.signs is not None:
+            self.signs = rotation.signs(self._fresh.signs, channels)
+        elif block:
+            self.signs = fixed_signs(channels)
+        self._forms: OrderedDict[Hashable, Any] = OrderedDict()
+        self._dense: torch.Tensor | None = None
 
-    @property
-    def block(self) -> int:
-        """Of the rotation; 0 for none."""
-        return self.stored.block
+    def stored(self, layer: QuantizedLayer) -> EightBit:
+        """Returns levels and scales; decoded anew from the second time on."""
+        fresh, self._fresh = self._fresh, None
+        return _eight_bit(layer, self.block) if fresh is None else fresh
+
+    def form(self, layer: QuantizedLayer, key: Hashable, make: Callable[[EightBit], Form]) -> Form:
+        """Returns what `make` gives for the weight; kept under `key` until newer ones need room."""
+        if key not in self._forms:
+            while len(self._forms) >= KEPT_FORMS:
+                self._forms.popitem(last=False)
+            self._forms[key] = make(self.stored(layer))
+            self._dense = None
+        self._forms.move_to_end(key)
+        return self._forms[key]
+
+    def dense(self, layer: QuantizedLayer) -> torch.Tensor:
+        """Returns the weight as float32 in the layer's own layout, in the basis of the levels."""
+        if self._dense is not None:
+            return self._dense
+        with torch.inference_mode(False), torch.no_grad():
+            stored = self.stored(layer)
+            dense = from_matrix(stored.levels.float() * stored.scales[:, None], layer)
+        if layer.residency == "resident":
+            self._dense = dense
+            self._forms.clear()
+        return dense
 
 
-def prepare(layer: QuantizedLayer, block: int) -> Weight8:
-    """Returns the 8-bit weight of a layer whose input is rotated in blocks of `block` (0: not)."""
+def _eight_bit(layer: QuantizedLayer, block: int) -> EightBit:
+    """Returns the weight of a layer whose input is rotated in blocks of `block` (0: not)."""
     packed = layer.packed
     taps, channels = packed.shape.taps, packed.shape.channels
-    own = codecs.create(packed.codec, packed.params).eight_bit(packed)
+    codec = codecs.create(packed.codec, packed.params)
+    own = codec.eight_bit(packed)
     if own is not None and own.block == block and (block == 0 or taps == 1):
-        signs = torch.empty(0)
-        if block and own.signs is not None:
-            signs = rotation.signs(own.signs, channels)
-        return Weight8(own, layer, signs)
-    matrix = codecs.create(packed.codec, packed.params).decode(packed)
-    signs = fixed_signs(channels) if block else torch.empty(0)
+        return own
+    matrix = codec.decode(packed).cpu()
     if block:
-        matrix = kernels.hadamard(matrix * signs.repeat(taps), block)
-    return Weight8(rounded(matrix, block), layer, signs)
+        matrix = kernels.hadamard(matrix * fixed_signs(channels).repeat(taps), block)
+    return rounded(matrix, block)
 
 
 def rounded(matrix: torch.Tensor, block: int = 0) -> EightBit:
@@ -101,25 +139,86 @@ def rotated(rows: torch.Tensor, weight: Weight8) -> torch.Tensor:
     return kernels.hadamard(flat, weight.block).reshape(rows.shape)
 
 
+def step(
+    layer: QuantizedLayer, weight: Weight8, axis: Axis, grid: Grid | None, bits: int
+) -> integer.Step | None:
+    """Returns what computes a layer in integers, None where it must be simulated.
+
+    Args:
+        grid: None takes the own range of each row or sample, whichever `axis` says.
+    """
+    window = _window(layer)
+    zero = None if grid is None else grid.zero
+    if refusal(layer, axis, grid):
+        return None
+    bias = None if layer.bias is None else layer.bias.detach().float()
+    if window is not None and not window.is_product:
+        if integer.uses_taps(axis, zero, window):
+            taps = layer.packed.shape.taps
+            part = weight.form(layer, "taps", lambda stored: integer.tap_parts(stored, taps))
+            return integer_convolutions.tap_step(part, window, bias, bits, axis, grid)
+        if grid is not None and grid.index is not None:
+            return integer_convolutions.group_convolution_step(
+                _groups(layer, weight, grid.index), window, bias, grid
+            )
+        part = weight.form(layer, "whole", lambda stored: integer.whole(stored, layer))
+        return integer_convolutions.convolution_step(part, window, bias, bits, grid)
+    if grid is not None and grid.index is not None:
+        return integer.group_product_step(_groups(layer, weight, grid.index), bias, grid)
+    part = weight.form(layer, "whole", lambda stored: integer.whole(stored, layer))
+    return integer.product_step(part, bias, bits, axis, grid)
+
+
+def _groups(layer: QuantizedLayer, weight: Weight8, index: torch.Tensor) -> integer.Parts:
+    key = ("groups", index.numpy().tobytes())
+    return weight.form(layer, key, lambda stored: integer.group_parts(stored, layer, index))
+
+
+def _window(layer: nn.Module) -> integer.Window | None:
+    return integer.Window.of(layer) if isinstance(layer, nn.Conv2d) else None
+
+
+def refusal(layer: QuantizedLayer, axis: Axis, grid: Grid | None) -> str:
+    """Returns why a layer with this grid (None: its own range) is simulated; "" for integers."""
+    device = next(iter(layer.packed.tensors.values())).device.type
+    if device != "cpu":
+        return f"no integer kernel for {device} yet"
+    return integer.refusal(axis, None if grid is None else grid.zero, _window(layer))
+
+
 def how(layer: QuantizedLayer, given: LayerInput) -> Execution:
-    """Returns how a layer is computed on this machine."""
-    del layer
+    """Returns how a layer is computed on this machine, at all noise levels it knows."""
     if not given.enabled:
         return Execution(kind="16-bit", reason="activations are switched off")
-    return Execution(kind="simulated", reason="no integer kernel yet", exact=False)
+    exact = given.weight(layer).exact
+    for axis, grid in given.known_grids(layer):
+        reason = refusal(layer, axis, grid)
+        if reason:
+            return Execution(kind="simulated", reason=reason, exact=exact)
+    return Execution(kind="integer", exact=exact)
+
+
+def executions(model: nn.Module) -> dict[str, Execution]:
+    """Returns how each layer of `model` with a quantized input is computed, by name."""
+    found: dict[str, Execution] = {}
+    for name, layer in model.named_modules():
+        given = getattr(layer, "input", None)
+        if given is not None and hasattr(given, "known_grids"):
+            found[name] = how(cast("QuantizedLayer", layer), given)
+    return found
 
 
 def linear(
-    weight: Weight8, rows: torch.Tensor, grid: Grid, bias: torch.Tensor | None
+    weight: torch.Tensor, rows: torch.Tensor, grid: Grid, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Returns the output [batch, positions, out] of float32 rows [batch, positions, in]."""
     known = dequantize(quantize(rows, grid), grid)
-    return functional.linear(known, weight.dense, None if bias is None else bias.float())
+    return functional.linear(known, weight, None if bias is None else bias.float())
 
 
-def convolution(weight: Weight8, layer: Any, maps: torch.Tensor, grid: Grid) -> torch.Tensor:
+def convolution(weight: torch.Tensor, layer: Any, maps: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Returns the convolution of float32 [batch, channels, height, width]."""
     rows = maps.flatten(2).transpose(1, 2)
     known = dequantize(quantize(rows, grid), grid).transpose(1, 2).reshape(maps.shape)
     bias = None if layer.bias is None else layer.bias.float()
-    return nn.Conv2d._conv_forward(layer, known, weight.dense, bias)  # pyright: ignore[reportPrivateUsage]
+    return nn.Conv2d._conv_forward(layer, known, weight, bias)  # pyright: ignore[reportPrivateUsage]
