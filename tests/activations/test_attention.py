@@ -109,7 +109,7 @@ def test_tiny_scores_vanish_and_a_row_loses_less_than_promised(bits: int) -> Non
     known = _fake(scores, "log", bits)
     lost = (scores - known).clamp_min(0).sum(-1)[0, 0]
     half_step = 1 - score_levels(spread(scores[0], start_apart=False), "log", bits).base ** -0.5
-    assert float(lost.max()) <= 2 ** -(2 + 0.75 * (bits - 4)) + half_step
+    assert float(lost.max()) <= 2 ** -(2.5 + 0.75 * (bits - 4)) + half_step
     # Base 2 at 4 bits lifts 4095 scores of 2^-19 to 2^-15: an eighth of the row, out of nothing.
     if bits == 4:
         assert float(_fake(scores, "log2", 4)[0, 0, 0, 1:].sum()) == pytest.approx(
@@ -166,7 +166,7 @@ def test_octaves_are_the_closed_form() -> None:
     found = Spread(peak=1.0, mean=1 / keys, count=keys)
     for bits in BITS:
         levels = score_levels(found, "log", bits)
-        assert levels.octaves == pytest.approx(10 + 1 + 0.75 * (bits - 4))
+        assert levels.octaves == pytest.approx(10 + 1.5 + 0.75 * (bits - 4))
 
 
 @pytest.mark.parametrize("sharp", [1.0, 2.0, 4.0])
@@ -185,6 +185,42 @@ def test_the_adaptive_base_beats_base_two_and_even_levels(keys: int, sharp: floa
         assert sqnr("log", bits) > sqnr("linear", bits) - (3 if sharp == 4 else 0)
 
 
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_keep_their_sum(scheme: Scheme, *, start: bool) -> None:
+    scores = _scores(2, 40, 19, sharp=3.0)
+    levels = score_levels(spread(scores, start_apart=start), scheme, 5)
+    plain = fake_scores(scores, levels, start_apart=start)
+    known = fake_scores(scores, levels, start_apart=start, keep_sums=True)
+    torch.testing.assert_close(known.sum(-1), torch.ones(2, 40))
+    first = int(start)
+    factor = scores[..., first:].sum(-1) / plain[..., first:].sum(-1)
+    torch.testing.assert_close(known[..., first:], plain[..., first:] * factor[..., None])
+    assert torch.equal(known[..., :first], scores[..., :first])
+
+
+def test_a_row_that_vanished_stays_nothing() -> None:
+    scores = torch.full((1, 2, 1000), 1e-3)
+    scores[0, 0] = 0
+    scores[0, 0, 7] = 1
+    levels = score_levels(spread(scores, start_apart=False), "linear", 4)
+    known = fake_scores(scores, levels, start_apart=False, keep_sums=True)
+    assert float(known[0, 1].abs().max()) == 0
+    assert torch.equal(known[0, 0], scores[0, 0])
+
+
+@pytest.mark.parametrize(("sharp", "left"), [(1.0, 0.8), (2.0, 0.5), (4.0, 0.3)])
+def test_kept_sums_take_error_away_the_sharper_the_more(sharp: float, left: float) -> None:
+    scores = _scores(2, 64, 77, sharp=sharp)
+    value = torch.randn(2, 77, 32, generator=torch.Generator().manual_seed(1)) + 0.5
+    levels = score_levels(spread(scores, start_apart=False), "log", 6)
+    plain, kept = (
+        (fake_scores(scores, levels, start_apart=False, keep_sums=keep) - scores) @ value
+        for keep in (False, True)
+    )
+    assert float(kept.square().sum()) < left * float(plain.square().sum())
+
+
 def test_one_key_and_no_word_at_all() -> None:
     scores = torch.ones(2, 3, 4, 1)
     for scheme in SCHEMES:
@@ -196,6 +232,8 @@ def test_settings_check_themselves() -> None:
     assert AttentionParams(paper_exact=True).scheme == "log2"
     assert AttentionParams(scores="linear", paper_exact=True).scheme == "linear"
     assert AttentionParams().scheme == "log"
+    assert AttentionParams().keeps_sums
+    assert not AttentionParams(paper_exact=True).keeps_sums
     with pytest.raises(UserError, match="not offered"):
         AttentionParams(qkv_bits=9)
     with pytest.raises(UserError, match="out of range"):

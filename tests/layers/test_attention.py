@@ -28,6 +28,7 @@ from vqdq.layers.attention import (
     attach_attention_,
     attention_execution,
     attention_layout,
+    attention_places,
     attention_quantizers,
     attention_sites,
     attentions,
@@ -210,18 +211,16 @@ def test_scores_are_rounded_as_the_levels_say() -> None:
         side.unflatten(-1, (3, 8)).transpose(1, 2)
         for side in (layer.to_q(x), layer.to_k(text), layer.to_v(text))
     )
-    for apart in (True, False):
-        params = AttentionParams(scores="log2", bits=4, qkv_bits=16, start_apart=apart)
+    for apart, sums in ((True, True), (True, False), (False, True)):
+        params = AttentionParams(
+            scores="log2", bits=4, qkv_bits=16, start_apart=apart, keep_sums=sums
+        )
         _, found = _both(layer, params, x, text)
         scores = (q @ k.transpose(-1, -2) * 8**-0.5).softmax(-1)
-        known = [
-            fake_scores(
-                each,
-                score_levels(spread(each, start_apart=apart), "log2", 4),
-                start_apart=apart,
-            )
-            for each in scores
-        ]
+        known: list[torch.Tensor] = []
+        for each in scores:
+            levels = score_levels(spread(each, start_apart=apart), "log2", 4)
+            known.append(fake_scores(each, levels, start_apart=apart, keep_sums=sums))
         expected = layer.to_out[0]((torch.stack(known) @ v).transpose(1, 2).flatten(2))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -309,7 +308,7 @@ def _calibrated(model: nn.Module, params: AttentionParams) -> tuple[Any, dict[st
     for site, rows in seen.items():
         apart = site.endswith(("attn2.k", "attn2.v"))
         positions[f"{site[:-1]}to_{site[-1]}"] = rows[0].shape[1] + apart
-    sites = attention_sites(model, params, positions)
+    sites = attention_sites(attention_places(model), params, positions)
     quantizer = create(params.qkv_method, bits=params.qkv_bits, groups=params.qkv_groups)
     stored: dict[str, torch.Tensor] = {}
     for name, site in sites.items():

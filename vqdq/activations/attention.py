@@ -27,6 +27,12 @@ class AttentionParams(Params):
         help="The first text token keeps its scores, key and value in full precision.",
         reference="arXiv 2501.04304, section 4.2",
     )
+    keep_sums: bool = param(
+        True,
+        label="Rows keep their sum",
+        help="Scores are scaled after rounding to what they added up to; not in the paper.",
+        advanced=True,
+    )
     self_attention: bool = param(
         True, label="Self-attention too", help="Without a start token.", advanced=True
     )
@@ -50,7 +56,8 @@ class AttentionParams(Params):
     paper_exact: bool = param(
         False,
         label="Exactly as published",
-        help="One scale for the whole batch, base 2, and the start token's value quantized.",
+        help="One scale for the whole batch, base 2, sums not kept, the start token's value "
+        "quantized.",
         advanced=True,
     )
 
@@ -58,3 +65,8 @@ class AttentionParams(Params):
     def scheme(self) -> Scheme:
         """The levels of the scores; as published the logarithm has base 2."""
         return "log2" if self.paper_exact and self.scores == "log" else cast(Scheme, self.scores)
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether rows are scaled to their sums; not as published."""
+        return self.keep_sums and not self.paper_exact

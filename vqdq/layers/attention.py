@@ -6,9 +6,9 @@ settings and what is stored for q, k and v, and a processor that reads it (`vqdq
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -44,27 +44,61 @@ def attentions(denoiser: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionPlace:
+    """An attention layer as a plan sees it.
+
+    Attributes:
+        name: full dotted name; `cross`: it reads the text.
+        widths: of one head's q, k and v.
+        processor: name of the class that computes it.
+    """
+
+    name: str
+    cross: bool
+    widths: tuple[int, int, int]
+    processor: str
+
+
+def attention_places(denoiser: nn.Module) -> tuple[AttentionPlace, ...]:
+    """Returns every attention layer of a denoiser, which may be on the meta device."""
+    return tuple(
+        AttentionPlace(
+            name=name,
+            cross=_is_cross(layer),
+            widths=cast(Any, tuple(_head_width(layer, part) for part in PARTS)),
+            processor=type(_original(layer)).__name__,
+        )
+        for name, layer in attentions(denoiser).items()
+    )
+
+
 def attention_sites(
-    denoiser: nn.Module, params: AttentionParams, positions: Mapping[str, int] | None = None
+    places: Iterable[AttentionPlace],
+    params: AttentionParams,
+    positions: Mapping[str, int] | None = None,
 ) -> dict[str, Site]:
     """Returns every place of q, k and v that `params` rounds: "<attention>.q" … -> site.
 
     Args:
         positions: tokens that a layer reads, by its name ("<attention>.to_q"), where known.
+
+    Raises:
+        UserError: a layer whose scores cannot be quantized here.
     """
     known = positions or {}
     found: dict[str, Site] = {}
-    if params.qkv_bits == 16:
-        return found
-    for name, layer in _chosen(denoiser, params).items():
-        for part in PARTS:
-            inner = cast(Any, layer).get_submodule(f"to_{part}").out_features
-            tokens = known.get(f"{name}.to_{part}", 0)
-            apart = start_row(params, part, cross=_is_cross(layer))
-            found[f"{name}.{part}"] = Site(
-                channels=inner // cast(Any, layer).heads,
-                positions=max(tokens - apart, 0),
-            )
+    for place in places:
+        if not (place.cross or params.self_attention):
+            continue
+        _check(place.name, place.processor)
+        if params.qkv_bits == 16:
+            continue
+        for part, width in zip(PARTS, place.widths, strict=True):
+            tokens = known.get(f"{place.name}.to_{part}", 0)
+            apart = start_row(params, part, cross=place.cross)
+            site = Site(channels=width, positions=max(tokens - apart, 0))
+            found[f"{place.name}.{part}"] = site
     return found
 
 
@@ -106,7 +140,7 @@ def attach_attention_(
     """
     layers = _chosen(denoiser, params)
     for name, layer in layers.items():
-        _check(name, layer)
+        _check(name, type(_original(layer)).__name__)
     detach_attention_(denoiser)
     given, places = stored or {}, sites or {}
     found: dict[str, AttentionQuantizer] = {}
@@ -158,7 +192,7 @@ def seen_attention(
     before = {name: layer.processor for name, layer in attentions(denoiser).items()}
     layers = _chosen(denoiser, params)
     for name, layer in layers.items():
-        _check(name, layer)
+        _check(name, type(_original(layer)).__name__)
     try:
         for name, layer in layers.items():
             quantizer = AttentionQuantizer(params, NoiseLevel(), where=name, cross=_is_cross(layer))
@@ -235,8 +269,12 @@ def _original(layer: nn.Module) -> Any:
     return processor.original if isinstance(processor, QuantizedAttention) else processor
 
 
-def _check(name: str, layer: nn.Module) -> None:
-    kind = type(_original(layer)).__name__
+def _head_width(layer: nn.Module, part: str) -> int:
+    inner: int = cast(Any, layer).get_submodule(f"to_{part}").out_features
+    return inner // cast(Any, layer).heads
+
+
+def _check(name: str, kind: str) -> None:
     if kind not in SUPPORTED:
         raise UserError(
             f"its attention is computed by {kind}, whose scores cannot be quantized here.",

@@ -99,7 +99,9 @@ def attended(
     out = query.new_empty(*query.shape[:3], value.shape[-1])
     for at, block in enumerate(cut):
         known = kept[at] if fits else scores(block)
-        known = fake_scores(known, levels[block.sample], start_apart=start_apart)
+        known = fake_scores(
+            known, levels[block.sample], start_apart=start_apart, keep_sums=params.keeps_sums
+        )
         out[block.sample, block.heads, block.queries] = known @ value[block.sample, block.heads]
     return out
 
