@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vqdq import plugin
 
 if TYPE_CHECKING:
-    from vqdq.catalog import Method, methods
+    from vqdq.catalog import Method, activation_methods, methods
     from vqdq.codecs import Packed, encode
     from vqdq.errors import UserError
     from vqdq.models.compressor import compress, plan
@@ -33,6 +33,7 @@ __all__ = [
     "Recipe",
     "UserError",
     "__version__",
+    "activation_methods",
     "compress",
     "encode",
     "load",
@@ -46,6 +47,7 @@ _HOMES = {
     "Plan": "vqdq.recipe",
     "Recipe": "vqdq.recipe",
     "UserError": "vqdq.errors",
+    "activation_methods": "vqdq.catalog",
     "compress": "vqdq.models.compressor",
     "encode": "vqdq.codecs",
     "load": "vqdq.models.pipelines",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqdq import notation
 from vqdq.errors import UserError
-from vqdq.jobs import inputs
+from vqdq.jobs import arithmetic, inputs
 from vqdq.jobs.variants import plain, variant
 
 if TYPE_CHECKING:
-    from vqdq.recipe import Recipe
+    from vqdq.recipe import Plan, PlannedLayer, Recipe
 
 OFF = "off"
 
@@ -66,3 +66,31 @@ def _attention(text: str, recipe: Recipe) -> Recipe:
         return inputs.with_attention(recipe, None)
     words = text.split(",") if text else []
     return inputs.with_attention(recipe, notation.read(AttentionParams, words, where="--attention"))
+
+
+def of_plan(plan: Plan) -> list[str]:
+    """Returns the lines of a plan about activations; none when nothing is quantized."""
+    found = arithmetic.expected(plan)
+    if found is None:
+        return []
+    ranges = plan.recipe.ranges
+    lines = [inputs.in_words(plan.recipe)]
+    if ranges is not None:
+        lines.append(f"ranges of activations from {ranges.prompts} prompts, {ranges.steps} steps")
+    return [f"  {line}" for line in (*lines, f"{arithmetic.in_words(found)} (estimated)")]
+
+
+def of_layer(planned: PlannedLayer) -> dict[str, Any]:
+    """Returns what a program is told about a planned layer's input."""
+    settings = planned.activation_params
+    return {
+        "activation": planned.activation,
+        "activation_settings": None if settings is None else settings.to_json(),
+        "activation_bytes": sum(spec.num_bytes for spec in planned.inputs),
+    }
+
+
+def in_a_word(planned: PlannedLayer) -> str:
+    """Returns the quantizer of a layer's input: "dgq 6", or "" for none."""
+    quantizer = planned.quantizer()
+    return "" if quantizer is None else f"{quantizer.name} {quantizer.bits}"

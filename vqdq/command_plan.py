@@ -13,7 +13,7 @@ from vqdq import command_inputs
 from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.command_checks import asking, check_models, in_a_folder, new_path
 from vqdq.errors import UserError
-from vqdq.jobs import compress, costs
+from vqdq.jobs import arithmetic, compress, costs, inputs
 from vqdq.jobs import plan as planning
 from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.results import CompressResult, PlanResult
@@ -48,6 +48,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
             "bits_per_weight": item.bits_per_weight,
             "bytes": item.storage.total_bytes,
             "sensitivity": None if shares is None else shares[item.layer.name],
+            **command_inputs.of_layer(item),
         }
         for item in ready.layers
     ]
@@ -62,6 +63,9 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         "model_bits_per_weight": ready.model_bits_per_weight,
         "quantized_layers": len(ready.quantized),
         "calibration": _calibration_words(ready, options.calibration),
+        "activations": inputs.in_words(recipe),
+        "activated_layers": len(ready.activated),
+        "arithmetic": arithmetic.expected(ready),
         "estimated_seconds": seconds,
         "estimated_seconds_source": ESTIMATED,
         "layers": rows,
@@ -77,6 +81,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         f"  {size(ready.predicted_bytes)} instead of {size(ready.reference_bytes)}"
         f" ({ready.predicted_bytes:,} bytes)",
         f"  {values['calibration']}",
+        *command_inputs.of_plan(ready),
         "  about "
         + ", ".join(f"{duration(value)} to {stage}" for stage, value in seconds.items())
         + " (estimated)",
@@ -129,6 +134,9 @@ def run_compress(options: argparse.Namespace, output: Output) -> int:
             f"  fine-tuned {learnt['steps']} steps: {learnt['before_db']:.1f} dB before, "
             f"{learnt['after_db']:.1f} dB after, on held-out prompts"
         )
+    if result["arithmetic"] is not None:
+        lines.append(f"  {result['activations']}")
+        lines.append(f"  {arithmetic.in_words(result['arithmetic'])}")
     lines.append(
         f"  {duration(result['seconds'])}, at most {size(result['peak_memory_bytes'])} of memory"
     )
@@ -256,10 +264,11 @@ def _layer_table(ready: Plan, shares: Mapping[str, float | None] | None) -> list
             item.method or "16-bit",
             f"{item.bits_per_weight:.3f}",
             size(item.storage.total_bytes),
+            *((command_inputs.in_a_word(item),) if ready.activated else ()),
         )
         part = "" if share is None else f"{100 * share:.2f} %"
         cells.append(row if shares is None else (*row, part))
-    head = ("layer", "method", "bits", "size")
+    head = ("layer", "method", "bits", "size", *(("input",) if ready.activated else ()))
     return table([head if shares is None else (*head, "sensitivity"), *cells])
 
 

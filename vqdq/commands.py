@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vqdq import command_plan
 from vqdq.command_checks import asking, check_models, new_path
 from vqdq.errors import UserError
-from vqdq.jobs import compare, generate
+from vqdq.jobs import arithmetic, compare, generate
 from vqdq.jobs.faults import as_user_error, disk_faults
 from vqdq.jobs.requests import CompareRequest, GenerateRequest
 from vqdq.jobs.results import CompareResult
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
+from vqdq.params import ParamInfo, describe
 from vqdq.terminal import Output, duration, size, table
+
+if TYPE_CHECKING:
+    from vqdq.catalog import Method
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
@@ -44,54 +49,67 @@ def run(options: argparse.Namespace, output: Output) -> int:
 
 
 def _methods(options: argparse.Namespace, output: Output) -> int:
-    from vqdq import codecs
-    from vqdq.catalog import methods
+    from vqdq import activations, codecs
+    from vqdq.activations.attention import AttentionParams
+    from vqdq.catalog import activation_methods, methods
 
     del options
-    found: list[dict[str, Any]] = []
-    lines: list[str] = []
+    weights: list[dict[str, Any]] = []
+    lines = ["weights: --recipe", ""]
     for kind in methods():
-        settings: list[dict[str, Any]] = []
-        rows = [("  setting", "default", "allowed", "")]
-        for info in kind.params:
-            allowed = ", ".join(str(choice) for choice in info.choices)
-            if not allowed and info.low is not None and info.high is not None:
-                allowed = f"{info.low:g} to {info.high:g}"
-            rows.append((f"  {info.name}", str(info.default), allowed, info.label))
-            settings.append(
-                {
-                    "name": info.name,
-                    "default": info.default,
-                    "label": info.label,
-                    "help": info.help,
-                    "low": info.low,
-                    "high": info.high,
-                    "choices": list(info.choices),
-                    "reference": info.reference,
-                }
-            )
         codec = codecs.get(kind.name)
-        calibration = (
-            "needed" if codec.needs_hessian else "used" if codec.uses_hessian else "not used"
-        )
-        lines += [f"{kind.name}: {kind.title}", f"  {kind.summary}", f"  {kind.reference}"]
-        lines += [f"  calibration: {calibration}"]
-        lines += [] if kind.available else [f"  not installed: {kind.install}"]
-        lines += [*table(rows), ""]
-        found.append(
-            {
-                "name": kind.name,
-                "title": kind.title,
-                "summary": kind.summary,
-                "reference": kind.reference,
-                "available": kind.available,
-                "install": kind.install,
-                "calibration": calibration,
-                "settings": settings,
-            }
-        )
-    output.result({"methods": found}, lines[:-1])
+        needs = "needed" if codec.needs_hessian else "used" if codec.uses_hessian else "not used"
+        more = [f"  calibration: {needs}"]
+        more += [] if kind.available else [f"  not installed: {kind.install}"]
+        lines += _method_lines(kind, more)
+        facts = {"available": kind.available, "install": kind.install, "calibration": needs}
+        weights.append(_method_values(kind) | facts)
+    inputs: list[dict[str, Any]] = []
+    lines += ["activations: --activations NAME:setting=value,setting=value", ""]
+    for kind in activation_methods():
+        built = activations.create(kind.name)
+        needs = "needed" if built.calibrated or built.smooths else "not used"
+        lines += _method_lines(kind, [f"  ranges from prompts: {needs}"])
+        inputs.append(_method_values(kind) | {"ranges": needs})
+    lines += ["attention: --attention setting=value,setting=value", ""]
+    lines += table(_setting_rows(describe(AttentionParams)))
+    attention = [_setting_values(info) for info in describe(AttentionParams)]
+    output.result({"methods": weights, "activations": inputs, "attention": attention}, lines)
     return 0
+
+
+def _method_lines(kind: Method, more: list[str]) -> list[str]:
+    head = [f"{kind.name}: {kind.title}", f"  {kind.summary}", f"  {kind.reference}"]
+    return [*head, *more, *table(_setting_rows(kind.params)), ""]
+
+
+def _method_values(kind: Method) -> dict[str, Any]:
+    named = ("name", "title", "summary", "reference")
+    values: dict[str, Any] = {name: getattr(kind, name) for name in named}
+    return values | {"settings": [_setting_values(info) for info in kind.params]}
+
+
+def _setting_rows(params: Sequence[ParamInfo]) -> list[tuple[str, str, str, str]]:
+    rows = [("  setting", "default", "allowed", "")]
+    for info in params:
+        allowed = ", ".join(str(choice) for choice in info.choices)
+        if not allowed and info.low is not None and info.high is not None:
+            allowed = f"{info.low:g} to {info.high:g}"
+        rows.append((f"  {info.name}", str(info.default), allowed, info.label))
+    return rows
+
+
+def _setting_values(info: ParamInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "default": info.default,
+        "label": info.label,
+        "help": info.help,
+        "low": info.low,
+        "high": info.high,
+        "choices": list(info.choices),
+        "reference": info.reference,
+    }
 
 
 def _generate(options: argparse.Namespace, output: Output) -> int:
@@ -106,6 +124,7 @@ def _generate(options: argparse.Namespace, output: Output) -> int:
     result = generate.execute(request, folder, report=output.report, cache=cache, name=target.name)
     values = result | {"output": str(target)}
     lines = [str(target), f"  {duration(result['seconds'])}, {_verdict(result)}"]
+    lines += [] if result["arithmetic"] is None else [f"  {_inputs(result)}"]
     output.result(values, [*lines, *([f"  {result['notice']}"] if result["notice"] else [])])
     return 0
 
@@ -142,8 +161,15 @@ def _compared(result: CompareResult) -> list[str]:
     for picture in result["variants"]:
         psnr = "equal" if picture["psnr"] is None else f"{picture['psnr']:.2f} dB"
         rows.append(("  " + picture["label"], psnr, f"{picture['ssim']:.4f}", *_costs(picture)))
+    given = [
+        f"  {each['label']}: {_inputs(each)}" for each in result["variants"] if each["arithmetic"]
+    ]
     problems = [f"  ! {problem}" for problem in result["certificate"]["problems"]]
-    return [*table(rows), *problems, "  index.html shows them side by side."]
+    return [*table(rows), *given, *problems, "  index.html shows them side by side."]
+
+
+def _inputs(picture: Any) -> str:
+    return f"{picture['activations']}. {arithmetic.in_words(picture['arithmetic'])}"
 
 
 def _costs(picture: Any) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vqdq.jobs import arithmetic
 from vqdq.jobs.results import CompareResult
 from vqdq.terminal import duration, size
 
@@ -54,6 +55,9 @@ def _figure(picture: Any, folder: Path) -> str:
     if "psnr" in picture:
         psnr = "equal pictures" if picture["psnr"] is None else f"{picture['psnr']:.2f} dB"
         facts = [("PSNR", psnr), ("SSIM", f"{picture['ssim']:.4f}"), *facts]
+    if picture["arithmetic"] is not None:
+        facts.append(("activations", picture["activations"]))
+        facts.append(("layers", arithmetic.in_words(picture["arithmetic"])))
     if picture["verdict"] is not None:
         wrong = [key for key, fine in picture["verdict"].items() if not fine and key != "passed"]
         facts.append(("judge", f"wrong: {', '.join(wrong)}" if wrong else "shows what was asked"))

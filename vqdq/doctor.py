@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,12 @@ def run(options: argparse.Namespace, output: Output) -> int:
         "workspace": str(Path(options.workspace).absolute()),
         "workspace_writable": workspace,
     }
-    backends = sorted({(item["backend"], item["reason"]) for item in chosen})
     lines = ["versions"]
     lines += [f"  {name} {version}" for name, version in runs.versions().items()]
     lines += [
         f"device     {device['device']}, {device['cores']} cores, {device['threads']} threads",
         f"memory     {size(free)} free of {size(device['memory_bytes'])}",
-        *(f"kernels    {name}: {reason}" for name, reason in backends),
+        *_kernel_lines(chosen),
         *([] if warm_seconds is None else [f"           compiled in {duration(warm_seconds)}"]),
         f"demo       {demo_lines}",
         f"workspace  {values['workspace']}, {'writable' if workspace else 'NOT writable'}",
@@ -57,6 +57,17 @@ def run(options: argparse.Namespace, output: Output) -> int:
     ]
     output.result(values, lines)
     return 1 if problems else 0
+
+
+def _kernel_lines(chosen: Sequence[Mapping[str, str]]) -> list[str]:
+    """One line for each backend and reason; what only few operations use is named."""
+    operations: dict[tuple[str, str], list[str]] = {}
+    for item in chosen:
+        operations.setdefault((item["backend"], item["reason"]), []).append(item["op"])
+    return [
+        f"kernels    {backend}: {reason} ({', '.join(names) if len(names) < 4 else len(names)})"
+        for (backend, reason), names in operations.items()
+    ]
 
 
 def _demo(problems: list[str]) -> tuple[dict[str, Any] | None, str]:

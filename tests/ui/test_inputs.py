@@ -9,11 +9,14 @@ from urllib.parse import parse_qsl
 import gradio as gr
 import pytest
 
+from tests.ui.conftest import photograph, visit
+from tests.ui.test_page import draw, grave_faults, open_tab, wait_until
 from vqdq import activations
 from vqdq.activations.attention import AttentionParams
 from vqdq.calibration import CalibrationParams, RangeParams
 from vqdq.errors import UserError
 from vqdq.jobs.inputs import with_activations, with_attention
+from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.variants import variant
 from vqdq.recipe import Recipe
@@ -124,3 +127,73 @@ def test_activations_come_off_again(desk) -> None:
         bare = with_attention(with_activations(desk.preset(name), None), None)
         assert bare.ranges is None
         assert not desk.plan(bare).activated
+
+
+# In the browser
+
+
+@pytest.mark.browser
+def test_activations_are_chosen_compressed_and_said_to_be_integer_or_not(tab, studio) -> None:
+    visit(tab, studio)
+    panel, outlook = tab.locator("#vq-activations"), tab.locator("#vq-outlook")
+    assert outlook.locator(".vq-arithmetic").count() == 0
+    panel.get_by_label("8", exact=True).check()
+    tab.locator("#vq-activation").wait_for()
+    wait_until(tab, lambda: "129 of 137 layers" in outlook.inner_text())
+    assert outlook.locator(".vq-arithmetic .vq-chip-estimated").count() == 1
+    assert tab.locator("#vq-learning:visible").count() == 0  # nothing to calibrate
+    tab.get_by_label("Method for activations").click()
+    tab.get_by_role("option", name="Distribution-aware groups").click()
+    tab.get_by_text("Groups of channels or pixels that").wait_for()
+    tab.get_by_role("button", name="Calibration and fine-tuning").click()
+    tab.locator("#vq-ranges-title").wait_for()
+    tab.get_by_label("Quantize attention too").check()
+    tab.locator("#vq-attention-fold button").first.click()
+    tab.get_by_label("Start token apart").wait_for()
+    wait_until(tab, lambda: "attention" in outlook.inner_text())
+    assert outlook.locator(".vq-chip-simulated").count() == 1
+    wait_until(tab, lambda: "attention=" in tab.url and "%7C+dgq" in tab.url)
+    for width in (1440, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        photograph(tab, f"activations-{width}")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert grave_faults(tab) == []
+    address = tab.url
+    tab.goto(address)
+    wait_until(tab, lambda: tab.get_by_label("Quantize attention too").is_checked())
+    assert tab.locator("#vq-activations").get_by_label("8", exact=True).is_checked()
+    tab.locator("#vq-compress").click()
+    result = tab.locator(".vq-result .vq-arithmetic")
+    result.wait_for()
+    said = result.inner_text()
+    assert "Activations 8 bits (dgq), attention scores 8 bits (log)" in said
+    assert result.locator(".vq-chip-measured").count() == 1
+    request = studio.workspace.runs("compress")[0].request
+    assert isinstance(request, CompressRequest)
+    assert request.recipe.rules[-1].activation == "dgq"
+    assert request.recipe.name == "trellis-3bit-a8-s8"
+    open_tab(tab, "Runs")
+    row = tab.locator(".vq-run").first
+    assert "activations 8 bits (dgq)" in row.inner_text()
+    row.get_by_text("Details").click()
+    assert "129 of 137 layers run in integer" in row.locator("pre").inner_text()
+
+
+@pytest.mark.browser
+def test_a_preset_fills_the_panel_and_the_comparison_names_its_arithmetic(tab, studio) -> None:
+    visit(tab, studio)
+    tab.get_by_role("button", name="All recipes").click()
+    tab.locator("[data-recipe=dgq-w4a6]").click()
+    wait_until(tab, lambda: "recipe=dgq-w4a6" in tab.url)
+    assert tab.locator("#vq-activations").get_by_label("6", exact=True).is_checked()
+    tab.locator("[data-recipe=w8a8]").click()
+    wait_until(tab, lambda: "recipe=w8a8" in tab.url)
+    assert not tab.get_by_label("Quantize attention too").is_checked()
+    tab.locator("#vq-compress").click()
+    tab.locator(".vq-result", has_text="8 bits (dynamic)").wait_for()
+    draw(tab, "a large pink heart on a plain navy background")
+    numbers = tab.locator("#vq-compare-numbers")
+    wait_until(tab, lambda: "integer" in numbers.inner_text())
+    assert numbers.locator(".vq-chip-simulated").count() == 2  # layers and attention
+    assert "137 layers" in numbers.locator(".vq-chip-integer").get_attribute("title")
+    assert grave_faults(tab) == []

@@ -19,6 +19,8 @@ from PIL import Image
 
 from vqdq.demo import scenes
 from vqdq.errors import UserError
+from vqdq.jobs import arithmetic
+from vqdq.jobs.inputs import in_words
 from vqdq.jobs.requests import CompareRequest, CompressRequest, PlanRequest
 from vqdq.models import pipelines
 from vqdq.progress import Event
@@ -26,6 +28,11 @@ from vqdq.recipe import resolve
 from vqdq.rules import Rule
 
 SIDE = 128
+MIXED = {
+    "layers": 137, "integer": 120, "simulated": 9, "sixteen_bit": 8, "rounded_weights": 0,
+    "reasons": {"scales lie on the summed axis, one for each channel": 9},
+    "attention": 32, "attention_simulated": 32,
+}  # fmt: skip
 PARTS = ("count", "shapes", "colours", "sizes", "relation", "background")
 
 
@@ -117,6 +124,8 @@ class Engine:
                     "seconds": 0.1,
                 }
             )
+        if request.recipe.ranges is not None:
+            self.stage(report, "ranges", 8)
         tuned = request.recipe.finetune is not None
         if tuned:
             self.stage(report, "finetune", 20, "36.20 dB held out, 33.10 at the start")
@@ -137,6 +146,8 @@ class Engine:
             "seconds": 1.25,
             "peak_memory_bytes": 812_000_000,
             "calibrated": calibrated,
+            "activations": in_words(request.recipe),
+            "arithmetic": arithmetic.expected(plan),
             "learnt": {"before_db": 33.1, "after_db": 36.2, "steps": 20} if tuned else None,
             "layers": layers,
         }
@@ -180,7 +191,11 @@ class Engine:
                 "bytes": 11_200_000 if place else 57_000_000,
                 "reference_bytes": 57_000_000,
                 "initial_latent_sha256": "3fa9c1" + 58 * "0",
+                "activations": "",
+                "arithmetic": None,
             }
+            if "w8a8" in name:
+                row |= {"activations": "activations 8 bits (dynamic)", "arithmetic": MIXED}
             if place:
                 error = np.abs(pixels - clean).mean(axis=2)
                 Image.fromarray(np.clip(error * 6, 0, 255).astype(np.uint8)).save(

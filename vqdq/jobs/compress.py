@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import cast
 
 from vqdq.errors import UserError
+from vqdq.jobs import arithmetic, inputs
 from vqdq.jobs.requests import CompressRequest
-from vqdq.jobs.results import CompressResult, LayerRow, LearntResult
+from vqdq.jobs.results import ArithmeticResult, CompressResult, LayerRow, LearntResult
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.progress import Report, silent
+from vqdq.recipe import Plan
 
 
 def execute(
@@ -29,7 +31,7 @@ def execute(
     """
     from vqdq.models.compressor import compress_folder  # heavy: diffusers
 
-    del folder, cache  # nothing of this job belongs into the run's folder, and weights are streamed
+    del folder  # nothing of this job belongs into the run's folder
     if not request.output:
         raise UserError("no output folder is named.", where="output", remedy="Name a new folder.")
     result = compress_folder(
@@ -53,5 +55,22 @@ def execute(
         learnt=None
         if result.learnt is None
         else cast(LearntResult, dataclasses.asdict(result.learnt)),
+        activations=inputs.in_words(request.recipe),
+        arithmetic=_arithmetic(result.plan, str(result.output), cache, report),
         layers=[cast(LayerRow, dataclasses.asdict(layer)) for layer in result.layers],
     )
+
+
+def _arithmetic(
+    plan: Plan, output: str, cache: WarmPipelines | None, report: Report
+) -> ArithmeticResult | None:
+    """How the layers of the new model are computed here; it is opened only if that is a question.
+
+    The pipeline stays warm: what follows a compression is mostly a comparison.
+    """
+    if not plan.activated and plan.recipe.attention is None:
+        return None
+    from vqdq.models.denoisers import denoiser  # heavy: diffusers
+
+    opened = (cache or WarmPipelines()).get(output, report=report)
+    return arithmetic.measured(denoiser(opened.pipeline)[1])

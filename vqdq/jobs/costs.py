@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.recipe import Component, Plan
 
 # Million weights a second on two cores.
@@ -50,6 +50,9 @@ def stages(plan: Plan, pixels: int, paces: Mapping[str, float] | None = None) ->
     if recipe.finetune is not None:
         shape = recipe.calibration or CalibrationParams()
         seconds["finetune"] = finetune_seconds(plan, recipe.finetune, shape, pixels)
+    if recipe.ranges is not None:
+        known = "record" in seconds  # the calibration's pictures serve, where they are the same
+        seconds |= ranges_seconds(plan, recipe.ranges, pixels, drawn=known)
     return seconds
 
 
@@ -87,6 +90,17 @@ def finetune_seconds(
     drawn = (params.prompts + max(8, params.prompts // 8)) * shape.steps * halves
     learnt = params.steps * params.batch_size * halves * _LEARNING
     return (drawn + learnt) * each
+
+
+def ranges_seconds(
+    plan: Plan, params: RangeParams, pixels: int, *, drawn: bool
+) -> dict[str, float]:
+    """Returns the seconds of the stages "record" and "ranges"; the first only if not `drawn`."""
+    calls = params.prompts * params.steps * (2 if params.guidance > 1 else 1)
+    once = calls * call_seconds(plan.component, pixels)
+    built = [quantizer for item in plan.activated if (quantizer := item.quantizer()) is not None]
+    passes = 1 + any(quantizer.smooths for quantizer in built)
+    return {} | ({} if drawn else {"record": once}) | {"ranges": passes * once}
 
 
 def measuring_seconds(plan: Plan, pixels: int) -> float:

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from vqdq.errors import UserError
-from vqdq.jobs import run
+from vqdq.jobs import arithmetic, run
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import CompareRequest, GenerateRequest, InspectRequest
 from vqdq.jobs.results import Picture, VerdictResult
@@ -60,6 +60,7 @@ def draw(
         UserError: the picture cannot be written.
     """
     from vqdq.models import memory, pipelines  # heavy: diffusers
+    from vqdq.models.denoisers import denoiser
 
     def on(event: Event) -> None:
         report(dataclasses.replace(event, stage="draw", message=warm.label))
@@ -92,6 +93,8 @@ def draw(
         bytes=warm.file_bytes,
         reference_bytes=int(warm.facts.get("reference_bytes", warm.file_bytes)),
         initial_latent_sha256=drawn.initial_latent_sha256,
+        activations=warm.activations,
+        arithmetic=arithmetic.measured(denoiser(warm.pipeline)[1]),
     )
     return Drawn(picture=picture, image=drawn.image, latents=drawn.latents, notice=drawn.notice)
 

@@ -31,10 +31,36 @@ class LearntResult(TypedDict):
     steps: int
 
 
+class ArithmeticResult(TypedDict):
+    """How the layers of a denoiser are computed, counted; see `vqdq.jobs.arithmetic`.
+
+    Attributes:
+        layers: linear layers and convolutions, all of them.
+        integer: in integer products; simulated: the same codes in float; sixteen_bit: the others,
+            whose input is taken as it comes.
+        rounded_weights: of integer and simulated ones, whose weight was rounded to 8 bits a row
+            because its codec does not decode to int8.
+        reasons: why a layer with a quantized input is not computed in integers -> layers.
+        attention: attention layers with a quantizer; attention_simulated: that use it.
+    """
+
+    layers: int
+    integer: int
+    simulated: int
+    sixteen_bit: int
+    rounded_weights: int
+    reasons: dict[str, int]
+    attention: int
+    attention_simulated: int
+
+
 class CompressResult(TypedDict):
     """A finished compression. `predicted_bytes` was known before; it equals `measured_bytes`.
 
     Attributes:
+        activations: what becomes of activations and attention, in words; "" for nothing.
+        arithmetic: how its layers are computed, of the written model opened again; None for nothing
+            quantized.
         calibrated: some layer was encoded for the inputs that calibration saw.
         learnt: what fine-tuning did, or None.
     """
@@ -50,6 +76,8 @@ class CompressResult(TypedDict):
     peak_memory_bytes: int
     calibrated: bool
     learnt: LearntResult | None
+    activations: str
+    arithmetic: ArithmeticResult | None
     layers: list[LayerRow]
 
 
@@ -111,6 +139,7 @@ class Picture(TypedDict):
         bits_per_weight: true bits over the quantized layers; 16 for a model that is not compressed.
         bytes: of the denoiser's weight file; `reference_bytes`: in 16 bits.
         initial_latent_sha256: of the noise that the picture started from.
+        activations: as in `CompressResult`; arithmetic: of the model that drew, where it stands.
     """
 
     variant: str
@@ -125,6 +154,8 @@ class Picture(TypedDict):
     bytes: int
     reference_bytes: int
     initial_latent_sha256: str
+    activations: str
+    arithmetic: ArithmeticResult | None
 
 
 class ComparedPicture(Picture):

@@ -14,8 +14,10 @@ from typing import Any, cast
 import psutil
 import torch
 
+from vqdq.jobs import inputs
 from vqdq.jobs.run import read_json
 from vqdq.progress import Event, Report, silent
+from vqdq.recipe import Recipe
 
 SHARE_OF_MEMORY = 0.4
 MAX_MODELS = 6
@@ -31,6 +33,7 @@ class Warm:
         load_seconds: how long loading took; 0 when it was already warm.
         facts: the content of `vqdq.json` of a compressed model, else empty.
         file_bytes: size of the denoiser's weights as the folder stores them, or as 16 bits need.
+        activations: what its recipe does to activations and attention, in words.
     """
 
     reference: str
@@ -41,6 +44,7 @@ class Warm:
     facts: dict[str, Any]
     file_bytes: int
     is_demo: bool
+    activations: str = ""
 
 
 def unchanged(reference: str) -> str:
@@ -96,6 +100,7 @@ class WarmPipelines:
             facts=facts,
             file_bytes=int(facts.get("weight_bytes", info.bytes)),
             is_demo="demo" in (place, facts.get("base_model")),
+            activations=_activations(folder) if facts else "",
         )
         self._kept[key] = entry
         self._make_room(0)
@@ -130,6 +135,12 @@ def demo() -> Path:
 
 def _named(entry: Warm, reference: str, load_seconds: float) -> Warm:
     return dataclasses.replace(entry, reference=reference, load_seconds=load_seconds)
+
+
+def _activations(folder: Path) -> str:
+    """What the recipe in a compressed folder does to the layers' inputs, in words."""
+    recipe = read_json(folder / "recipe.json")
+    return "" if recipe is None else inputs.in_words(Recipe.from_json(recipe))
 
 
 def _label(reference: str, facts: dict[str, Any], title: str) -> str:

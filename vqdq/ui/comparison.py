@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqdq.jobs import arithmetic
 from vqdq.jobs.requests import CompareRequest
+from vqdq.jobs.results import ArithmeticResult
 from vqdq.jobs.run import RunRecord
 from vqdq.ui.viewer import Picture, swatch, viewer
 from vqdq.ui.wording import chip, decibels, digits, duration, escape, file_url, shorten, size
@@ -35,6 +37,8 @@ class Entry:
         psnr: dB against the reference, infinite for equal pictures; None on the reference itself.
         verdict: attribute -> whether the picture shows what the prompt asked for.
         verdict_reason: why there is no verdict.
+        activations: what its recipe does to activations, in words.
+        arithmetic: how its layers are computed; None when nothing but weights is quantized.
     """
 
     label: str
@@ -48,6 +52,8 @@ class Entry:
     peak_memory_bytes: int | None = None
     verdict: Mapping[str, bool] | None = None
     verdict_reason: str = ""
+    activations: str = ""
+    arithmetic: ArithmeticResult | None = None
 
     @property
     def passed(self) -> bool | None:
@@ -161,7 +167,8 @@ def numbers(found: Comparison, chosen: int = 0) -> str:
         f'<th scope="col">{measured}</th><th scope="col">{swatch(0)}{escape(first.label)}</th>'
         f'<th scope="col">{swatch(index + 1)}<span'
         f' class="vq-clip">{escape(second.label)}</span></th></tr></thead>'
-        f"<tbody>{body}{_judged(first, second)}</tbody></table>{_certificate(found)}</div>"
+        f"<tbody>{body}{_computed(first, second)}{_judged(first, second)}</tbody></table>"
+        f"{_certificate(found)}</div>"
     )
 
 
@@ -203,7 +210,30 @@ def _entry(row: Mapping[str, Any], address: Callable[[str], str]) -> Entry:
         peak_memory_bytes=row.get("peak_memory_bytes"),
         verdict={name: bool(verdict[name]) for name in VERDICT_WORDS} if verdict else None,
         verdict_reason=row.get("verdict_reason") or "",
+        activations=row.get("activations") or "",
+        arithmetic=row.get("arithmetic"),
     )
+
+
+def _computed(first: Entry, second: Entry) -> str:
+    """The row that says which arithmetic drew the pictures, where activations are quantized."""
+    if first.arithmetic is None and second.arithmetic is None:
+        return ""
+    cells = "".join(f"<td>{_arithmetic(entry)}</td>" for entry in (first, second))
+    how = "In which arithmetic the layers were computed on this machine, asked of each of them."
+    return f'<tr><th scope="row" title="{how}">Layers</th>{cells}</tr>'
+
+
+def _arithmetic(entry: Entry) -> str:
+    found = entry.arithmetic
+    if found is None:
+        return "float"
+    told = f"{entry.activations}. {arithmetic.in_words(found)}"
+    kinds = ("integer", found["integer"]), ("simulated", found["simulated"])
+    chips = [f"{number} {chip(kind, told)}" for kind, number in kinds if number]
+    if found["attention_simulated"]:
+        chips.append(f"attention {chip('simulated', told)}")
+    return "<br>".join(chips) or "float"
 
 
 def _judged(first: Entry, second: Entry) -> str:

@@ -199,7 +199,7 @@ def foresee(desk: Desk, make: Callable[[], Wish]) -> Outlook:
         link=links.link_of(desk, wish),
         panel=panels.unmeasured(plan, wish.aim)
         if served is None
-        else panels.prediction(final, desk.estimate(final)),
+        else panels.prediction(final, desk.estimate(final), desk.arithmetic(final.recipe)),
         button=f"Measure layers and plan (about {roughly(waiting)})"
         if served is None
         else f"Compress to {size(final.predicted_bytes)}",

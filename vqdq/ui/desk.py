@@ -16,9 +16,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from vqdq.errors import UserError
-from vqdq.jobs import costs
+from vqdq.jobs import arithmetic, costs
 from vqdq.jobs import plan as planning
 from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.results import ArithmeticResult
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.store import Workspace
 from vqdq.models import pipelines
@@ -87,6 +88,7 @@ class Desk:
         self.model = model
         self._lock = threading.Lock()
         self._plans = lru_cache(maxsize=64)(self._resolve)
+        self._arithmetic = lru_cache(maxsize=64)(self._expect)
 
     @property
     def is_demo(self) -> bool:
@@ -186,6 +188,13 @@ class Desk:
 
     def _resolve(self, recipe: Recipe) -> Plan:
         return resolve(recipe, self.component)
+
+    def arithmetic(self, recipe: Recipe) -> ArithmeticResult | None:
+        """Returns how the layers should be computed on this machine; None for nothing quantized."""
+        return self._arithmetic(recipe)
+
+    def _expect(self, recipe: Recipe) -> ArithmeticResult | None:
+        return arithmetic.expected(self.plan(recipe))
 
     @cached_property
     def pixels(self) -> int:

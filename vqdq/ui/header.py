@@ -24,6 +24,7 @@ UNITS = {
     "decode": "layer",
     "record": "picture",
     "calibrate": "call",
+    "ranges": "call",
     "sensitivity": "call",
     "distortion": "layer",
 }
@@ -182,6 +183,8 @@ def stages(request: Request) -> tuple[str, ...]:
         *(("record", "calibrate") if recipe.calibration is not None else ()),
         "encode",
         *(("finetune",) if recipe.finetune is not None else ()),
+        *(("record",) if recipe.ranges is not None and recipe.calibration is None else ()),
+        *(("ranges",) if recipe.ranges is not None else ()),
         "save",
     )
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vqdq.jobs import arithmetic, inputs
 from vqdq.jobs.requests import CompressRequest, PlanRequest
+from vqdq.jobs.results import ArithmeticResult
 from vqdq.jobs.run import RunRecord
-from vqdq.recipe import Plan
+from vqdq.recipe import Plan, Recipe
 from vqdq.ui import header, targets
 from vqdq.ui.desk import GOALS, Estimate, as_fault
 from vqdq.ui.settings import Aim
@@ -30,9 +32,12 @@ def goals(sizes: dict[str, int | None], pressed: str) -> str:
     return f'<div class="vq-goals" role="group" aria-label="What matters to you?">{cards}</div>'
 
 
-def prediction(plan: Plan, cost: Estimate) -> str:
+def prediction(plan: Plan, cost: Estimate, found: ArithmeticResult | None = None) -> str:
     """Returns the sizes before and after and what it will cost, each with the chip that says
     what it is.
+
+    Args:
+        found: how its layers should be computed; None when their inputs stay as they come.
     """
     exact = chip("exact", "Calculated to the byte from the recipe: the file will have this size.")
     each = ", ".join(
@@ -49,7 +54,35 @@ def prediction(plan: Plan, cost: Estimate) -> str:
         f"{_figure('Time', '≈ ' + duration(cost.seconds), time)}"
         f"{_figure('Memory', '≈ ' + size(cost.memory_bytes), memory)}"
         f"{_figure('Layers', str(len(plan.quantized)), besides)}"
-        "</dl>"
+        f"</dl>{inputs_card(plan.recipe, found)}"
+    )
+
+
+def inputs_card(recipe: Recipe, found: ArithmeticResult | None) -> str:
+    """Returns what becomes of activations, integer or simulated, before it is known for sure."""
+    if found is None:
+        return ""
+    how = "From the shapes and the methods. It is measured when the model is opened."
+    return _arithmetic(inputs.in_words(recipe), found, chip("estimated", how))
+
+
+def _arithmetic(words: str, found: ArithmeticResult, note: str) -> str:
+    """Widths, counts with their chips, and sentences; `note`: the chip for where they come from."""
+    kinds = (
+        ("integer", found["integer"], "8-bit codes, int8 products, sums in int32."),
+        ("simulated", found["simulated"], "The same codes, multiplied in float."),
+    )
+    counts = [
+        f"{count(number, 'layer')} {chip(kind, how)}" for kind, number, how in kinds if number
+    ]
+    if found["attention_simulated"]:
+        how = "Rounded, and multiplied in float."
+        counts.append(f"attention {chip('simulated', how)}")
+    return (
+        f'<div class="vq-arithmetic"><p><b>{escape(words[:1].upper() + words[1:])}</b></p>'
+        f"<p>{' · '.join(counts)} {note}</p>"
+        f'<p class="vq-muted">{escape(arithmetic.in_words(found))}'
+        f" {escape(arithmetic.price(found))}</p></div>"
     )
 
 
@@ -182,6 +215,7 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
         '<div class="vq-progress vq-result" role="status">'
         f"<p class='vq-large'>{size(after)} <span>instead of {size(before)}</span></p>"
         f"<p class='vq-muted'>{' · '.join(escape(fact) for fact in facts if fact)} {measured}</p>"
+        f"{_measured(values)}"
         '<div class="vq-actions">'
         f'<button type="button" class="vq-button" data-act="compare"'
         f' data-name="{name}">Compare with FP16'
@@ -190,6 +224,15 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
         f' data-copy="{folder}">Copy folder path</button>'
         f'<span class="vq-code vq-path" title="{folder}">{brief}</span></div></div>'
     )
+
+
+def _measured(values: dict[str, Any]) -> str:
+    """How the layers of the finished model are computed."""
+    found = values.get("arithmetic")
+    if not found:
+        return ""
+    note = chip("measured", "Asked of each layer of the new model, opened on this machine.")
+    return _arithmetic(values.get("activations", ""), found, note)
 
 
 def _learnt(values: dict[str, Any] | None) -> str:

@@ -10,7 +10,13 @@ from vqdq.recipe import Recipe
 from vqdq.ui import rules
 from vqdq.ui.wording import escape, size
 
-GROUPS = (("trellis", "Trellis"), ("additive", "Additive codebooks"), ("", "Baselines"))
+INPUTS = "activations"
+GROUPS = (
+    ("trellis", "Trellis"),
+    ("additive", "Additive codebooks"),
+    (INPUTS, "Weights and activations"),
+    ("", "Baselines"),
+)
 """Method and heading; the last takes what no other takes."""
 
 
@@ -18,7 +24,8 @@ def groups(presets: Mapping[str, Recipe], sizes: Mapping[str, int | None], press
     """Returns the recipes as buttons in groups; `sizes` are the exact bytes each would give."""
     members: dict[str, list[str]] = {method: [] for method, _ in GROUPS}
     for name, recipe in sorted(presets.items(), key=lambda item: (-(sizes[item[0]] or 0), item[0])):
-        method = rules.split(recipe)[1].method or ""
+        general = rules.split(recipe)[1]
+        method = INPUTS if general.activation else general.method or ""
         members[method if method in members else ""].append(name)
     parts: list[str] = []
     for method, heading in GROUPS:

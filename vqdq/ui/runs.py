@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vqdq.jobs import arithmetic
 from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.ui import comparison, header
@@ -153,8 +154,10 @@ def _figure(run: RunRecord) -> tuple[str, str]:
         return "–", shorten(f"{fault.what} {fault.remedy}", 160)
     values = run.result or {}
     if run.kind == "compress" and run.state == "done":
-        note = f"{values.get('bits_per_weight', 0):.3g} bits per weight · {duration(run.seconds)}"
-        return size(values.get("measured_bytes")), note
+        given = values.get("activations")
+        note = f"{values.get('bits_per_weight', 0):.3g} bits per weight"
+        note += f" · {given}" if given else ""
+        return size(values.get("measured_bytes")), f"{note} · {duration(run.seconds)}"
     if run.kind == "plan" and run.state == "done":
         note = f"{values.get('bits_per_weight', 0):.3g} bits on average · {duration(run.seconds)}"
         return size(values.get("predicted_bytes")), note
@@ -172,12 +175,23 @@ def _details(run: RunRecord) -> str:
     if isinstance(run.request, CompressRequest | PlanRequest):
         request["recipe"] = run.request.recipe.name
     lines += [f"{key:8} {value}" for key, value in request.items() if key != "kind"]
+    lines += _arithmetic(run.result or {})
     path = run.folder / "events.jsonl"
     if run.state not in ("queued", "running") and path.is_file():
         lines.append("events")
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-EVENTS:]:
             lines.append(f"  {_event(line)}")
     return "\n".join(lines)
+
+
+def _arithmetic(result: dict[str, Any]) -> list[str]:
+    """How the layers are computed: of the new model, or of each that drew."""
+    rows = [result, *result.get("variants", ())]
+    return [
+        f"layers   {row.get('label', 'new model')}: {arithmetic.in_words(row['arithmetic'])}"
+        for row in rows
+        if row.get("arithmetic")
+    ]
 
 
 def _event(line: str) -> str:

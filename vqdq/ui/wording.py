@@ -25,6 +25,7 @@ STAGES = {
     "encode": "Compressing",
     "decode": "Unpacking",
     "finetune": "Fine-tuning",
+    "ranges": "Watching activations",
     "save": "Writing the file",
     "checksums": "Checking the file",
     "verify": "Checking the file",

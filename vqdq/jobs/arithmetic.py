@@ -1,0 +1,144 @@
+"""How a model's layers are computed, counted: in integers, simulated, or in 16 bits, and why.
+
+`measured` asks the layers of a loaded model. `expected` asks a plan, before there is anything to
+load: it knows the shapes and the methods, not yet the groups that calibration will find.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vqdq.activations.base import ActivationQuantizer, Axis, Site
+from vqdq.jobs.results import ArithmeticResult
+from vqdq.layers import integer
+from vqdq.layers.attention import attention_execution
+from vqdq.layers.execution import Execution
+from vqdq.layers.matrix import kind_of
+from vqdq.layers.quantized import QuantizedLayer
+from vqdq.recipe import Plan
+
+_INTEGER = Execution(kind="integer")
+
+
+def measured(denoiser: nn.Module) -> ArithmeticResult | None:
+    """Returns how the layers of a loaded denoiser are computed; None when nothing is quantized."""
+    layers = [layer for layer in denoiser.modules() if _counts(layer)]
+    given = [
+        layer.input.execution(layer)
+        for layer in layers
+        if isinstance(layer, QuantizedLayer) and layer.input is not None
+    ]
+    attention = attention_execution(denoiser).values()
+    if not given and not attention:
+        return None
+    return counted(given, attention, len(layers))
+
+
+def expected(plan: Plan) -> ArithmeticResult | None:
+    """Returns how the layers of a plan should be computed on this machine; None as above.
+
+    Attention layers are not part of a plan: they count as one when they are quantized.
+    """
+    recipe = plan.recipe
+    if not plan.activated and recipe.attention is None:
+        return None
+    given: list[Execution] = []
+    known: dict[tuple[Any, Site], Axis] = {}
+    for planned in plan.activated:
+        quantizer, site = planned.quantizer(), planned.layer.site
+        assert quantizer is not None
+        key = (planned.activation_params, site)
+        if key not in known:
+            known[key] = axis_at(quantizer, site)
+        why = integer.refusal(known[key], None, None)
+        given.append(Execution(kind="simulated", reason=why) if why else _INTEGER)
+    attention = [] if recipe.attention is None else [Execution(kind="simulated")]
+    return counted(given, attention, len(plan.layers))
+
+
+def in_words(found: ArithmeticResult) -> str:
+    """Returns the counts as sentences: what is integer, what is simulated, why, and its price."""
+    total, parts = found["layers"], [_integer_words(found)]
+    if found["simulated"]:
+        verb = "is" if found["simulated"] == 1 else "are"
+        parts.append(f"{found['simulated']} {verb} simulated in float{_why(found['reasons'])}")
+    if found["sixteen_bit"]:
+        verb = "takes its" if found["sixteen_bit"] == 1 else "take their"
+        parts.append(f"{found['sixteen_bit']} {verb} input in 16 or 32 bits")
+    said = f"{'; '.join(part for part in parts if part)}." if total else ""
+    said = said[:1].upper() + said[1:]
+    if found["rounded_weights"]:
+        said += (
+            f" {found['rounded_weights']} of them use the stored weight rounded to 8 bits a row."
+        )
+    if found["attention_simulated"]:
+        said += " Attention is simulated."
+    return said.strip()
+
+
+def price(found: ArithmeticResult) -> str:
+    """Returns what that means for speed, in one sentence."""
+    if not found["integer"]:
+        return "Simulated layers show what the picture would be, and make it slower, not faster."
+    slow = found["simulated"] or found["attention_simulated"]
+    rest = ", what is simulated costs time" if slow else ""
+    return (
+        f"Integer products save time on a CPU{rest}; on a GPU all of it is simulated until there"
+        " are kernels."
+    )
+
+
+def _integer_words(found: ArithmeticResult) -> str:
+    count, total = found["integer"], found["layers"]
+    if not count and not found["simulated"]:
+        return ""
+    if not count:
+        return f"none of {total} layers runs in integer arithmetic on this machine"
+    return f"{count} of {total} layers run in integer arithmetic on this machine"
+
+
+def _why(reasons: Mapping[str, int]) -> str:
+    """The most frequent reason in brackets."""
+    first = next((reason for reason in reasons if reason), "")
+    more = len([reason for reason in reasons if reason]) - 1
+    return f" ({first}{f'; {more} more reasons' if more > 0 else ''})" if first else ""
+
+
+def axis_at(quantizer: ActivationQuantizer[Any], site: Site) -> Axis:
+    """Returns what has a scale of its own at a site, as far as it is known before calibration."""
+    stored = {
+        spec.name: torch.zeros(spec.shape, dtype=spec.dtype) for spec in quantizer.layout(site)
+    }
+    side = round(site.positions**0.5)
+    shape = (side, side) if site.taps > 1 and side * side == site.positions else None
+    rows = torch.zeros(1, max(1, site.positions), 1).expand(1, -1, site.channels)
+    return quantizer.grid(rows, stored, site, None, shape).axis
+
+
+def counted(
+    layers: Iterable[Execution], attention: Iterable[Execution], total: int
+) -> ArithmeticResult:
+    """Returns the counts of executions among `total` layers that could be quantized."""
+    found = list(layers)
+    kinds = Counter(each.kind for each in found)
+    reasons = Counter(each.reason for each in found if each.kind != "integer")
+    scores = list(attention)
+    return ArithmeticResult(
+        layers=total,
+        integer=kinds["integer"],
+        simulated=kinds["simulated"],
+        sixteen_bit=total - kinds["integer"] - kinds["simulated"],
+        rounded_weights=sum(not each.exact for each in found if each.kind != "16-bit"),
+        reasons=dict(reasons.most_common()),
+        attention=len(scores),
+        attention_simulated=sum(each.kind == "simulated" for each in scores),
+    )
+
+
+def _counts(module: nn.Module) -> bool:
+    return isinstance(module, QuantizedLayer) or kind_of(module) is not None
