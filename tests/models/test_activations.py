@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +66,24 @@ def test_disk_and_memory_are_equal_bit_for_bit(model: Path, result: CompressionR
     for key, tensor in state.items():
         assert torch.equal(tensor.to(stored[key].dtype), stored[key]), key
     assert torch.equal(tiny.draw(small), tiny.draw(load(result.output)))
+
+
+def test_the_folder_says_how_inputs_are_quantized(result: CompressionResult) -> None:
+    rows = json.loads((result.output / "vqdq.json").read_text())["layers"]
+    stored = load_file(result.output / WEIGHTS)
+    for row, layer in zip(rows, result.layers, strict=True):
+        kept, cross = row["name"].startswith("conv_"), ".attn2." in row["name"]
+        method = None if kept else "dynamic" if cross else "minmax"
+        assert row["activation"] == layer.activation == method
+        assert row["activation_bits"] == (None if kept else 8)
+        mine = [t for key, t in stored.items() if key.startswith(f"{row['name']}.input_")]
+        assert row["input_bytes"] == sum(tensor.nbytes for tensor in mine)
+        assert row["input_bytes"] == (3 * 3 * 4 if method == "minmax" else 0)
+    counts = Counter(row["activation"] for row in rows)
+    said = (result.output / "README.md").read_text()
+    assert f"minmax, 8 bits ({counts['minmax']} layers)" in said
+    assert f"dynamic, 8 bits ({counts['dynamic']} layers)" in said
+    assert f"the inputs of the other {counts[None]} as they come" in said
 
 
 def outputs(module: nn.Module, calls: Sequence[Call]) -> list[torch.Tensor]:

@@ -33,7 +33,7 @@ def layer_results(
     done = dict(_finished(plan, partial))
     for planned in plan.layers:
         name, key = planned.layer.name, f"{planned.layer.name}.weight"
-        layer = done.get(name)
+        layer, quantizer = done.get(name), planned.quantizer()
         if layer is None:
             weight = files[key].read(key)
             error = error_db(weight, half(weight, key))
@@ -49,6 +49,9 @@ def layer_results(
                 bytes=planned.storage.total_bytes,
                 reference_bytes=2 * planned.layer.shape.count,
                 seconds=0.0 if layer is None else layer.seconds,
+                activation=planned.activation,
+                activation_bits=None if quantizer is None else quantizer.bits,
+                input_bytes=sum(spec.num_bytes for spec in planned.inputs),
             )
         )
     return results

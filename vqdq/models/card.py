@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
         f"| Layers | {len(layers) - kept} packed, {kept} kept in 16 bits |",
         f"| Bits per weight | {plan.bits_per_weight:.4g} over the packed layers, "
         "codes, scales and codebooks counted |",
+        f"| Activations | {_activations(layers)} |",
         f"| Calibration | {_calibration(plan)} |",
         f"| Fine-tuning | {_learning(learnt)} |",
         f"| Recipe | `recipe.json` ({plan.recipe.name}, seed {plan.recipe.seed}) |",
@@ -59,6 +61,16 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
         "Everything but the listed layers is as in the base model, whose terms of use apply.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _activations(layers: Sequence[LayerResult]) -> str:
+    kinds = Counter(
+        (layer.activation, layer.activation_bits) for layer in layers if layer.activation
+    )
+    if not kinds:
+        return "as they come"
+    parts = [f"{name}, {bits} bits ({count} layers)" for (name, bits), count in kinds.items()]
+    return f"{'; '.join(parts)}, the inputs of the other {len(layers) - kinds.total()} as they come"
 
 
 def _calibration(plan: Plan) -> str:

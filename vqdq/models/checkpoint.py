@@ -25,7 +25,7 @@ import torch
 
 from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
-from vqdq.models.hub import FORMAT_VERSION, Method, VqdqConfig
+from vqdq.models.packed_config import FORMAT_VERSION, Method, VqdqConfig
 from vqdq.models.pipelines import load
 from vqdq.models.sources import Source, locate
 from vqdq.models.weights import WeightFile, open_weights, write_text
@@ -54,6 +54,9 @@ class LayerResult:
         output_error_db: the same for its outputs on the calibration inputs; None without.
         bytes, reference_bytes: of its weight, as stored and in 16 bits.
         seconds: wall time of its encoding; 0 when it was not encoded.
+        activation: how its input is quantized, to `activation_bits`, with `input_bytes` of stored
+            parameters; None, None and 0 where it is not. Whether the products then run in integers
+            depends on the machine (`vqdq.layers.execution`), so it is not said here.
     """
 
     name: str
@@ -64,6 +67,9 @@ class LayerResult:
     bytes: int
     reference_bytes: int
     seconds: float
+    activation: str | None = None
+    activation_bits: int | None = None
+    input_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +126,16 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
         "codecs": methods,
         "layers": layers,
         "activations": inputs,
+        "attention": _attention(plan),
     }
+
+
+def _attention(plan: Plan) -> dict[str, Any] | None:
+    params = plan.recipe.attention
+    if params is None:
+        return None
+    sites = {name: [site.channels, site.positions] for name, site in plan.attention.items()}
+    return {"params": params.to_json(), "sites": sites}
 
 
 MOST_DB = 200.0  # float32 tells no more; an error of nothing would be infinite, which JSON has not
@@ -237,9 +252,9 @@ def verify(folder: str | Path, *, report: Report = silent) -> Verification:
                 continue
             problems += _decoded(weights, name, ghost)
             checked += 1
-        packed = {f"{name}.{key}" for name, ghost in expected.items() for key in ghost.tensors}
+        stored = config.stored()
         for key in weights.tensors:
-            if key not in packed and not bool(torch.isfinite(weights.read(key)).all()):
+            if key not in stored and not bool(torch.isfinite(weights.read(key)).all()):
                 problems.append(f"{key}: NaN or infinite values.")
         report(Event(stage="decode", done=len(expected), total=len(expected)))
     except UserError as error:
@@ -278,16 +293,15 @@ def _check_sums(folder: Path, problems: list[str], report: Report) -> int:
     return len(wanted)
 
 
-def _compare(weights: WeightFile, expected: Mapping[str, tuple[TensorSpec, ...]]) -> list[str]:
+def _compare(weights: WeightFile, expected: Mapping[str, TensorSpec]) -> list[str]:
     problems: list[str] = []
-    for name, specs in expected.items():
-        for spec in specs:
-            key = f"{name}.{spec.name}"
-            found = weights.tensors.get(key)
-            if found is None:
-                problems.append(f"{name}: {spec.name} is missing.")
-            elif found != replace(spec, name=key):
-                problems.append(f"{name}: {spec.name} has another dtype or shape than planned.")
+    for key, spec in expected.items():
+        found = weights.tensors.get(key)
+        place, _, name = key.rpartition(".")
+        if found is None:
+            problems.append(f"{place}: {name} is missing.")
+        elif found != replace(spec, name=key):
+            problems.append(f"{place}: {name} has another dtype or shape than planned.")
     return problems
 
 
