@@ -10,6 +10,7 @@ from benchmarks import (
     codec_speed,
     evidence,
     feedback_gain,
+    outliers,
     rate_distortion,
     studio,
 )
@@ -40,6 +41,17 @@ PARTS = {
         "0.01. Loss is tr(Δ H Δᵀ)/tr(W H Wᵀ). The closed form holds for codecs that round one "
         "column after the other: mean(R²ᵢᵢ)/mean(Hᵢᵢ) with H = R Rᵀ.",
         feedback_gain.run,
+    ),
+    "outliers": (
+        "Activations with planted outliers",
+        "256 positions × 320 channels, each value uniform on ± its size. Outliers: 32 channels 16 "
+        "times as large, 26 pixels 8 times, or both. Calibrated on 16 inputs, signal-to-noise "
+        "ratio in dB on 8 others, beside theory: the error of rounding a uniform value (rotated: a "
+        "Gaussian one) at the step that the sizes give, the expected step where ranges are "
+        "dynamic. Where a rotated block holds few outliers it is not quite Gaussian, and does up "
+        "to 0.9 dB better. Without outliers a rotation loses 4.5 dB: it makes uniform values "
+        "Gaussian, and those fill their range less evenly.",
+        outliers.run,
     ),
     "evidence": (
         "Evidence on the embedded model",
