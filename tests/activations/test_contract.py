@@ -231,6 +231,19 @@ def test_damaged_ranges_name_the_layer(bad: float) -> None:
         finite(replace(ranges, timesteps=torch.empty(0)), "mid.attn")
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["dynamic", "rotated", "smooth"])
+def test_damaged_inputs_show_in_their_own_range(name: str, bad: float) -> None:
+    """And only there: other tokens and other pictures keep theirs."""
+    rows = noise(2, 64, 48)
+    rows[1, 7, 3] = bad
+    quantizer = activations.create(name)
+    for taps in (1, 9):
+        grid = quantizer.grid(rows, {}, replace(MIDDLE, taps=taps), None)
+        damaged = ~torch.isfinite(grid.scale)
+        assert damaged.nonzero().tolist() == ([[1, 7]] if taps == 1 else [[1]])
+
+
 @pytest.mark.parametrize("name", activations.names())
 def test_every_quantizer_explains_itself(name: str) -> None:
     kind = activations.get(name)

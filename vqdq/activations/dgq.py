@@ -10,7 +10,9 @@ What differs from the paper:
 * By default one grouping serves all noise levels, made from the extremes at all of them, and only
   the ranges follow the noise level, linearly between the levels kept. Weights can then be laid out
   by group once, and any number of steps and any scheduler is as good as another. `regroup` groups
-  anew at each noise level kept, and takes the nearest one.
+  anew at each noise level kept, and takes the nearest one. On the embedded model, activations alone
+  at 6 bits, noise predictions keep 22.3 dB with one range, 27.7 with 8 groups for all levels, 28.4
+  with 8 groups anew at 8 levels, 28.5 as published at all 20.
 * Every range holds 0, so padding and silent inputs stay exactly 0.
 * Convolutions are grouped by the pixels or channels of their input map. The paper's patches
   (unfolded, taps times as large) say the same about channels, and blur pixels by the kernel.

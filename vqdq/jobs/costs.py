@@ -17,7 +17,9 @@ from vqdq.recipe import Component, Plan
 
 # Million weights a second on two cores.
 _PACE = {
+    "half": 200.0,
     "uniform": 20.0,
+    "int8": 20.0,
     "nf4": 20.0,
     "gptq": 8.0,
     "trellis": 6.0,
