@@ -90,7 +90,8 @@ def test_a_damaged_record_is_refused(damage):
     ("values", "entry"),
     [
         ({"mode": "guess"}, "mode"), ({"name": " "}, "name"), ({"models": (FP16,)}, "models"),
-        ({"models": (FP16, FP16)}, "models"), ({"models": (FP16, TWO)}, "models"),
+        ({"models": (FP16, FP16)}, "models"),
+        ({"models": (FP16, replace(TWO, digest="x"))}, "models"),
         ({"models": (FP16, Entrant(name="x", digest=""))}, "models"),
         ({"models": (FP16, THREE, FOUR), "mode": "abx"}, "models"),
         ({"mode": "staircase"}, "models"), ({"prompts": ()}, "prompts"),
@@ -108,6 +109,10 @@ def test_what_cannot_be_a_test_is_refused(values, entry):
         protocol(**values)
     assert caught.value.where == f"protocol.{entry}"
     assert caught.value.remedy
+
+
+def test_the_obvious_model_may_take_part():
+    assert protocol(models=(FP16, TWO)).comparisons == ((0, 1),)
 
 
 def test_every_test_draws_its_own_seed():

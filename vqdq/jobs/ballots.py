@@ -13,10 +13,12 @@ import hmac
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from vqdq.errors import UserError
 from vqdq.jobs.protocol import Protocol, Question
+from vqdq.metrics.staircase import Answer, Staircase
 
 T = TypeVar("T")
 Kind = Literal["pair", "identical", "obvious", "repeat"]
@@ -128,7 +130,12 @@ def ballots(protocol: Protocol, assessor: str) -> tuple[Ballot, ...]:
 
     Sides are balanced: of each two models, the first is A in half of the pairs (one more or less).
     """
-    draw = _Draw(protocol, assessor)
+    return _ballots(protocol, assessor_key(assessor))
+
+
+@lru_cache(maxsize=64)  # asked for at every vote
+def _ballots(protocol: Protocol, key: str) -> tuple[Ballot, ...]:
+    draw = _draw_of(protocol, key)
     base = draw.shuffled(_trials(protocol), "order")
     swapped = _sides(base, draw)
     order = [(float(at), trial, swapped[at]) for at, trial in enumerate(base)]
@@ -146,12 +153,41 @@ def staircase_ballot(protocol: Protocol, assessor: str, number: int, level: int)
     Args:
         level: number of the model in `Protocol.models`, 1 or more.
     """
-    draw = _Draw(protocol, assessor)
-    cells = len(protocol.prompts) * len(protocol.seeds)
-    lap, place = divmod(number - 1, cells)
-    cell = draw.shuffled(range(cells), f"cells {lap}")[place]
+    key = assessor_key(assessor)
+    draw = _draw_of(protocol, key)
+    lap, place = divmod(number - 1, len(protocol.prompts) * len(protocol.seeds))
+    cell = _cells(protocol, key, lap)[place]
     trial = _trial(protocol, "pair", 0, level, cell, f"{number}")
     return _ballot(protocol, draw, trial, draw.bit(f"side {number}"), number, 0)
+
+
+def staircase_rule(protocol: Protocol) -> Staircase:
+    """Returns the rule of a staircase test: one level a compressed model."""
+    return Staircase(levels=tuple(float(e.bits) for e in protocol.models[1:] if e.bits is not None))
+
+
+def climb(
+    protocol: Protocol, assessor: str, choices: Mapping[str, str]
+) -> tuple[list[Answer], Ballot | None]:
+    """Returns the answers of one assessor so far, and the next trial, or None at the end.
+
+    Args:
+        choices: what was chosen, by `Ballot.token`. A skipped trial is no answer, and another of
+            the same level follows; twice the most trials is the end for who skips everything.
+    """
+    rule = staircase_rule(protocol)
+    levels = {entrant.bits: number for number, entrant in enumerate(protocol.models) if number}
+    answers: list[Answer] = []
+    number = 1
+    while (bits := rule.next_level(answers)) is not None and number <= 2 * rule.most:
+        ballot = staircase_ballot(protocol, assessor, number, levels[bits])
+        choice = choices.get(ballot.token)
+        if choice is None:
+            return answers, ballot
+        if choice != "skip":
+            answers.append(Answer(bits=bits, right=choice == ballot.x))
+        number += 1
+    return answers, None
 
 
 def pictures_of(shown: Sequence[Ballot]) -> Mapping[str, Picture]:
@@ -245,12 +281,23 @@ def _ballot(
     )
 
 
+@lru_cache(maxsize=64)
+def _cells(protocol: Protocol, key: str, lap: int) -> list[int]:
+    cells = range(len(protocol.prompts) * len(protocol.seeds))
+    return _draw_of(protocol, key).shuffled(cells, f"cells {lap}")
+
+
+@lru_cache(maxsize=64)
+def _draw_of(protocol: Protocol, key: str) -> _Draw:
+    return _Draw(protocol, key)
+
+
 class _Draw:
     """Numbers that follow from the order seed, the assessor and a label."""
 
-    def __init__(self, protocol: Protocol, assessor: str) -> None:
+    def __init__(self, protocol: Protocol, key: str) -> None:
         self._key = bytes.fromhex(protocol.order_seed)
-        self._who = f"{protocol.digest}\0{assessor_key(assessor)}"
+        self._who = f"{protocol.digest}\0{key}"
 
     def token(self, label: str) -> str:
         return self._bytes(label)[:16].hex()

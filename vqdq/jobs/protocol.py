@@ -118,23 +118,27 @@ class Protocol:
                 raise UserError(what, where=f"protocol.{entry}", remedy=remedy)
 
     def _faults(self) -> tuple[tuple[str, bool, str, str], ...]:
-        names = [entrant.name for entrant in self.entrants]
+        names = [entrant.name for entrant in self.models]
         keys = [question.key for question in self.questions]
         cells = len(self.prompts) * len(self.seeds)
         preference = self.mode == "preference"
         widths = [entrant.bits for entrant in self.models[1:]]
+        all_differ = None not in widths and len(set(widths)) == len(widths) > 1
+        other = self.obvious_model
+        clash = other is not None and other.name in names and other not in self.models[1:]
         return (
             ("mode", self.mode not in get_args(Mode), f"{self.mode!r} is not a mode.",
              f"Use one of: {', '.join(get_args(Mode))}."),
             ("name", not self.name.strip(), "the test has no name.", "Give it one."),
             ("models", len(self.models) < 2, "a test compares at least two models.", "Add one."),
-            ("models", len(set(names)) < len(names), "two models have one name.", "Rename one."),
+            ("models", clash or len(set(names)) < len(names), "two models have one name.",
+             "Rename one."),
             ("models", not all(e.name and e.digest for e in self.entrants),
              "a model has no name or no digest.", "Name the models and what they are."),
             ("models", self.mode == "abx" and len(self.models) > 2, "ABX compares two models.",
              "Choose two, or make several tests."),
-            ("models", self.mode == "staircase" and (None in widths or len(set(widths)) < 2),
-             "a staircase needs two or more models that say their bits.", "Add more bit widths."),
+            ("models", self.mode == "staircase" and not all_differ,
+             "a staircase needs two or more models of different bits.", "Add more bit widths."),
             ("prompts", not all(p.strip() for p in self.prompts) or not self.prompts,
              "there is no prompt, or an empty one.", "Choose prompts."),
             ("prompts", len(set(self.prompts)) < len(self.prompts), "a prompt is there twice.",
