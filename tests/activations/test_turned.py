@@ -113,6 +113,17 @@ def test_the_range_comes_from_the_input_or_from_calibration(name: str) -> None:
         assert torch.equal(found.zero, expected.zero)
 
 
+@pytest.mark.parametrize("name", ["rotated", "smooth"])
+def test_before_a_convolution_the_range_is_of_the_picture_or_of_the_pixel(name: str) -> None:
+    site = Site(channels=WIDTH, positions=16, taps=9)
+    rows = noise(2, 16, WIDTH)
+    for scale, axis in (("token", "sample"), ("pixel", "row")):
+        for place, expected in ((site, axis), (SITE, "row")):
+            quantizer = activations.create(name, scale=scale)
+            assert quantizer.grid(rows, {}, place, None).axis == expected
+            assert quantizer.own_axis(place) == expected
+
+
 def test_rotation_takes_the_outlier_of_a_channel_apart() -> None:
     """One outlier of A in a block of n becomes n values of A/√n: the range falls by √n.
 

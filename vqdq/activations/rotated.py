@@ -34,8 +34,9 @@ class RotatedParams(Params):
     scale: str = param(
         "token",
         label="A range for each",
-        help="Token (picture, for a convolution) as it comes, or the tensor, calibrated.",
-        choices=("token", "tensor"),
+        help="Token (before a convolution: picture, or pixel, which is slower) as it comes, or the"
+        " tensor, calibrated.",
+        choices=("token", "pixel", "tensor"),
     )
     levels: int = param(
         8,

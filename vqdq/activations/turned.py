@@ -58,7 +58,10 @@ class TurnedQuantizer(ActivationQuantizer[P]):
 
 
 def plain_ranges(scale: str, bits: int, levels: int) -> ActivationQuantizer[Any]:
-    """Returns the quantizer with a range for each "token", or a calibrated one for the "tensor"."""
-    if scale == "token":
-        return DynamicQuantizer(DynamicParams(bits=bits))
-    return MinMaxQuantizer(MinMaxParams(bits=bits, levels=levels))
+    """Returns the quantizer with a range for each "token", "pixel" or, calibrated, the "tensor".
+
+    Before a convolution a "token" is the whole picture. Elsewhere it is the same as a "pixel".
+    """
+    if scale == "tensor":
+        return MinMaxQuantizer(MinMaxParams(bits=bits, levels=levels))
+    return DynamicQuantizer(DynamicParams(bits=bits, pixels=scale == "pixel"))
