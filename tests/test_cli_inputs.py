@@ -6,9 +6,12 @@ import json
 
 import pytest
 
+import vqdq
 from tests.models import tiny
+from vqdq import activations
 from vqdq.activations.attention import AttentionParams
 from vqdq.cli import main
+from vqdq.params import describe
 from vqdq.recipe import Recipe
 
 RULES = [
@@ -83,6 +86,7 @@ def test_off_takes_everything_away_and_the_name_says_so(place, capsys) -> None:
         (["--attention", "bits=2"], "Use 4 to 8"),
         (["--attention", "scores=even"], "off, log, log2, linear"),
         (["--range-prompts", "3"], "Add --activations dgq"),
+        (["--keep-fragile", "5%"], "Add --activations dynamic"),
         (["--range-prompts", "none"], "not a number of at least 1"),
         (["--keep-fragile", "2"], "is not a share like 0.05 or 5%"),
     ],
@@ -91,3 +95,61 @@ def test_what_cannot_be_meant(place, capsys, words, says) -> None:
     asked = ["plan", place / "tiny", "--recipe", place / "mine.json", *words]
     assert main([str(word) for word in asked]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_plan_says_which_arithmetic_and_how_long(place, capsys) -> None:
+    words = ["--activations", "minmax:granularity=channel", "--attention"]
+    values = planned(place, capsys, *words)
+    taken = [row for row in values["layers"] if row["activation"]]
+    assert values["activated_layers"] == len(taken) > 0
+    assert values["arithmetic"]["simulated"] == len(taken)
+    assert all(row["activation_bytes"] > 0 for row in taken)
+    assert taken[0]["activation_settings"]["granularity"] == "channel"
+    assert {"record", "ranges"} <= values["estimated_seconds"].keys()
+    asked = ["plan", place / "tiny", "--recipe", place / "mine.json", *words, "--layers"]
+    assert main([str(word) for word in asked]) == 0
+    said = capsys.readouterr().out
+    assert "activations 8 bits (minmax), attention scores 8 bits (log), q, k, v 8 bits" in said
+    assert f"none of {len(values['layers'])} layers runs in integer" in said.lower()
+    assert "minmax 8" in said
+
+
+def test_the_most_fragile_inputs_are_kept(place, capsys) -> None:
+    words = ["--activations", "dynamic:bits=4"]
+    before = planned(place, capsys, *words)["activated_layers"]
+    values = planned(place, capsys, *words, "--keep-fragile", "0.5")
+    assert values["activated_layers"] == before - before // 2
+    assert values["predicted_bytes"] == planned(place, capsys)["predicted_bytes"]
+    assert len(values["recipe"]["rules"]) == len(RULES) + before // 2
+
+
+def test_what_was_asked_is_made_verified_and_drawn(place, capsys, tmp_path) -> None:
+    words = ["--activations", "dgq:groups=4", "--range-prompts", 1, "--attention", "bits=6"]
+    asked = ["compress", place / "tiny", "--recipe", place / "mine.json", *words]
+    assert main([str(word) for word in (*asked, "--output", tmp_path / "made")]) == 0
+    said = capsys.readouterr().out
+    assert "activations 8 bits (dgq), attention scores 6 bits (log)" in said
+    assert "layers run in integer arithmetic" in said or "simulated" in said
+    assert main(["verify", str(tmp_path / "made")]) == 0
+    drawing = ["--prompt", "a", "--steps", "1", "--json", "--output", str(tmp_path / "seen")]
+    capsys.readouterr()
+    assert main(["compare", str(place / "tiny"), str(tmp_path / "made"), *drawing]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = result["variants"][0]["arithmetic"]
+    assert found["integer"] + found["simulated"] > 0
+    assert found["attention_simulated"] > 0
+    assert "activations 8 bits (dgq)" in (tmp_path / "seen" / "index.html").read_text()
+
+
+def test_methods_and_kernels_are_listed(capsys) -> None:
+    assert main(["methods", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    ranges = {each["name"]: each["ranges"] for each in values["activations"]}
+    assert ranges.keys() == set(activations.names())
+    assert (ranges["dynamic"], ranges["dgq"], ranges["smooth"]) == ("not used", "needed", "needed")
+    assert {each["name"] for each in values["attention"]} == {
+        info.name for info in describe(AttentionParams)
+    }
+    assert [each.name for each in vqdq.activation_methods()] == list(activations.names())
+    assert main(["doctor"]) == 0
+    assert "integer_products" in capsys.readouterr().out

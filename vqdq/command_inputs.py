@@ -13,6 +13,7 @@ from vqdq.jobs.variants import plain, variant
 
 if TYPE_CHECKING:
     from vqdq.recipe import Plan, PlannedLayer, Recipe
+    from vqdq.terminal import Output
 
 OFF = "off"
 
@@ -42,6 +43,30 @@ def applied(options: argparse.Namespace, recipe: Recipe) -> Recipe:
     if changed == bare:
         return recipe
     return variant(inputs.renamed(changed, bare), recipe.calibration, recipe.finetune)
+
+
+def check_fragile(options: argparse.Namespace, plan: Plan) -> None:
+    """Raises `UserError` when fragile inputs are to be kept and none is quantized."""
+    if options.keep_fragile is not None and not plan.activated:
+        raise UserError(
+            "no input is quantized, so there is none to keep.",
+            where="--keep-fragile",
+            remedy="Add --activations dynamic, or leave it out.",
+        )
+
+
+def protected(options: argparse.Namespace, recipe: Recipe, output: Output) -> Recipe:
+    """Returns the recipe with the most fragile inputs in 16 bits, after measuring them.
+
+    Raises:
+        UserError: a fault of the model.
+    """
+    from vqdq.models import protection  # heavy: diffusers
+
+    found, _ = protection.protected(
+        options.model, recipe, options.keep_fragile, report=output.report
+    )
+    return found
 
 
 def _activations(text: str, recipe: Recipe) -> Recipe:

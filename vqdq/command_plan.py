@@ -25,6 +25,7 @@ from vqdq.terminal import Output, duration, size, table
 if TYPE_CHECKING:
     from vqdq.recipe import Plan, Recipe
 
+_VERBS = {"ranges": "find ranges"}  # other stages are verbs already
 ESTIMATED = "Estimated from a computer with two cores."
 
 
@@ -83,7 +84,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         f"  {values['calibration']}",
         *command_inputs.of_plan(ready),
         "  about "
-        + ", ".join(f"{duration(value)} to {stage}" for stage, value in seconds.items())
+        + ", ".join(f"{duration(value)} to {_VERBS.get(k, k)}" for k, value in seconds.items())
         + " (estimated)",
     ]
     if found is not None:
@@ -189,6 +190,11 @@ def _resolved(options: argparse.Namespace, output: Output) -> tuple[Plan, PlanRe
     with asking():
         ready = compressor.plan(options.model, recipe)
         require_calibration(ready)
+        command_inputs.check_fragile(options, ready)
+        request = _target(options, recipe)
+    if options.keep_fragile is not None:
+        recipe = command_inputs.protected(options, recipe, output)
+        ready = compressor.plan(options.model, recipe)
         request = _target(options, recipe)
     if request is None:
         return ready, None
