@@ -85,15 +85,18 @@ class ScoreLevels:
         if self.scheme == "linear":
             codes = (scores * (self.highest / self.peak)).round_().clamp_(0, self.highest)
             return codes.to(torch.uint8)
-        down = (scores / self.peak).log2_().neg_()  # octaves below the peak, inf for a score of 0
+        # Levels below the peak; inf for a score of 0. One pass each: there are millions of scores.
+        top = torch.tensor(math.log2(self.peak) / self._step, device=scores.device)
+        down = torch.sub(top, scores.log2(), alpha=1 / self._step)
         if self.scheme == "log2":
             return down.round_().clamp_(0, self.highest).to(torch.uint8)
-        codes = (down / self._step).round_().clamp_(0, self.highest - 1)
-        return codes.masked_fill_(down > self.octaves + 1, self.highest).to(torch.uint8)
+        nothing = down > (self.octaves + 1) / self._step
+        return down.round_().clamp_(0, self.highest - 1).add_(nothing).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Returns the scores that codes stand for, float32."""
-        return self.table().to(codes.device)[codes.int()]
+        table = self.table().to(codes.device)
+        return table.index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 def spread(scores: torch.Tensor, *, start_apart: bool) -> Spread:
@@ -101,8 +104,7 @@ def spread(scores: torch.Tensor, *, start_apart: bool) -> Spread:
     words = scores[..., 1:] if start_apart else scores
     if not words.numel():
         return Spread(peak=0.0, mean=0.0, count=0)
-    mean = float(words.mean(dtype=torch.float64))
-    return Spread(peak=float(words.max()), mean=mean, count=words.numel())
+    return Spread(peak=float(words.max()), mean=float(words.mean()), count=words.numel())
 
 
 def merged(parts: Sequence[Spread]) -> Spread:
