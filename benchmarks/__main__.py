@@ -10,6 +10,7 @@ from benchmarks import (
     codec_speed,
     evidence,
     feedback_gain,
+    integer,
     outliers,
     rate_distortion,
     studio,
@@ -52,6 +53,17 @@ PARTS = {
         "to 0.9 dB better. Without outliers a rotation loses 4.5 dB: it makes uniform values "
         "Gaussian, and those fill their range less evenly.",
         outliers.run,
+    ),
+    "integer": (
+        "Integer arithmetic",
+        "Medians with the smallest and the largest, in turn; quantization of the inputs included. "
+        "Grids were taken from the input. Position and channel: every seventh one ten times as "
+        "large, so that DGQ groups them. Rotated: ranges of the token, and weights that are the "
+        "trellis's own levels. Small layers: a calibrated range; below about 4 million products "
+        "oneDNN's 20 µs a call and ours are more than the float product, so such layers are best "
+        "left in 16 bits. Denoisers: int8 weights, a calibrated range for each layer's input, "
+        "attention itself in float. MB: all tensors, those packed for the kernels included.",
+        integer.run,
     ),
     "evidence": (
         "Evidence on the embedded model",

@@ -50,23 +50,21 @@ class _Source:
         return not self.state[0]
 
 
-def _frame(lines: Lines, border: Border) -> tuple[tuple[int, ...], Array]:
+def _frame(lines: Lines, border: Border) -> tuple[tuple[int, ...], loops.Places]:
     """Returns the shape of the codes, and where in them a position goes."""
     batch, positions, channels = lines.sizes
     if not lines.is_map:
-        return (batch, positions, channels), np.array((positions, 1, positions, 0, 0))
+        return (batch, positions, channels), (positions, 1, positions, 0, 0)
     height, width = lines.values.shape[2:]
     tall, wide = border.around(height, width)
-    return (batch, tall, wide, channels), np.array((width, tall, wide, border.top, border.left))
+    return (batch, tall, wide, channels), (width, tall, wide, border.top, border.left)
 
 
-def _steps(part: torch.Tensor) -> Array:
+def _steps(part: torch.Tensor) -> tuple[int, int]:
     """Returns how far the grids of the next sample and of the next position are."""
-    if part.ndim == 0:
-        return np.array((0, 0))
-    if part.ndim == 1:
-        return np.array((1, 0))
-    return np.array((0 if len(part) == 1 else part.shape[1], 1))
+    if part.ndim < 2:
+        return part.ndim, 0
+    return (0 if len(part) == 1 else part.shape[1]), 1
 
 
 def _flat(part: torch.Tensor) -> Array:

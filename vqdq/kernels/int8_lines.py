@@ -16,6 +16,8 @@ from numba import njit
 from vqdq.kernels import butterflies
 
 Array: TypeAlias = npt.NDArray[Any]
+Places: TypeAlias = tuple[int, int, int, int, int]
+Steps: TypeAlias = tuple[int, int]
 TILE = 16  # rows that are fetched together: one cache line of each plane
 LARGEST = np.finfo(np.float32).max
 _SIGN, _BELOW_SIGN = np.int32(31), np.int32(0x7FFFFFFF)
@@ -104,8 +106,11 @@ def _tile(number: int, positions: int) -> tuple[int, int, int]:
 
 
 @njit(nogil=True, cache=True)
-def _framed(frame: Array, sample: int, place: int) -> int:
-    """Returns the row of a framed map that holds a position; frame as in `int8.Frame`."""
+def _framed(frame: Places, sample: int, place: int) -> int:
+    """Returns the row of a framed map that holds a position.
+
+    frame: width of the map, height and width of the framed one, rows above and columns left of it.
+    """
     width, tall, wide, top, left = frame[0], frame[1], frame[2], frame[3], frame[4]
     return (sample * tall + place // width + top) * wide + place % width + left
 
@@ -149,9 +154,9 @@ def row_codes(
     block: int,
     inverse: Array,
     zero: Array,
-    steps: Array,
+    steps: Steps,
     highest: Any,
-    frame: Array,
+    frame: Places,
     codes: Array,
     state: Array,
     first: int,
@@ -221,7 +226,7 @@ def group_codes(
     highest: Any,
     order: Array,
     edges: Array,
-    frame: Array,
+    frame: Places,
     size: int,
     codes: Array,
     state: Array,
@@ -260,7 +265,7 @@ def scaled_rows(
     sums: Array,
     scale: Array,
     zero: Array,
-    steps: Array,
+    steps: Steps,
     positions: int,
     column_sums: Array,
     column_scales: Array,

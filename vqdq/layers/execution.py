@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vqdq.layers.quantized import QuantizedLayer
 
 KEPT_FORMS = 2
-Form = TypeVar("Form")
+Form = TypeVar("Form", integer.Whole, integer.Parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +71,14 @@ class Weight8:
             self.signs = rotation.signs(self._fresh.signs, channels)
         elif block:
             self.signs = fixed_signs(channels)
-        self._forms: OrderedDict[Hashable, Any] = OrderedDict()
+        self._forms: OrderedDict[Hashable, integer.Whole | integer.Parts] = OrderedDict()
         self._dense: torch.Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the forms that are kept."""
+        dense = 0 if self._dense is None else self._dense.nbytes
+        return dense + sum(form.num_bytes for form in self._forms.values())
 
     def stored(self, layer: QuantizedLayer) -> EightBit:
         """Returns levels and scales; decoded anew from the second time on."""
@@ -81,13 +87,14 @@ class Weight8:
 
     def form(self, layer: QuantizedLayer, key: Hashable, make: Callable[[EightBit], Form]) -> Form:
         """Returns what `make` gives for the weight; kept under `key` until newer ones need room."""
-        if key not in self._forms:
+        found = cast("Form | None", self._forms.get(key))
+        if found is None:
             while len(self._forms) >= KEPT_FORMS:
                 self._forms.popitem(last=False)
-            self._forms[key] = make(self.stored(layer))
             self._dense = None
+            self._forms[key] = found = make(self.stored(layer))
         self._forms.move_to_end(key)
-        return self._forms[key]
+        return found
 
     def dense(self, layer: QuantizedLayer) -> torch.Tensor:
         """Returns the weight as float32 in the layer's own layout, in the basis of the levels."""

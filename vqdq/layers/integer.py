@@ -40,6 +40,11 @@ class Whole:
     sums: torch.Tensor
     scales: torch.Tensor
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the levels and of what comes with them."""
+        return self.levels.packed.numel() + self.sums.nbytes + self.scales.nbytes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
@@ -56,6 +61,12 @@ class Parts:
     scales: torch.Tensor
     order: torch.Tensor
     edges: tuple[int, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the levels and of what comes with them."""
+        levels = sum(part.packed.numel() for part in self.levels)
+        return levels + self.sums.nbytes + self.scales.nbytes + self.order.nbytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
