@@ -147,6 +147,13 @@ def test_holm_over_all_comparisons():
         for w in (29, 20, 28)
     ]
     after = pref.adjusted(found)
-    assert [x.adjusted for x in after] == list(holm([x.p_value for x in found]))
+    assert [x.adjusted for x in after] == list(holm([x.p_by_prompt for x in found]))
     assert [x.p_value for x in after] == [x.p_value for x in found]
-    assert after[0].adjusted == 3 * found[0].p_value
+    assert after[0].adjusted == pytest.approx(3 * found[0].p_value)
+
+
+def test_the_test_by_prompt_turns_whole_prompts_over():
+    """Twelve prompts of four pairs, nine won and three lost: a sign test of twelve, not of 48."""
+    found = pref.preference(outcomes(36, 12, per_prompt=4), margin=0.1, generator=seeded())
+    assert found.p_by_prompt == pytest.approx(stats.binomtest(9, 12).pvalue)
+    assert found.p_value == pytest.approx(stats.binomtest(36, 48).pvalue)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +77,32 @@ def test_binomial_tails_are_scipys(data, trials, chance):
     lower = stats.binom.cdf(wins, trials, chance)
     assert proportions.at_least(wins, trials, chance) == pytest.approx(upper, rel=1e-9, abs=1e-300)
     assert proportions.at_most(wins, trials, chance) == pytest.approx(lower, rel=1e-9, abs=1e-300)
+
+
+@given(st.lists(st.integers(-6, 6), max_size=10))
+@settings(max_examples=60, deadline=None)
+def test_turning_prompts_over_is_all_sign_patterns(leads):
+    sums = [
+        abs(sum(sign * lead for sign, lead in zip(signs, leads, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(leads))
+    ]
+    wanted = sum(total >= abs(sum(leads)) for total in sums) / len(sums)
+    assert proportions.flip_test(leads) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_turning_prompts_over_is_scipys_permutation_test():
+    leads = [3, -1, 4, 1, -2, 4, 3, 0, 2, -3, 1, 2]
+    theirs = stats.permutation_test(
+        (np.array(leads),), np.sum, permutation_type="samples", n_resamples=np.inf
+    )
+    assert proportions.flip_test(leads) == pytest.approx(theirs.pvalue, rel=1e-12)
+
+
+@given(wins=st.integers(0, 200), losses=st.integers(0, 200))
+@settings(max_examples=40, deadline=None)
+def test_one_pair_a_prompt_is_the_sign_test(wins, losses):
+    ours = proportions.flip_test([1] * wins + [-1] * losses + [0] * 3)
+    assert ours == pytest.approx(proportions.sign_test(wins, losses), rel=1e-11)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(110, 105), (50, 50), (200, 150), (3, 2), (0, 0)])

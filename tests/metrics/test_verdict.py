@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from tests.metrics.test_preference import outcomes
-from vqdq.metrics.preference import preference
+from vqdq.metrics.preference import PairOutcome, preference
 from vqdq.metrics.verdict import detection, verdict
 
 
@@ -58,6 +59,35 @@ def test_repeated_prompts_ask_for_more():
     assert judge(60, 36).kind == "preferred"
     assert judge(60, 36, per_prompt=12).kind == "undetected"
     assert judge(164, 156, per_prompt=40).kind == "undetected"  # eight prompts, all of one mind
+
+
+def test_pairs_that_are_alike_are_not_taken_for_evidence():
+    """200 tests without any difference, the four pairs of a prompt alike: at most 5 % are meant."""
+    rng = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+    by_pairs = found = 0
+    for _ in range(200):
+        taste = np.repeat(0.5 + 0.4 * rng.choice([-1, 1], 25), 4)
+        data = [
+            PairOutcome(pair=str(i), prompt=str(i // 4), outcome="first" if won else "second")
+            for i, won in enumerate(rng.random(100) < taste)
+        ]
+        result = preference(data, margin=0.1, generator=generator, samples=200)
+        by_pairs += result.p_value <= 0.05
+        found += verdict(result, "a", "b").kind == "preferred"
+    assert by_pairs >= 24  # the plain sign test is fooled
+    assert found <= 16  # 8 %: five standard errors above 3.3 %
+
+
+def test_few_prompts_are_never_called_equivalent():
+    assert judge(320, 320).kind == "equivalent"
+    mixed = [
+        PairOutcome(pair=str(i), prompt=str(i % 9), outcome="first" if i % 2 else "second")
+        for i in range(720)
+    ]
+    result = preference(mixed, margin=0.1, generator=torch.Generator().manual_seed(0))
+    assert result.p_equivalent < 1e-6
+    assert verdict(result, "a", "b").kind == "undetected"
 
 
 def test_much_data_and_no_difference():

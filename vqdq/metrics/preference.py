@@ -17,7 +17,14 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from vqdq.metrics.proportions import Interval, equivalence_test, holm, sign_test, wilson
+from vqdq.metrics.proportions import (
+    Interval,
+    equivalence_test,
+    flip_test,
+    holm,
+    sign_test,
+    wilson,
+)
 from vqdq.metrics.resampling import SAMPLES, cluster_sums, percentile_interval
 
 Outcome = Literal["first", "second", "tie", "both bad"]
@@ -81,7 +88,9 @@ class Preference:
         clustered: the same rate, interval by resampling prompts; `clustered_inner` at 1 − 2·5 %,
             which is what an equivalence test at 5 % reads.
         score: ties as half a win, over all pairs; by resampling prompts.
-        p_value: exact two-sided sign test; `adjusted` after Holm over the whole test.
+        p_value: exact two-sided sign test over pairs.
+        p_by_prompt: the same with whole prompts turned over (`flip_test`); equal to `p_value` when
+            no prompt repeats. `adjusted` is this one after Holm over the whole test.
         margin: stated before: how far from one half is still "as good".
         p_equivalent: exact equivalence test at that margin, decisive pairs only.
     """
@@ -93,6 +102,7 @@ class Preference:
     clustered_inner: Interval
     score: Interval
     p_value: float
+    p_by_prompt: float
     adjusted: float
     margin: float
     p_equivalent: float
@@ -174,7 +184,7 @@ def preference(
         with np.errstate(invalid="ignore"):  # a sample may hold ties alone
             rates = drawn[:, 0] / decisive
         scores = (drawn[:, 0] + (judged - decisive) / 2) / judged
-    p_value = sign_test(counted.wins, counted.losses)
+    p_by_prompt = flip_test([int(row[0] - row[1]) for row in rows.values()])
     return Preference(
         tally=counted,
         prompts=len(rows),
@@ -182,8 +192,9 @@ def preference(
         clustered=percentile_interval(rates, rate),
         clustered_inner=percentile_interval(rates, rate, level=0.9),
         score=percentile_interval(scores, score),
-        p_value=p_value,
-        adjusted=p_value,
+        p_value=sign_test(counted.wins, counted.losses),
+        p_by_prompt=p_by_prompt,
+        adjusted=p_by_prompt,
         margin=margin,
         p_equivalent=equivalence_test(counted.wins, counted.losses, margin),
     )
@@ -191,6 +202,6 @@ def preference(
 
 def adjusted(preferences: Sequence[Preference]) -> tuple[Preference, ...]:
     """Returns the same comparisons with p values after Holm: all questions, all model pairs."""
-    after = holm([item.p_value for item in preferences])
+    after = holm([item.p_by_prompt for item in preferences])
     pairs = zip(preferences, after, strict=True)
     return tuple(dataclasses.replace(item, adjusted=p) for item, p in pairs)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
+
 _UNIT = NormalDist()
 
 
@@ -97,6 +99,26 @@ def sign_test(wins: int, losses: int) -> float:
         tail += term
         term = term * (trials - k) // (k + 1)
     return min(1.0, 2 * tail / 2**trials)
+
+
+def flip_test(leads: Sequence[int]) -> float:
+    """Returns the exact two-sided p value of a sum of leads, one lead a prompt.
+
+    A lead is wins minus losses on one prompt. Without any preference each could as well have gone
+    the other way as a whole, so the sum is compared with all 2^prompts sums of ± leads (Fisher's
+    randomisation test). That holds however alike the pairs of a prompt are. With one pair a prompt
+    it is the sign test. All sums at once, by convolution.
+    """
+    sizes = [abs(lead) for lead in leads if lead]
+    reach = sum(sizes)
+    shares = np.zeros(2 * reach + 1)
+    shares[reach] = 1.0
+    for size in sizes:  # np.roll does not wrap: the sums so far stay away from both ends
+        shares = (np.roll(shares, size) + np.roll(shares, -size)) / 2
+    found = abs(sum(leads))
+    if found == 0:
+        return 1.0
+    return min(1.0, 2 * math.fsum(shares[reach + found :].tolist()))
 
 
 def equivalence_test(wins: int, losses: int, margin: float) -> float:

@@ -16,6 +16,7 @@ from vqdq.metrics.proportions import Interval, at_least, wilson
 Kind = Literal["nothing", "undetected", "equivalent", "preferred", "slightly preferred"]
 
 ALPHA = 0.05
+FEWEST_PROMPTS = 10  # from fewer, a bootstrap over prompts is too sure of itself
 TARGET = 0.6  # "could it have found 60 : 40?"
 
 
@@ -42,9 +43,11 @@ class Verdict:
 def verdict(result: Preference, first: str, second: str, *, alpha: float = ALPHA) -> Verdict:
     """Returns what `result` says about the models named `first` and `second`.
 
-    A difference counts when the adjusted sign test is at most `alpha`; where prompts repeat, the
-    interval by prompts must exclude one half as well. Equivalence likewise: the exact test, and
-    where prompts repeat, the inner interval within the margin.
+    A difference counts when the adjusted exact test by prompt is at most `alpha`; where prompts
+    repeat, the interval beside it must exclude one half as well. Equivalence: the exact test of
+    pairs, and where prompts repeat, at least ten of them and the inner interval within the margin.
+    Where the pairs of a prompt are alike, the test of pairs alone finds differences that are not
+    there in 17 % (25 prompts) to 35 % (5 prompts) of simulated tests.
     """
     tally = result.tally
     detect = more_pairs(pairs_to_detect(TARGET, alpha=alpha), tally.decisive, tally.judged)
@@ -57,7 +60,11 @@ def verdict(result: Preference, first: str, second: str, *, alpha: float = ALPHA
     inner = result.clustered_inner
     within = result.p_equivalent <= alpha and (
         not result.repeats_prompts
-        or (inner.low >= 0.5 - result.margin and inner.high <= 0.5 + result.margin)
+        or (
+            result.prompts >= FEWEST_PROMPTS
+            and inner.low >= 0.5 - result.margin
+            and inner.high <= 0.5 + result.margin
+        )
     )
     ahead = tally.wins > tally.losses
     winner = (first if ahead else second) if differs else ""
