@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.capture import toy
-from vqdq.capture import ActivationRecord, record, streams
+from vqdq.capture import ActivationRecord, record, sketch, streams
 from vqdq.errors import UserError
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -225,11 +225,11 @@ def test_sketch_has_the_error_it_claims():
     for _ in range(60):
         a = torch.randn(1, 40, 64, generator=generator)
         b = a + 0.1 * torch.randn(1, 40, 64, generator=generator)
-        sketch = streams.Sketch()
-        difference = sketch.of(a, first=0)[0] - sketch.of(b, first=0)[0]
+        found = sketch.Sketch()
+        difference = found.of(a.flatten(1), sample=0)[0] - found.of(b.flatten(1), sample=0)[0]
         errors.append((difference**2).sum() / float((a - b).double().square().sum()) - 1)
     assert abs(np.mean(errors)) < 0.04
-    assert np.std(errors) == pytest.approx((2 / streams.Sketch.WIDTH) ** 0.5, rel=0.3)
+    assert np.std(errors) == pytest.approx((2 / sketch.Sketch.WIDTH) ** 0.5, rel=0.3)
 
 
 def test_records_come_back_from_disk(tmp_path):

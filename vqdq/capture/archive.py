@@ -5,21 +5,26 @@ A record is written beside its final name and renamed, so a reader sees the whol
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.lib.format as npy
 import numpy.typing as npt
 
 from vqdq.errors import UserError
 
 Array = npt.NDArray[Any]
 _HEADER = "header"
+_LEVEL = 1  # of the compression: 4 times as fast as the usual 6, and 6 % larger
+R = TypeVar("R")
 
 
 def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -33,7 +38,10 @@ def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **packed)
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
+                for name, array in packed.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        npy.write_array(member, np.asarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -55,17 +63,61 @@ def load(path: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[s
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-        header: dict[str, Any] = json.loads(arrays.pop(_HEADER).tobytes())
+            header: dict[str, Any] = json.loads(archive[_HEADER].tobytes())
+            known = header.get("kind") == kind and header.get("version") == version
+            names = [name for name in archive.files if name != _HEADER and known]
+            arrays = {name: np.asarray(archive[name]) for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             "The record is missing or damaged.", where=str(path), remedy="Capture it again."
         ) from error
-    if header.get("kind") != kind or header.get("version") != version:
-        raise UserError(
-            f"The file holds {header.get('kind')!r} version {header.get('version')!r}, "
-            f"not {kind!r} version {version}.",
-            where=str(path),
-            remedy="Capture it again with this version.",
-        )
+    if not known:
+        raise _refused(path, header, kind, version)
     return header, arrays
+
+
+def _refused(path: Path, header: Mapping[str, Any], kind: str, version: int) -> UserError:
+    found = header.get("version")
+    if header.get("kind") != kind:
+        what = f"The file holds {header.get('kind')!r}, not {kind!r}."
+    elif isinstance(found, int) and found < version:
+        what = f"The record is of an earlier form ({found}, now {version}) and lacks what is shown."
+    else:
+        what = f"The record has the form {found!r}, this program reads {version}."
+    return UserError(what, where=str(path), remedy="Capture it again with this version.")
+
+
+def flatten(record: object, place: str) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Returns the plain fields of a frozen record as JSON values, and its arrays under `place`."""
+    entry: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
+    for field in dataclasses.fields(cast(Any, record)):
+        value = getattr(record, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[f"{place}/{field.name}"] = value
+        else:
+            entry[field.name] = value
+    return entry, arrays
+
+
+def restore(kind: type[R], entry: Mapping[str, Any], arrays: Mapping[str, Array], place: str) -> R:
+    """Returns the record that `flatten` took apart; lists become tuples again."""
+    values: dict[str, Any] = {
+        key: tuple(cast(list[Any], value)) if isinstance(value, list) else value
+        for key, value in entry.items()
+    }
+    for field in dataclasses.fields(cast(Any, kind)):
+        name = f"{place}/{field.name}"
+        if name in arrays:
+            values[field.name] = arrays[name]
+    return kind(**values)
+
+
+def plain_times(times: tuple[float, ...]) -> list[float | None]:
+    """Returns timesteps as JSON has them: an unknown one is null."""
+    return [None if math.isnan(time) else time for time in times]
+
+
+def real_times(times: list[float | None]) -> tuple[float, ...]:
+    """Returns timesteps that `plain_times` wrote."""
+    return tuple(math.nan if time is None else float(time) for time in times)

@@ -1,27 +1,42 @@
 """Statistics of what goes into each layer while a picture is drawn: by channel, position and step.
 
 `record` watches a denoiser through forward hooks, which are gone when its block ends, however it
-ends. Every watched layer gets a row of scalars for each step; the layers in `detail`, and all
-layers at the steps in `detail_steps`, also get their channels, positions and histogram. Activations
-themselves are never kept.
+ends. Every watched layer gets a row of scalars, a histogram and the extremes of its channels and
+positions for each step; the layers in `detail`, and all layers at the steps in `detail_steps`, also
+get the percentiles of their channels. Activations are not kept, but for one layer and step on
+request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
-from vqdq.capture.records import ActivationRecord, LayerRecord, Scalars
+from vqdq.capture import codes, streams
+from vqdq.capture.codes import Codes
+from vqdq.capture.kept import KEPT_BYTES, Keeper, KeptTensor
+from vqdq.capture.records import ActivationRecord, LayerRecord, LayerSeries
+from vqdq.capture.scalars import Scalars
+from vqdq.capture.scratch import Scratch
+from vqdq.capture.sketch import Sketch, SketchStream
 from vqdq.capture.steps import StepClock
-from vqdq.capture.streams import BINS, Detail, Sketch, Summary
+from vqdq.capture.streams import BINS, Detail, Measured, Summary
 from vqdq.errors import UserError
+from vqdq.layers.inputs import LayerInput
+from vqdq.layers.quantized import QuantizedLayer
 from vqdq.params import nearest
 
 MAX_BYTES = 1 << 29
 """The most the percentile bins of one capture may take."""
+SERIES_BYTES = 1 << 28
+"""What extremes by channel and position may take; else only every n-th step has them."""
+_MANY_STEPS = 50  # what the budget is divided for, since nobody says how many will come
 
 
 def watchable(denoiser: nn.Module) -> tuple[str, ...]:
@@ -43,23 +58,34 @@ class Recorder:
         guided: bool,
         detail: Collection[str],
         detail_steps: Collection[int],
+        keep: tuple[str, int] | None,
+        keep_bytes: int,
+        series_bytes: int,
         context: Mapping[str, str | int | float],
     ) -> None:
         self.clock = StepClock(guided=guided)
         self._detail = frozenset(detail)
         self._detail_steps = frozenset(detail_steps)
+        self._keep = keep
+        self._keeper = Keeper(budget=keep_bytes)
+        self._series_bytes = series_bytes
         self._context = dict(context)
+        self._step = 0
+        self._last: tuple[Tensor, int, Measured] | None = None
         self._kinds: dict[str, str] = {}  # in the order of the first call
         self._positions: dict[str, tuple[int, ...]] = {}
-        self._summaries: dict[tuple[str, int], list[Summary]] = {}
-        self._outputs: dict[tuple[str, int], list[_Output]] = {}
+        self._channels: dict[str, int] = {}
+        self._summaries: dict[tuple[str, int], Summary] = {}
+        self._outputs: dict[tuple[str, int], SketchStream] = {}
         self._details: dict[tuple[str, int], list[Detail]] = {}
-        self._sketch = Sketch()
+        self._turned: dict[tuple[str, int], tuple[Summary, list[Detail]]] = {}
+        self._codes: dict[tuple[str, int], Codes] = {}
+        self._scratch = Scratch()
+        self._sketch = Sketch(self._scratch)
 
-    def see(self, name: str, x: Tensor, y: Tensor) -> None:
+    def see(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         """Adds one call of the layer `name` with input `x` and output `y`."""
-        clock = self.clock
-        conv = x.ndim == 4
+        clock, conv = self.clock, x.ndim == 4
         positions = clock.positions(x, conv=conv)
         if self._positions.setdefault(name, positions) != positions:
             raise UserError(
@@ -68,19 +94,80 @@ class Recorder:
                 remedy="Record pictures of one size together.",
             )
         self._kinds.setdefault(name, "conv" if conv else "linear")
+        self._channels.setdefault(name, int(x.shape[1 if conv else -1]))
         key = (name, max(clock.step, 0))
-        detailed = name in self._detail or key[1] in self._detail_steps
         count = len(clock.halves)
-        summaries = self._summaries.setdefault(key, [Summary() for _ in range(count)])
-        outputs = self._outputs.setdefault(key, [_Output() for _ in range(count)])
-        for half, part in enumerate(clock.split(_as_tokens(x.detach(), conv=conv))):
-            values = summaries[half].update(part)
-            if detailed:
-                shape = {"positions": values.shape[1], "channels": values.shape[2]}
-                found = self._details.setdefault(key, [Detail(**shape) for _ in range(count)])
-                found[half].update(values)
-        for half, part in enumerate(clock.split(y.detach())):
-            outputs[half].add(self._sketch, part)
+        if key[1] != self._step:  # a step ends, and with it the inputs that may come again
+            self._last = None
+            self._release_step(self._step)
+            self._step = key[1]
+        if key not in self._summaries:
+            self._summaries[key] = Summary(count)
+        found = self._measured(x, conv=conv)
+        self._summaries[key].add(found)
+        rows = (
+            found.values.transpose(2, 3) if conv else found.values
+        )  # [halves, samples, positions, channels]
+        detailed = key[0] in self._detail or key[1] in self._detail_steps
+        if detailed:
+            self._add_detail(self._details.setdefault(key, []), rows)
+        if key == self._keep:
+            self._keeper.add(rows)
+        if key not in self._outputs:
+            self._outputs[key] = SketchStream(self._sketch, count)
+        self._outputs[key].add(clock.halved(y.detach().flatten(1)))
+        given = codes.quantized_input(layer)
+        if given is not None:
+            self._see_codes(key, given, cast(QuantizedLayer, layer), x.detach(), detailed=detailed)
+
+    def _measured(self, x: Tensor, *, conv: bool) -> Measured:
+        """Returns the numbers of an input; q, k and v are given the very same one."""
+        version = -1 if x.is_inference() else x._version
+        if self._last is None or self._last[0] is not x or self._last[1] != version:
+            flat = x.detach().flatten(2) if conv else x.detach().reshape(len(x), -1, x.shape[-1])
+            found = streams.measure(self.clock.halved(flat), self._scratch, conv=conv)
+            self._last = (x, version, found)
+        return self._last[2]
+
+    def _see_codes(
+        self,
+        key: tuple[str, int],
+        given: LayerInput,
+        layer: QuantizedLayer,
+        x: Tensor,
+        *,
+        detailed: bool,
+    ) -> None:
+        halves = len(self.clock.halves)
+        rows, grid = codes.rounded_rows(given, layer, x)
+        if key not in self._codes:
+            self._codes[key] = Codes(halves, given.quantizer.name, grid.bits)
+        self._codes[key].update(rows, grid, halves)
+        if detailed and codes.turned(given):
+            summary, details = self._turned.setdefault(key, (Summary(halves), []))
+            found = streams.measure(self.clock.halved(rows), self._scratch, conv=False)
+            summary.add(found)
+            self._add_detail(details, found.values)
+
+    @staticmethod
+    def _add_detail(details: list[Detail], rows: Tensor) -> None:
+        if not details:
+            shape = {"positions": rows.shape[2], "channels": rows.shape[3]}
+            details += [Detail(**shape) for _ in rows]
+        for stream, part in zip(details, rows, strict=True):
+            stream.update(part)
+
+    def _release_step(self, step: int) -> None:
+        """Gives up what a step knows by channel and position, unless the budget holds it."""
+        halves = len(self.clock.halves)
+        entries = sum(
+            self._channels[name] + math.prod(positions)
+            for name, positions in self._positions.items()
+        )
+        if step % max(1, -(-_MANY_STEPS * 16 * halves * entries // self._series_bytes)):
+            for name in self._positions:
+                if (name, step) in self._summaries:
+                    self._summaries[name, step].release()
 
     def result(self) -> ActivationRecord:
         """Returns everything seen so far, layers in the order they ran."""
@@ -88,39 +175,97 @@ class Recorder:
         steps = len(self.clock.timesteps) or 1
         halves = self.clock.halves
         scalars = Scalars.empty(halves=len(halves), layers=len(layers), steps=steps)
-        for (name, step), streams in self._summaries.items():
-            outputs = self._outputs[name, step]
-            for half, stream in enumerate(streams):
-                place = (half, layers.index(name), step)
-                scalars.absmax[place] = stream.absmax
-                scalars.rms[place] = stream.rms
-                scalars.median[place] = stream.median
-                scalars.kurtosis[place] = stream.kurtosis
-                scalars.outliers[place] = stream.outliers / max(stream.count, 1)
-                scalars.nonfinite[place] = stream.nonfinite
-                scalars.output_energy[place] = outputs[half].energy
-                scalars.output_sketch[place] = outputs[half].total
-        details = {
-            (name, step): LayerRecord.of(
-                name=name,
-                kind=self._kinds[name],
-                step=step,
-                halves=halves,
-                positions=self._positions[name],
-                details=found,
-                summaries=self._summaries[name, step],
+        row = {name: index for index, name in enumerate(layers)}
+        for (name, step), stream in self._summaries.items():
+            place = (slice(None), row[name], step)
+            scalars.absmax[place] = stream.absmax
+            scalars.minimum[place] = stream.minimum
+            scalars.maximum[place] = stream.maximum
+            scalars.mean[place] = stream.mean
+            scalars.rms[place] = stream.rms
+            scalars.median[place], scalars.p99[place], scalars.p9999[place] = stream.magnitudes(
+                0.5, 0.99, 0.9999
             )
-            for (name, step), found in self._details.items()
-        }
+            scalars.kurtosis[place] = stream.kurtosis
+            scalars.outliers[place] = stream.outliers
+            scalars.nonfinite[place] = stream.nonfinite
+            scalars.channel_spread[place], scalars.position_spread[place] = stream.spread
+            outputs = self._outputs[name, step]
+            scalars.output_energy[place] = outputs.energy
+            scalars.output_sketch[place] = outputs.total
+        found = {key: stream.result() for key, stream in self._codes.items()}
+        for (name, step), used in found.items():
+            scalars.clipped[:, row[name], step] = used.clipped
+            scalars.used[:, row[name], step] = used.used
         return ActivationRecord(
             layers=layers,
             kinds=tuple(self._kinds.values()),
             halves=halves,
             timesteps=tuple(self.clock.timesteps),
             scalars=scalars,
-            details=details,
+            series={name: self._series(name, steps) for name in layers},
+            details={
+                key: self._layer(key, self._summaries[key], details)
+                for key, details in self._details.items()
+            },
+            turned={
+                key: self._layer(key, summary, details)
+                for key, (summary, details) in self._turned.items()
+            },
+            codes={key: used for key, used in found.items() if key in self._details},
+            kept=self._kept(),
             context=self._context,
         )
+
+    def _layer(self, key: tuple[str, int], summary: Summary, details: list[Detail]) -> LayerRecord:
+        return LayerRecord.of(
+            name=key[0],
+            kind=self._kinds[key[0]],
+            step=key[1],
+            halves=self.clock.halves,
+            positions=self._positions[key[0]],
+            details=details,
+            summary=summary,
+        )
+
+    def _kept(self) -> KeptTensor | None:
+        if self._keep is None:
+            return None
+        name, step = self._keep
+        positions = self._positions.get(name, ())
+        return self._keeper.result(
+            name=name, step=step, halves=self.clock.halves, positions=positions
+        )
+
+    def _series(self, name: str, steps: int) -> LayerSeries:
+        halves, channels = len(self.clock.halves), self._channels[name]
+        positions = self._positions[name]
+
+        def empty(size: int) -> npt.NDArray[np.float32]:
+            return np.full((halves, steps, size), np.nan, np.float32)
+
+        series = LayerSeries(
+            name=name,
+            positions=positions,
+            channel_low=empty(channels),
+            channel_high=empty(channels),
+            position_low=empty(math.prod(positions)),
+            position_high=empty(math.prod(positions)),
+            histogram=np.zeros((halves, steps, BINS), np.uint32),
+        )
+        for step in range(steps):
+            stream = self._summaries.get((name, step))
+            if stream is None:
+                continue
+            series.histogram[:, step] = stream.histogram
+            if stream.extremes:
+                (
+                    series.channel_low[:, step],
+                    series.channel_high[:, step],
+                    series.position_low[:, step],
+                    series.position_high[:, step],
+                ) = stream.extremes
+        return series
 
 
 @contextlib.contextmanager
@@ -131,6 +276,9 @@ def record(
     detail: Collection[str] = (),
     detail_steps: Collection[int] = (),
     guided: bool = False,
+    keep: tuple[str, int] | None = None,
+    keep_bytes: int = KEPT_BYTES,
+    series_bytes: int = SERIES_BYTES,
     context: Mapping[str, str | int | float] | None = None,
 ) -> Generator[Recorder, None, None]:
     """Yields a recorder that watches `denoiser` until the block ends.
@@ -141,6 +289,8 @@ def record(
         detail: layers whose channels and positions are recorded at every step.
         detail_steps: steps (from 0) at which every watched layer is recorded in detail.
         guided: the batch holds the unconditional, then the conditional half (guidance > 1).
+        keep: layer and step (from 0) whose values are kept as they are, within `keep_bytes`.
+        series_bytes: what extremes by channel and position may take over all steps.
         context: what to remember with the record (prompt, seed, model).
 
     Raises:
@@ -148,7 +298,8 @@ def record(
     """
     known = dict(denoiser.named_modules())
     names = list(dict.fromkeys(watchable(denoiser) if layers is None else layers))
-    names += [name for name in detail if name not in names]
+    asked = [*detail, *([keep[0]] if keep else [])]
+    names += [name for name in asked if name not in names]
     for name in names:
         if name not in known or not name:
             raise UserError(
@@ -157,7 +308,13 @@ def record(
                 remedy=nearest(name, watchable(denoiser), "layer"),
             )
     recorder = Recorder(
-        guided=guided, detail=detail, detail_steps=detail_steps, context=context or {}
+        guided=guided,
+        detail=detail,
+        detail_steps=detail_steps,
+        keep=keep,
+        keep_bytes=keep_bytes,
+        series_bytes=series_bytes,
+        context=context or {},
     )
     _check_memory([known[name] for name in names], len(detail_steps), halves=2 if guided else 1)
     with contextlib.ExitStack() as stack:
@@ -167,34 +324,12 @@ def record(
         yield recorder
 
 
-class _Output:
-    """Energy and sketch of what a layer gave, for the distance to another run."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.energy = 0.0
-        self.total: Any = 0.0
-
-    def add(self, sketch: Sketch, y: Tensor) -> None:
-        total, energy = sketch.of(y, first=self.samples)
-        self.samples += y.shape[0]
-        self.energy += energy
-        self.total = self.total + total
-
-
 def _watch(recorder: Recorder, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            recorder.see(name, args[0], output)
+            recorder.see(name, module, args[0], output)
 
     return hook
-
-
-def _as_tokens(x: Tensor, *, conv: bool) -> Tensor:
-    """Returns the input as [samples, positions, channels]."""
-    if conv:
-        return x.flatten(2).transpose(1, 2)
-    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def _check_memory(modules: list[nn.Module], steps: int, *, halves: int) -> None:

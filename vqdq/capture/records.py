@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
+import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 import vqdq.capture.archive as archive
-from vqdq.capture.streams import OUTLIER, Detail, Sketch, Summary
+from vqdq.capture.codes import CodesRecord
+from vqdq.capture.kept import KeptTensor
+from vqdq.capture.scalars import Scalars
+from vqdq.capture.streams import OUTLIER, Detail, Summary
 from vqdq.errors import UserError
 from vqdq.params import nearest
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
-_KIND, _VERSION = "activations", 1
+R = TypeVar("R")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Scalars:
-    """One number for each half, layer and step; every array [halves, layers, steps].
-
-    Attributes:
-        absmax, rms, kurtosis: of the layer's input; exact.
-        median: median magnitude, estimated from bins.
-        outliers: share of values with |x| >= 6; `nonfinite`: how many were NaN or infinite.
-        output_energy: ‖y‖²; `output_sketch`: [halves, layers, steps, Sketch.WIDTH].
-    """
-
-    absmax: Floats
-    rms: Floats
-    median: Floats
-    kurtosis: Floats
-    outliers: Floats
-    nonfinite: Floats
-    output_energy: Floats
-    output_sketch: Floats
-
-    @classmethod
-    def empty(cls, *, halves: int, layers: int, steps: int) -> Self:
-        """Returns scalars that are all NaN: not seen."""
-        shape = (halves, layers, steps)
-        names = [field.name for field in dataclasses.fields(cls)]
-        arrays: dict[str, Floats] = {
-            name: np.full(
-                (*shape, Sketch.WIDTH) if name == "output_sketch" else shape, np.nan, np.float32
-            )
-            for name in names
-        }
-        return cls(**arrays)
-
-    @property
-    def peak_ratio(self) -> Floats:
-        """Largest over median magnitude, 1000 at most; how far the outliers stand out.
-
-        Beyond 1000 the median is zero for all purposes (inputs after a SiLU that is mostly shut).
-        """
-        floor = np.maximum(self.absmax / 1000, 1e-12)
-        return (self.absmax / np.maximum(self.median, floor)).astype(np.float32)
+_KIND, _VERSION = "activations", 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,6 +39,8 @@ class LayerRecord:
         p01, median, p99: estimated percentiles, [halves, channels].
         outliers: how many values of a channel have |x| >= 6, [halves, channels].
         position_absmax: largest magnitude at a position, [halves, *positions].
+        surface: largest magnitude by position and channel, [halves, rows, columns]; neighbours
+            share a cell beyond `streams.SURFACE`.
         histogram: counts in the bins of `streams.bin_edges`, [halves, BINS].
         count, kurtosis, median_abs: of the whole input, [halves].
     """
@@ -94,6 +58,7 @@ class LayerRecord:
     p99: Floats
     outliers: Counts
     position_absmax: Floats
+    surface: Floats
     histogram: Counts
     count: Counts
     kurtosis: Floats
@@ -109,7 +74,7 @@ class LayerRecord:
         halves: tuple[str, ...],
         positions: tuple[int, ...],
         details: Sequence[Detail],
-        summaries: Sequence[Summary],
+        summary: Summary,
     ) -> Self:
         """Returns the record of the streams of each half."""
         levels = np.stack([stream.percentiles() for stream in details])  # [halves, 3, channels]
@@ -133,10 +98,11 @@ class LayerRecord:
             position_absmax=floats(
                 [stream.position_absmax.reshape(positions) for stream in details]
             ),
+            surface=floats([stream.surface for stream in details]),
             histogram=np.stack([stream.histogram.sum(axis=0) for stream in details]),
-            count=np.array([summary.count for summary in summaries], dtype=np.int64),
-            kurtosis=floats([summary.kurtosis for summary in summaries]),
-            median_abs=floats([summary.median for summary in summaries]),
+            count=np.full(len(halves), summary.count, dtype=np.int64),
+            kurtosis=summary.kurtosis.astype(np.float32),
+            median_abs=summary.magnitudes(0.5)[0].astype(np.float32),
         )
 
     @property
@@ -155,13 +121,46 @@ class LayerRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerSeries:
+    """The input of one layer at every step, NaN at steps that were not kept.
+
+    Attributes:
+        name: the layer; `positions`: as in `LayerRecord`.
+        channel_low, channel_high: exact extremes by channel, [halves, steps, channels].
+        position_low, position_high: by position, [halves, steps, positions].
+        histogram: counts in the bins of `streams.bin_edges`, uint32 [halves, steps, BINS].
+    """
+
+    name: str
+    positions: tuple[int, ...]
+    channel_low: Floats
+    channel_high: Floats
+    position_low: Floats
+    position_high: Floats
+    histogram: npt.NDArray[np.uint32]
+
+    @property
+    def channel_absmax(self) -> Floats:
+        """Largest magnitude of each channel, [halves, steps, channels]."""
+        return np.maximum(-self.channel_low, self.channel_high)
+
+    @property
+    def position_absmax(self) -> Floats:
+        """Largest magnitude at each position, [halves, steps, positions]."""
+        return np.maximum(-self.position_low, self.position_high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ActivationRecord:
     """Everything one capture saw: scalars for all layers and steps, details for some.
 
     Attributes:
         layers: names in the order they ran; `kinds`: "linear" or "conv" of each.
         halves: names of the halves; `timesteps`: of each sampler step, NaN when unknown.
-        details: by (layer, step); `context`: what the caller wanted remembered.
+        series: by layer, what is known of every step.
+        details: by (layer, step); `turned`: the same inputs as they are rounded, where they are
+            smoothed or rotated first; `codes`: the levels and their use, where they are rounded.
+        kept: the values of one layer at one step; `context`: what the caller wanted remembered.
     """
 
     layers: tuple[str, ...]
@@ -169,8 +168,41 @@ class ActivationRecord:
     halves: tuple[str, ...]
     timesteps: tuple[float, ...]
     scalars: Scalars
+    series: Mapping[str, LayerSeries]
     details: Mapping[tuple[str, int], LayerRecord]
+    turned: Mapping[tuple[str, int], LayerRecord]
+    codes: Mapping[tuple[str, int], CodesRecord]
+    kept: KeptTensor | None
     context: Mapping[str, str | int | float]
+
+    def half(self, name: str) -> int:
+        """Returns the index of a half; a record without guidance has one half for every name."""
+        return self.halves.index(name) if name in self.halves else len(self.halves) - 1
+
+    def matching(self, pattern: str) -> tuple[str, ...]:
+        """Returns the layers that a pattern of a recipe's kind names ("down*attn2.*").
+
+        Raises:
+            UserError: it matches none.
+        """
+        found = tuple(name for name in self.layers if fnmatch.fnmatchcase(name, pattern))
+        found = found or tuple(name for name in self.layers if pattern and pattern in name)
+        if not found:
+            raise UserError(
+                f'no recorded layer matches "{pattern}".',
+                where="layer",
+                remedy=nearest(pattern, self.layers, "layer"),
+            )
+        return found
+
+    def paired(self, signal: Floats, error: Floats) -> ActivationRecord:
+        """Returns the record with ‖y‖² and ‖y − ŷ‖² of outputs for the same model inputs.
+
+        Args:
+            signal, error: [halves, layers, steps] in this record's order (`Pairing.energies`).
+        """
+        scalars = replace(self.scalars, paired_signal=signal, paired_error=error)
+        return replace(self, scalars=scalars)
 
     def layer(self, name: str, step: int) -> LayerRecord:
         """Returns the details of a layer at a step.
@@ -222,30 +254,31 @@ class ActivationRecord:
 
     def save(self, path: Path) -> None:
         """Writes the record to one `.npz` file, atomically."""
-        arrays: dict[str, archive.Array] = {
-            f"scalars/{field.name}": getattr(self.scalars, field.name)
-            for field in dataclasses.fields(Scalars)
-        }
-        entries: list[dict[str, Any]] = []
-        for index, detail in enumerate(self.details.values()):
-            entry: dict[str, Any] = {}
-            for field in dataclasses.fields(LayerRecord):
-                value = getattr(detail, field.name)
-                if isinstance(value, np.ndarray):
-                    arrays[f"details/{index}/{field.name}"] = value
-                else:
-                    entry[field.name] = value
-            entries.append(entry)
-        header = {
+        _, arrays = archive.flatten(self.scalars, "scalars")
+        header: dict[str, Any] = {
             "kind": _KIND,
             "version": _VERSION,
             "layers": self.layers,
             "kinds": self.kinds,
             "halves": self.halves,
-            "timesteps": [None if np.isnan(time) else time for time in self.timesteps],
-            "details": entries,
+            "timesteps": archive.plain_times(self.timesteps),
             "context": dict(self.context),
         }
+        groups: dict[str, list[object]] = {
+            "series": list(self.series.values()),
+            "details": list(self.details.values()),
+            "turned": list(self.turned.values()),
+            "codes": list(self.codes.values()),
+            "kept": [] if self.kept is None else [self.kept],
+        }
+        for group, items in groups.items():
+            entries: list[dict[str, Any]] = []
+            for index, item in enumerate(items):
+                entry, more = archive.flatten(item, f"{group}/{index}")
+                entries.append(entry)
+                arrays |= more
+            header[group] = entries
+        header["codes_of"] = list(self.codes)
         archive.save(path, header, arrays)
 
     @classmethod
@@ -256,28 +289,25 @@ class ActivationRecord:
             UserError: no record, a damaged one, or one of another version.
         """
         header, arrays = archive.load(path, kind=_KIND, version=_VERSION)
-        scalars = Scalars(
-            **{field.name: arrays[f"scalars/{field.name}"] for field in dataclasses.fields(Scalars)}
-        )
-        details: dict[tuple[str, int], LayerRecord] = {}
-        for index, entry in enumerate(header["details"]):
-            place = f"details/{index}/"
-            values: dict[str, Any] = {
-                name.removeprefix(place): value
-                for name, value in arrays.items()
-                if name.startswith(place)
-            }
-            for key, value in entry.items():
-                values[key] = tuple(value) if isinstance(value, list) else value
-            detail = LayerRecord(**values)
-            details[detail.name, detail.step] = detail
-        times = tuple(float("nan") if time is None else float(time) for time in header["timesteps"])
+
+        def group(name: str, kind: type[R]) -> list[R]:
+            return [
+                archive.restore(kind, entry, arrays, f"{name}/{index}")
+                for index, entry in enumerate(header[name])
+            ]
+
+        codes = zip(header["codes_of"], group("codes", CodesRecord), strict=True)
+        kept = group("kept", KeptTensor)
         return cls(
             layers=tuple(header["layers"]),
             kinds=tuple(header["kinds"]),
             halves=tuple(header["halves"]),
-            timesteps=times,
-            scalars=scalars,
-            details=details,
+            timesteps=archive.real_times(header["timesteps"]),
+            scalars=archive.restore(Scalars, {}, arrays, "scalars"),
+            series={item.name: item for item in group("series", LayerSeries)},
+            details={(item.name, item.step): item for item in group("details", LayerRecord)},
+            turned={(item.name, item.step): item for item in group("turned", LayerRecord)},
+            codes={(str(name), int(step)): item for (name, step), item in codes},
+            kept=kept[0] if kept else None,
             context=header["context"],
         )

@@ -60,6 +60,14 @@ class StepClock:
             return [x, x]
         return list(x.chunk(2))
 
+    def halved(self, x: Tensor) -> Tensor:
+        """Returns the halves of a batch stacked, [halves, samples, ...]."""
+        if len(self.halves) == 1:
+            return x[None]
+        if x.shape[0] % 2:
+            return torch.stack([x, x])
+        return x.unflatten(0, (2, -1))
+
     def positions(self, x: Tensor, *, conv: bool) -> tuple[int, ...]:
         """Returns a layer input's positions: (h, w), (tokens,) or () for a single vector."""
         if conv:
