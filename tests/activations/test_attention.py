@@ -185,6 +185,22 @@ def test_the_adaptive_base_beats_base_two_and_even_levels(keys: int, sharp: floa
         assert sqnr("log", bits) > sqnr("linear", bits) - (3 if sharp == 4 else 0)
 
 
+@pytest.mark.parametrize("bits", [4, 5, 6])
+def test_a_start_token_that_takes_nearly_all_hides_the_words_unless_it_is_apart(bits: int) -> None:
+    """As background pixels attend: 97 % to the start token, the rest to 76 words (Fig. 5a)."""
+    words = 0.03 * _scores(1, 4, 64, 76, sharp=1.0)
+    scores = torch.cat((torch.full((1, 4, 64, 1), 0.97), words), -1)
+
+    def lost(scheme: Scheme, *, start: bool) -> float:
+        error = (_fake(scores, scheme, bits, start=start)[..., 1:] - words).square().sum()
+        return float(error / words.square().sum())
+
+    assert lost("linear", start=False) > 0.95  # below half a step of 0.97 / 63
+    assert lost("log", start=False) > 0.25  # more octaves below the start than the base covers
+    assert lost("linear", start=True) < {4: 0.1, 5: 0.03, 6: 0.01}[bits]
+    assert lost("log", start=True) < {4: 0.012, 5: 0.004, 6: 0.001}[bits]
+
+
 @pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_rows_keep_their_sum(scheme: Scheme, *, start: bool) -> None:
