@@ -18,23 +18,18 @@ from diffusers.models.attention_processor import (
 from torch import nn
 
 from tests.capture import toy
-from vqdq.activations import InputRanges, Site, create
 from vqdq.activations.attention import AttentionParams
-from vqdq.activations.base import fake_quantize, ranged
+from vqdq.activations.base import ranged
 from vqdq.capture import record_attention, tokenize
 from vqdq.errors import UserError
 from vqdq.layers import score_blocks
 from vqdq.layers.attention import (
     attach_attention_,
     attention_execution,
-    attention_layout,
-    attention_places,
     attention_quantizers,
-    attention_sites,
     attentions,
     detach_attention_,
     seen_attention,
-    stored_name,
     switch_attention_,
 )
 from vqdq.layers.inputs import NoiseLevel
@@ -297,75 +292,6 @@ def test_eight_bits_stay_near_and_self_attention_may_be_left_out() -> None:
     model.set_attn_processor(AttnProcessor())
     reasons = {each.reason for each in attention_execution(model).values()}
     assert reasons == {"another processor was set: AttnProcessor"}
-
-
-def _calibrated(model: nn.Module, params: AttentionParams) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Sites of the toy, and parameters from the extremes of one drawing."""
-    seen: dict[str, list[torch.Tensor]] = {}
-    with seen_attention(model, params, lambda site, rows: seen.setdefault(site, []).append(rows)):
-        toy.draw(model)
-    positions: dict[str, int] = {}
-    for site, rows in seen.items():
-        apart = site.endswith(("attn2.k", "attn2.v"))
-        positions[f"{site[:-1]}to_{site[-1]}"] = rows[0].shape[1] + apart
-    sites = attention_sites(attention_places(model), params, positions)
-    quantizer = create(params.qkv_method, bits=params.qkv_bits, groups=params.qkv_groups)
-    stored: dict[str, torch.Tensor] = {}
-    for name, site in sites.items():
-        steps = torch.stack(seen[name])  # [steps, rows, positions, channels]
-        ranges = InputRanges(
-            timesteps=torch.tensor([900.0, 500.0, 100.0]),
-            channel_low=steps.amin((1, 2)),
-            channel_high=steps.amax((1, 2)),
-            position_low=steps.amin((1, 3)),
-            position_high=steps.amax((1, 3)),
-        )
-        for key, tensor in quantizer.calibrate(ranges, site).items():
-            stored[stored_name(name, key)] = tensor
-    return sites, stored
-
-
-def test_stored_groups_are_buffers_that_no_cast_touches() -> None:
-    params = AttentionParams(bits=8, qkv_bits=8, qkv_method="dgq", qkv_groups=4)
-    model, level = toy.unet(), NoiseLevel()
-    level.attach_(model)
-    plain = toy.draw(model)
-    sites, stored = _calibrated(model, params)
-    layout = {spec.name: (spec.dtype, spec.shape) for spec in attention_layout(params, sites)}
-    assert layout == {key: (each.dtype, tuple(each.shape)) for key, each in stored.items()}
-    attach_attention_(model, params, level, sites, stored)
-    rounded = toy.draw(model)
-    error = (rounded - plain).square().sum() / plain.square().sum()
-    assert 0 < float(error) < 1e-4
-    state = model.state_dict()
-    assert all(torch.equal(state[key], each) for key, each in stored.items())
-    again = toy.unet()
-    levels = NoiseLevel()
-    levels.attach_(again)
-    ghosts = {key: torch.empty_like(each) for key, each in stored.items()}
-    attach_attention_(again, params, levels, sites, ghosts)
-    again.load_state_dict(state)
-    assert torch.equal(toy.draw(again), rounded)
-    again.to(torch.bfloat16)
-    kept = again.state_dict()
-    assert all(torch.equal(kept[key], each) for key, each in stored.items())
-    assert all(kept[key].dtype == each.dtype for key, each in stored.items())
-
-
-def test_the_groups_of_a_site_are_its_quantizers() -> None:
-    params = AttentionParams(qkv_bits=6, qkv_method="dgq", qkv_groups=2, scores="off")
-    model, level = toy.unet(), NoiseLevel()
-    sites, stored = _calibrated(model, params)
-    found = attach_attention_(model, params, level, sites, stored)
-    name, quantizer = next(iter(found.items()))
-    site: Site = sites[f"{name}.q"]
-    level.timestep = 500.0
-    x = torch.randn(2, 4, site.positions, site.channels)
-    own = create("dgq", bits=6, groups=2)
-    tensors = {spec.name: stored[stored_name(f"{name}.q", spec.name)] for spec in own.layout(site)}
-    grid = own.grid(x.flatten(0, 1), tensors, site, 500.0)
-    expected = fake_quantize(x.flatten(0, 1), grid).view(x.shape)
-    assert torch.equal(quantizer.rounded("q", x, cross=False), expected)
 
 
 def test_what_cannot_be_done_says_where_and_what() -> None:

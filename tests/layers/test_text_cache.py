@@ -15,6 +15,7 @@ from torch import nn
 from tests.capture import toy
 from tests.layers.toy import Toy, registered
 from vqdq.activations import InputRanges, Site, create
+from vqdq.capture import record_attention, tokenize
 from vqdq.codecs import encode
 from vqdq.layers.attention import attentions
 from vqdq.layers.inputs import LayerInput, NoiseLevel
@@ -89,6 +90,20 @@ def test_drawings_are_the_same_and_each_prompt_is_read_once() -> None:
     text = toy.inputs()["encoder_hidden_states"]
     model(toy.inputs()["sample"], 10.0, text)
     assert text_savings(model).kept_bytes == 8 * 2 * toy.TOKENS * 32 * 4
+
+
+@torch.no_grad()
+def test_hooks_on_the_layers_see_every_step() -> None:
+    model = _model()
+    prompt = tokenize(toy.Tokenizer(), "red circle on blue")
+    with record_attention(model, prompt, negative=prompt) as recorder:
+        plain = toy.draw(model)
+    expected = recorder.result()
+    keep_text_(model)
+    with record_attention(model, prompt, negative=prompt) as recorder:
+        assert torch.equal(toy.draw(model), plain)
+    assert text_savings(model).served == 16
+    assert (recorder.result().mass == expected.mass).all()
 
 
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
