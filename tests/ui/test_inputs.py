@@ -107,8 +107,9 @@ def test_ranges_are_asked_for_where_something_needs_them(panel) -> None:
 def test_only_the_chosen_method_is_drawn(panel) -> None:
     entered = held(panel) | {"activations": 6, "activation": "dgq"}
     areas = dict(zip(panel.areas, panel.visibility(entered), strict=True))
-    shown = [name for name in activations.names() if areas[f"input.{name}.basic"]["visible"]]
-    assert shown == ["dgq"]
+    shown = [name for name in areas if name.startswith("input.") and areas[name]["visible"]]
+    assert shown == ["input.method", "input.dgq.basic", "input.dgq.deep"]
+    assert "input.dynamic.basic" not in areas  # it has no such setting, and leaves no gap
     assert areas["input.method"]["visible"]
     assert not areas["attention"]["visible"]
     assert "input.dgq.bits" not in panel.controls  # the row of buttons is this setting
@@ -168,6 +169,7 @@ def test_activations_are_chosen_compressed_and_said_to_be_integer_or_not(tab, st
     said = result.inner_text()
     assert "Activations 8 bits (dgq), attention scores 8 bits (log)" in said
     assert result.locator(".vq-chip-measured").count() == 1
+    assert "trellis · a8" in tab.locator("#vq-layers tbody tr").first.inner_text()
     request = studio.workspace.runs("compress")[0].request
     assert isinstance(request, CompressRequest)
     assert request.recipe.rules[-1].activation == "dgq"
@@ -195,5 +197,7 @@ def test_a_preset_fills_the_panel_and_the_comparison_names_its_arithmetic(tab, s
     numbers = tab.locator("#vq-compare-numbers")
     wait_until(tab, lambda: "integer" in numbers.inner_text())
     assert numbers.locator(".vq-chip-simulated").count() == 2  # layers and attention
+    table = numbers.locator("table")
+    assert table.evaluate("e => e.scrollWidth <= e.parentElement.clientWidth")
     assert "137 layers" in numbers.locator(".vq-chip-integer").get_attribute("title")
     assert grave_faults(tab) == []

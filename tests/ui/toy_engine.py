@@ -122,6 +122,9 @@ class Engine:
                     "bytes": item.storage.total_bytes,
                     "reference_bytes": 2 * item.storage.num_weights,
                     "seconds": 0.1,
+                    "activation": item.activation,
+                    "activation_bits": (given := item.quantizer()) and given.bits,
+                    "input_bytes": sum(spec.num_bytes for spec in item.inputs),
                 }
             )
         if request.recipe.ranges is not None:

@@ -21,6 +21,9 @@ class LayerRow(TypedDict):
     bytes: int
     reference_bytes: int
     seconds: float
+    activation: str | None
+    activation_bits: int | None
+    input_bytes: int
 
 
 class LearntResult(TypedDict):

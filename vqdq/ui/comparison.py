@@ -219,21 +219,34 @@ def _computed(first: Entry, second: Entry) -> str:
     """The row that says which arithmetic drew the pictures, where activations are quantized."""
     if first.arithmetic is None and second.arithmetic is None:
         return ""
-    cells = "".join(f"<td>{_arithmetic(entry)}</td>" for entry in (first, second))
-    how = "In which arithmetic the layers were computed on this machine, asked of each of them."
-    return f'<tr><th scope="row" title="{how}">Layers</th>{cells}</tr>'
+    rows = [_row("Layers", _layers(first), _layers(second))]
+    if any(each.arithmetic and each.arithmetic["attention_simulated"] for each in (first, second)):
+        rows.append(_row("Attention", _attention(first), _attention(second)))
+    return "".join(rows)
 
 
-def _arithmetic(entry: Entry) -> str:
+def _row(name: str, first: str, second: str) -> str:
+    how = "In which arithmetic it was computed on this machine, asked of each layer."
+    return f'<tr><th scope="row" title="{how}">{name}</th><td>{first}</td><td>{second}</td></tr>'
+
+
+def _layers(entry: Entry) -> str:
     found = entry.arithmetic
-    if found is None:
-        return "float"
-    told = f"{entry.activations}. {arithmetic.in_words(found)}"
-    kinds = ("integer", found["integer"]), ("simulated", found["simulated"])
-    chips = [f"{number} {chip(kind, told)}" for kind, number in kinds if number]
-    if found["attention_simulated"]:
-        chips.append(f"attention {chip('simulated', told)}")
+    kinds = () if found is None else (
+        ("integer", found["integer"]), ("simulated", found["simulated"])
+    )  # fmt: skip
+    chips = [f"{number} {chip(kind, _told(entry))}" for kind, number in kinds if number]
     return "<br>".join(chips) or "float"
+
+
+def _attention(entry: Entry) -> str:
+    simulated = entry.arithmetic is not None and entry.arithmetic["attention_simulated"]
+    return chip("simulated", _told(entry)) if simulated else "float"
+
+
+def _told(entry: Entry) -> str:
+    words = "" if entry.arithmetic is None else arithmetic.in_words(entry.arithmetic)
+    return f"{entry.activations}. {words}"
 
 
 def _judged(first: Entry, second: Entry) -> str:

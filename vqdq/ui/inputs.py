@@ -44,18 +44,14 @@ def choices(controls: dict[str, Any], areas: dict[str, Any]) -> None:
             elem_id="vq-activation",
         )
         for name in activations.names():
-            with gr.Column(visible=False, elem_classes=["vq-basic"]) as area:
-                _form(controls, name, advanced=False)
-            areas[f"input.{name}.basic"] = area
+            _area(controls, areas, name, advanced=False)
         controls["attention"] = gr.Checkbox(label="Quantize attention too", elem_id="vq-attention")
 
 
 def deep(controls: dict[str, Any], areas: dict[str, Any]) -> None:
     """Draws the finer settings of the methods, inside the fold of the advanced ones."""
     for name in activations.names():
-        with gr.Column(visible=False) as area:
-            _form(controls, name, advanced=True)
-        areas[f"input.{name}.deep"] = area
+        _area(controls, areas, name, advanced=True)
 
 
 def folds(controls: dict[str, Any], areas: dict[str, Any]) -> None:
@@ -148,8 +144,13 @@ def watched(values: Mapping[str, Any]) -> bool:
     return needs_ranges((*special, general), quantized)
 
 
-def _form(controls: dict[str, Any], name: str, *, advanced: bool) -> None:
+def _area(controls: dict[str, Any], areas: dict[str, Any], name: str, *, advanced: bool) -> None:
+    """Draws the settings of one method that are advanced, or those that are not, if there are."""
     params = activations.get(name).settings
     names = [i.name for i in describe(params) if i.advanced == advanced and i.name != _BITS]
-    drawn = forms.build(params, only=names)
+    if not names:
+        return
+    with gr.Column(visible=False, elem_classes=[] if advanced else ["vq-basic"]) as area:
+        drawn = forms.build(params, only=names)
     controls |= {f"input.{name}.{key}": part for key, part in drawn.components.items()}
+    areas[f"input.{name}.{'deep' if advanced else 'basic'}"] = area

@@ -309,6 +309,8 @@ def _table(rows: Sequence[dict[str, Any]], seen: str) -> str:
             else ""
         )
         method = escape(row.get("method") or "16-bit")
+        if row.get("activation"):
+            method += f' <span class="vq-muted">· a{row.get("activation_bits")}</span>'
         lines.append(
             f'<tr><th scope="row">{swatch(1 if row.get("method") else 0)}'
             f'<span class="vq-code">{escape(row.get("name", ""))}</span></th><td>{method}</td>'

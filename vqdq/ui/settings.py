@@ -155,6 +155,8 @@ def choices(general: Rule) -> Settings:
         methods(), value=general.method, label="Method", filterable=False, elem_id="vq-method"
     )
     for known in codecs.names():
+        if all(info.advanced for info in describe(codecs.get(known).settings)):
+            continue  # nothing to draw, not even a gap
         with gr.Column(visible=known == general.method, elem_classes=["vq-basic"]) as area:
             _form(controls, known, general, advanced=False)
         areas[f"{known}.basic"] = area
