@@ -73,6 +73,8 @@ def test_votes_count_for_the_model_and_not_for_the_side(store):
     (ana,) = found.assessors
     assert ana.left.value == pytest.approx(0.5, abs=0.06)  # sides are balanced
     assert ana.same_twice.value == ana.identical_called_equal.value == ana.obvious_seen.value == 1
+    assert ana.concerns() == ()
+    assert len(found.words()) == 1
 
 
 def test_who_always_says_left_is_found_out(store):
@@ -85,6 +87,9 @@ def test_who_always_says_left_is_found_out(store):
     (ana,) = found.assessors
     assert ana.left.value == 1
     assert ana.same_twice.value == ana.identical_called_equal.value == 0
+    assert ana.concerns()[0] == "Ana favoured the left side (100% left)."
+    assert "Ana called 0% of the identical pictures equal." in found.words()
+    assert "Ana gave 0% of the repeated answers again." in found.words()
 
 
 def test_questions_are_asked_apart_and_all_are_counted(store):
@@ -99,7 +104,9 @@ def test_questions_are_asked_apart_and_all_are_counted(store):
         key = asked.shown["question"]
         asked = test.vote("Ana", asked.shown["ballot"], key, tastes[key])
     assert keys == ["match", "defects", "beauty", "overall"] * 20
-    tallies = {row.question: row.preference.tally for row in test.reveal().comparisons}
+    found = test.reveal()
+    assert found.words()[-1].startswith("No obvious pairs were judged")
+    tallies = {row.question: row.preference.tally for row in found.comparisons}
     assert (tallies["match"].ties, tallies["match"].both_bad) == (20, 0)
     assert tallies["defects"].judged == 0  # skipped
     assert tallies["beauty"].both_bad == 20
@@ -291,3 +298,27 @@ def test_a_damaged_picture_is_said(tmp_path):
             seal(bad, tmp_path, "name")
     with pytest.raises(UserError, match="not a picture"):
         seal(tmp_path / "absent.png", tmp_path, "name")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_votes_and_undos_ends_with_every_answer_once(store, seed):
+    test = start(store, pairs=5, questions=QUESTIONS[:2], primary="match", identical=1)
+    rng = random.Random(seed)
+    trail = {"Ana": [], "Ben": []}
+    while any(len(steps) < 2 * 9 for steps in trail.values()):  # 5 + 1 + 2 + 1 repeat
+        person = rng.choice(sorted(trail))
+        steps = trail[person]
+        asked = test.next_question(person)
+        assert (asked is None) == (len(steps) == 18)
+        if steps and rng.random() < 0.3:
+            back = test.undo(person)
+            assert (back.shown["ballot"], back.shown["question"]) == steps.pop()[:2]
+        elif asked is not None:
+            assert asked.answered == len(steps)
+            choice = rng.choice(test.protocol.choices)
+            steps.append((asked.shown["ballot"], asked.shown["question"], choice))
+            test.vote(person, *steps[-1])
+    for person, steps in trail.items():
+        kept = [(v.ballot, v.question, v.choice) for v in store.votes(test.test, person)]
+        assert kept == steps
+    assert not test.reveal().early

@@ -32,6 +32,8 @@ from vqdq.metrics.proportions import Interval, wilson
 from vqdq.metrics.staircase import Threshold, threshold
 from vqdq.metrics.verdict import ALPHA, Detection, Verdict, detection, verdict
 
+_PASSED = 0.75
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -73,6 +75,26 @@ class Assessor:
     identical_called_equal: Interval
     obvious_seen: Interval
 
+    def concerns(self) -> tuple[str, ...]:
+        """Returns what speaks against these answers, in sentences; empty when nothing does.
+
+        A side is favoured when the interval of `left` excludes one half. Of the controls, less than
+        three in four is a concern: guessing between two sides would see one in two.
+        """
+        found: list[str] = []
+        if not self.left.contains(0.5):
+            side = "left" if self.left.value > 0.5 else "right"
+            found.append(f"{self.name} favoured the {side} side ({_per_cent(self.left)} left).")
+        controls = (
+            (self.obvious_seen, "saw {} of the obvious differences."),
+            (self.identical_called_equal, "called {} of the identical pictures equal."),
+            (self.same_twice, "gave {} of the repeated answers again."),
+        )
+        for share, words in controls:
+            if share.value < _PASSED:  # false for nan, where there was no control
+                found.append(f"{self.name} {words.format(_per_cent(share))}")
+        return tuple(found)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
@@ -100,6 +122,13 @@ class Outcome:
         lines = [f"{c.question}: {c.verdict.words}" for c in self.comparisons]
         lines += [f"{name}: {found.words}" for name, found in self.detections]
         lines += [f"{name}: {found.words}" for name, found in self.thresholds]
+        for person in self.assessors:
+            lines += person.concerns()
+        if self.comparisons and all(math.isnan(a.obvious_seen.value) for a in self.assessors):
+            lines.append(
+                "No obvious pairs were judged, so nothing shows that these assessors would have"
+                " noticed a difference."
+            )
         if self.early:
             lines.append("The test was stopped before everybody had finished.")
         return tuple(lines)
@@ -240,6 +269,10 @@ def _side_undone(vote: Vote) -> str:
 
 def _share(values: Sequence[bool]) -> Interval:
     return wilson(sum(values), len(values))
+
+
+def _per_cent(share: Interval) -> str:
+    return f"{100 * share.value:.0f}%"
 
 
 def _detections(votes: Sequence[Vote]) -> tuple[tuple[str, Detection], ...]:

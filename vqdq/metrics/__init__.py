@@ -1,1 +1,1 @@
-"""How far two results are apart, from the pictures and latents alone."""
+"""How far two results are apart, from pictures and latents alone; and what people say of them."""
