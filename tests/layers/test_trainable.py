@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from vqdq import activations
+from vqdq.activations.base import Site
 from vqdq.codecs import encode
+from vqdq.layers.inputs import LayerInput, NoiseLevel
 from vqdq.layers.matrix import from_matrix, weight_matrix
 from vqdq.layers.quantized import QuantizedConv2d, QuantizedLinear, pack
 from vqdq.layers.trainable import trainable
@@ -111,6 +114,34 @@ def test_codebooks_learn_where_a_layer_has_its_own(make: type[nn.Module]) -> Non
     assert torch.equal(learnt.tensors["codes"], layer.packed.tensors["codes"])
     assert not torch.equal(learnt.tensors["codebooks"], layer.packed.tensors["codebooks"])
     torch.testing.assert_close(pack(_dense(layer), learnt)(x), twin(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_smoothed_weights_learn_through_their_factors(make: type[nn.Module]) -> None:
+    """W diag(s) is stored: what computes is W, and codebooks learn by the slope that W has."""
+    layer = make("additive", **ADDITIVE)  # type: ignore[call-arg]
+    shape = layer.packed.shape
+    site = Site(channels=shape.channels, taps=shape.taps)
+    factors = torch.logspace(-0.5, 0.5, shape.channels).half()
+    given = LayerInput(activations.create("smooth"), site, NoiseLevel(), where="x")
+    layer.quantize_input_(given, {"input_smooth": factors})
+    given.enabled = False
+    twin = trainable(layer, torch.float32)
+    x = inputs(layer)
+    whole = layer.packed.decode() / factors.float().repeat(shape.taps)
+    plain = _dense(layer)
+    plain.weight = nn.Parameter(from_matrix(whole, layer))
+    torch.testing.assert_close(twin(x), plain(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-4)
+    target = torch.randn(twin(x).shape, generator=torch.Generator().manual_seed(3))
+    gradient = torch.autograd.grad((twin(x) * target).sum(), twin.codebooks)[0]
+    whole_steps = torch.randint(-8, 9, gradient.shape, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        before = (twin(x) * target).sum()
+        twin.codebooks += whole_steps / 128
+        rise = (twin(x) * target).sum() - before
+    expected = (gradient * whole_steps / 128).sum()
+    torch.testing.assert_close(rise, expected, rtol=1e-3, atol=1e-2)
 
 
 def test_codebooks_stay_when_told_and_where_they_are_universal() -> None:
