@@ -29,12 +29,14 @@ EXAMPLES = """examples:
   vqdq compress demo --recipe trellis-3bit --output small
   vqdq compress demo --recipe trellis-3bit --calibrate --finetune --output better
   vqdq plan demo --recipe trellis-3bit --target-bits 2.7
+  vqdq compress demo --recipe w8a8 --output fast
+  vqdq compress demo --recipe trellis-4bit --activations dgq:bits=6 --attention --output studied
   vqdq compare demo small --prompt "a large red circle on a plain navy background" --output seen
   vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
   vqdq verify small
 
 MODEL is "demo" (the embedded model), the folder of a diffusers pipeline, or a hub id.
-A recipe is the name of a preset (vq-3bit, trellis-3bit, rtn-4bit, …) or a JSON file.
+A recipe is the name of a preset (vq-3bit, trellis-3bit, w3a8-trellis, …) or a JSON file.
 
 exit codes: 0 done · 1 the work failed · 2 nothing was started: wrong use · 130 Ctrl-C"""
 

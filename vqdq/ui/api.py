@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from vqdq.errors import UserError
+from vqdq.jobs.inputs import in_words
 from vqdq.jobs.run import RunRecord
 from vqdq.ui import compare, compress
 from vqdq.ui.desk import DEFAULT_GOAL, Desk
@@ -32,6 +33,8 @@ def build(desk: Desk) -> None:
             "bits_per_weight": plan.bits_per_weight,
             "layers": len(plan.layers),
             "quantized_layers": len(plan.quantized),
+            "activations": in_words(plan.recipe),
+            "arithmetic": desk.arithmetic(plan.recipe),
             "estimated_seconds": cost.seconds,
             "estimated_memory_bytes": cost.memory_bytes,
         }

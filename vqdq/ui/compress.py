@@ -216,7 +216,8 @@ def switch_seconds(desk: Desk, plan: Plan) -> tuple[float, float]:
     both = desk.estimate(replace(plan, recipe=recipes.learning(plan.recipe))).stages
     alone = desk.estimate(replace(plan, recipe=plain(plan.recipe))).stages
     extra = both["encode"] - alone["encode"]
-    return both["record"] + both["calibrate"] + max(0.0, extra), both["finetune"]
+    recorded = max(0.0, both["record"] - alone.get("record", 0.0))  # ranges ask for it anyway
+    return recorded + both["calibrate"] + max(0.0, extra), both["finetune"]
 
 
 def switch_labels(seen: Outlook, method: str) -> list[Any]:

@@ -246,7 +246,7 @@ class Desk:
         return statistics.median(found) if found else 1.0
 
     def _expected(self, recipe: Recipe) -> dict[str, float]:
-        if recipe.calibration is None and recipe.finetune is None:
+        if recipe.calibration is None and recipe.finetune is None and recipe.ranges is None:
             return {}
         try:
             return costs.stages(self.plan(recipe), self.pixels)
