@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,6 +23,7 @@ from vqdq.activations.base import ActivationQuantizer, Site
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.codecs.base import Storage, WeightShape
 from vqdq.errors import UserError
+from vqdq.layers.attention import AttentionPlace, attention_layout, attention_sites
 from vqdq.layers.inputs import input_layout
 from vqdq.params import Params, nearest
 from vqdq.rules import Rule, known_keys
@@ -158,11 +159,13 @@ class Component:
         layers: candidates in the order of execution.
         tensors: every tensor that the component stores, layers' weights and biases included, by its
             key.
+        attentions: its attention layers.
     """
 
     name: str
     layers: tuple[Layer, ...]
     tensors: tuple[TensorSpec, ...]
+    attentions: tuple[AttentionPlace, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,6 +208,7 @@ class Plan:
         tensors: every tensor of the file that will be written.
         reference_bytes: size of the component's 16-bit weight file.
         predicted_bytes: size of the compressed weight file; equal to the file by construction.
+        attention: where q, k and v are rounded, "<attention>.q" … -> site.
     """
 
     recipe: Recipe
@@ -213,6 +217,7 @@ class Plan:
     tensors: tuple[TensorSpec, ...]
     reference_bytes: int
     predicted_bytes: int
+    attention: Mapping[str, Site] = field(default_factory=dict[str, Site])
 
     @property
     def quantized(self) -> tuple[PlannedLayer, ...]:
@@ -345,6 +350,11 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
         for spec in component.tensors
     )
     tensors = tuple(out for spec in halves for out in replaced.get(spec.name, (spec,)))
+    sites: dict[str, Site] = {}
+    if recipe.attention is not None:
+        positions = {layer.name: layer.positions for layer in component.layers}
+        sites = attention_sites(component.attentions, recipe.attention, positions)
+        tensors += attention_layout(recipe.attention, sites)
     return Plan(
         recipe=recipe,
         component=component,
@@ -352,6 +362,7 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
         tensors=tensors,
         reference_bytes=safetensors_bytes(halves, METADATA),
         predicted_bytes=safetensors_bytes(tensors, METADATA),
+        attention=sites,
     )
 
 

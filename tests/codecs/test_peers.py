@@ -17,7 +17,7 @@ from vqdq import codecs
 from vqdq.codecs.base import Packed, WeightShape
 from vqdq.codecs.peers import library
 from vqdq.errors import UserError
-from vqdq.models.hub import VqdqConfig
+from vqdq.models.packed_config import VqdqConfig
 from vqdq.recipe import Component, Recipe, resolve
 
 PEERS = {

@@ -17,7 +17,8 @@ from tests.models import tiny
 from vqdq.errors import UserError
 from vqdq.layers.quantized import QuantizedLayer
 from vqdq.models.compressor import compress, compress_folder
-from vqdq.models.hub import VqdqConfig, register
+from vqdq.models.hub import register
+from vqdq.models.packed_config import VqdqConfig
 from vqdq.models.pipelines import load
 from vqdq.recipe import Recipe
 

@@ -58,6 +58,26 @@ class NoiseLevel:
             self.timestep = None if given is None else float(given)
 
 
+_LEVEL = "_noise_level"
+
+
+def noise_level_(denoiser: nn.Module) -> NoiseLevel:
+    """Returns the noise level that all parts of a denoiser follow; the first call attaches it."""
+    found = denoiser.__dict__.get(_LEVEL)
+    if not isinstance(found, NoiseLevel):
+        found = NoiseLevel()
+        found.attach_(denoiser)
+        denoiser.__dict__[_LEVEL] = found
+    return found
+
+
+def forget_noise_level_(denoiser: nn.Module) -> None:
+    """Removes what `noise_level_` attached."""
+    found = denoiser.__dict__.pop(_LEVEL, None)
+    if isinstance(found, NoiseLevel):
+        found.detach_()
+
+
 class LayerInput:
     """How one layer's input is quantized.
 

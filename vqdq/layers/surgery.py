@@ -18,7 +18,7 @@ from torch import nn
 from vqdq.activations.base import ActivationQuantizer, Site
 from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
-from vqdq.layers.inputs import LayerInput, NoiseLevel
+from vqdq.layers.inputs import LayerInput, noise_level_
 from vqdq.layers.matrix import kind_of, weight_shape
 from vqdq.layers.quantized import QuantizedLayer, Residency, pack
 from vqdq.params import nearest
@@ -80,21 +80,19 @@ def quantize_inputs_(
     model: nn.Module,
     inputs: Mapping[str, tuple[ActivationQuantizer[Any], Site]],
     stored: Mapping[str, Mapping[str, torch.Tensor]],
-) -> NoiseLevel:
-    """Quantizes the inputs of packed layers from now on and returns the noise level they follow.
+) -> None:
+    """Quantizes the inputs of packed layers from now on.
 
     Args:
         inputs: quantizer and site by layer; layers of `model` that are packed.
         stored: their tensors by layer, as `input_layout` names them.
     """
-    level = NoiseLevel()
-    if inputs:
-        level.attach_(model)
     for name, (quantizer, site) in inputs.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, QuantizedLayer), name
-        layer.quantize_input_(LayerInput(quantizer, site, level, where=name), stored[name])
-    return level
+        layer.quantize_input_(
+            LayerInput(quantizer, site, noise_level_(model), where=name), stored[name]
+        )
 
 
 def set_activations_(model: nn.Module, enabled: bool) -> None:

@@ -23,14 +23,16 @@ from vqdq.models.assembly import finished_layers, layer_results, write_final
 from vqdq.models.checkpoint import MOST_DB, LayerResult, Learnt, half, sha256
 from vqdq.models.denoisers import denoiser
 from vqdq.models.encoding import EncodedLayer, encode_layer, within
-from vqdq.models.hub import VqdqConfig, attach_
+from vqdq.models.hub import attach_
 from vqdq.models.input_ranges import (
     calibrate_inputs_,
     input_tensors,
     needs_calls,
     smoothing_factors,
+    stores_parameters,
 )
 from vqdq.models.memory import peak_bytes, reset_peak
+from vqdq.models.packed_config import VqdqConfig
 from vqdq.models.partial import (
     INPUTS,
     LEARNT,
@@ -330,8 +332,7 @@ def _calibrate(
     report: Report,
 ) -> None:
     """Keeps the parameters of every quantized input, unless an earlier run did."""
-    stores = any(planned.inputs for planned in plan.activated)
-    if not stores or partial.kept_file(INPUTS) is not None:
+    if not stores_parameters(plan) or partial.kept_file(INPUTS) is not None:
         return
     module = denoiser(teacher.pipeline(report))[1]
     twin = student(module, plan, *finished_layers(plan, partial), smoothing)

@@ -6,162 +6,24 @@ tables. Without the import diffusers refuses the folder with "Unknown quantizati
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
-from vqdq import activations, codecs
-from vqdq.activations.base import ActivationQuantizer, Site
-from vqdq.codecs.base import Packed, WeightShape
 from vqdq.errors import UserError
-from vqdq.layers.inputs import input_layout
+from vqdq.layers.attention import attach_attention_, attention_layout, detach_attention_
+from vqdq.layers.inputs import forget_noise_level_, input_layout, noise_level_
+from vqdq.layers.processor import AttentionQuantizer
 from vqdq.layers.quantized import QuantizedLayer, unpack
 from vqdq.layers.surgery import quantize_, quantize_inputs_
+from vqdq.layers.text_cache import keep_text_
+from vqdq.models.packed_config import Method, VqdqConfig
 from vqdq.tensors import TensorSpec
-
-FORMAT_VERSION = 3  # 2: trellis columns in sequences of 256 rows; 3: inputs may be quantized
-_READ = (2, 3)
-_NEWER = "Install the version of vqdq that wrote the folder, or compress the model again."
-
-
-class Method(StrEnum):
-    """The name in `quant_method`; an enum because diffusers reads `.value`."""
-
-    VQDQ = "vqdq"
-
-
-class VqdqConfig(QuantizationConfigMixin):
-    """What `config.json` says about a compressed component.
-
-    Attributes:
-        recipe: the recipe's JSON values.
-        codecs: every method used, with all its settings.
-        layers: layer name -> {codec: index into `codecs`, shape: [out, in], taps}, and where the
-            input is quantized {activation: index into `activations`, positions}.
-        activations: every activation quantizer used, with all its settings.
-    """
-
-    def __init__(
-        self,
-        *,
-        recipe: Mapping[str, Any],
-        codecs: list[dict[str, Any]],
-        layers: Mapping[str, dict[str, Any]],
-        activations: list[dict[str, Any]] | None = None,
-        version: int = FORMAT_VERSION,
-        quant_method: str = Method.VQDQ.value,
-    ) -> None:
-        self.quant_method = cast(Any, Method(quant_method))
-        self.version = version
-        self.recipe = dict(recipe)
-        self.codecs = codecs
-        self.layers = dict(layers)
-        self.activations = activations or []
-        if version not in _READ:
-            raise UserError(
-                f"format version {version!r} is not known.", where="config.json", remedy=_NEWER
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values; the enum as its text."""
-        values = copy.deepcopy(self.__dict__)
-        values["quant_method"] = self.quant_method.value
-        return values
-
-    def __repr__(self) -> str:
-        return f"VqdqConfig(recipe={self.recipe.get('name')!r}, layers={len(self.layers)})"
-
-    def expected(self) -> dict[str, Packed]:
-        """Returns every layer's packed weight on the meta device: names, dtypes and shapes only.
-
-        Raises:
-            UserError: an unknown method or setting, or a malformed entry (the layer is named).
-        """
-        built = [_codec(entry) for entry in self.codecs]
-        found: dict[str, Packed] = {}
-        for name, entry in self.layers.items():
-            try:
-                codec = built[entry["codec"]]
-                rows, columns = entry["shape"]
-                shape = WeightShape(out_features=rows, in_features=columns, taps=entry["taps"])
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise UserError(
-                    "its entry in config.json is malformed.", where=name, remedy=_NEWER
-                ) from error
-            found[name] = Packed(
-                codec=codec.name,
-                params=codec.params,
-                shape=shape,
-                tensors={
-                    spec.name: torch.empty(spec.shape, dtype=spec.dtype, device="meta")
-                    for spec in codec.layout(shape)
-                },
-            )
-        return found
-
-    def inputs(self) -> dict[str, tuple[ActivationQuantizer[Any], Site]]:
-        """Returns the quantizer of each layer's input and where it stands.
-
-        Raises:
-            UserError: an unknown method or setting, or a malformed entry (the layer is named).
-        """
-        built = [_quantizer(entry) for entry in self.activations]
-        found: dict[str, tuple[ActivationQuantizer[Any], Site]] = {}
-        for name, entry in self.layers.items():
-            if entry.get("activation") is None:
-                continue
-            try:
-                taps = entry["taps"]
-                site = Site(
-                    channels=entry["shape"][1] // taps, positions=entry["positions"], taps=taps
-                )
-                found[name] = (built[entry["activation"]], site)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise UserError(
-                    "its entry in config.json is malformed.", where=name, remedy=_NEWER
-                ) from error
-        return found
-
-    def stored(self) -> dict[str, tuple[TensorSpec, ...]]:
-        """Returns every tensor that packed layers store, by layer, as the file names them."""
-        inputs = self.inputs()
-        return {
-            name: (
-                *packed.storage.tensors,
-                *(input_layout(*inputs[name]) if name in inputs else ()),
-            )
-            for name, packed in self.expected().items()
-        }
-
-
-def _codec(entry: Mapping[str, Any]) -> codecs.Codec[Any]:
-    try:
-        kind = codecs.get(entry["method"])
-        params = kind.settings.from_json(entry["params"], where=entry["method"])
-    except (KeyError, TypeError) as error:
-        raise UserError("the table of methods is malformed.", where="config.json") from error
-    except UserError as error:
-        raise UserError(error.what, where=error.where, remedy=_NEWER) from error
-    return kind(params)  # a peer that is absent says how to install it
-
-
-def _quantizer(entry: Mapping[str, Any]) -> ActivationQuantizer[Any]:
-    try:
-        kind = activations.get(entry["method"])
-        params = kind.settings.from_json(entry["params"], where=entry["method"])
-    except (KeyError, TypeError) as error:
-        raise UserError("the table of activations is malformed.", where="config.json") from error
-    except UserError as error:
-        raise UserError(error.what, where=error.where, remedy=_NEWER) from error
-    return kind(params)
 
 
 class VqdqQuantizer(DiffusersQuantizer):
@@ -239,11 +101,7 @@ class VqdqQuantizer(DiffusersQuantizer):
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Returns what to save: kept tensors in 16 bits wherever that loses nothing."""
         del safe_serialization
-        packed = {
-            f"{name}.{spec.name}"
-            for name, specs in self.quantization_config.stored().items()
-            for spec in specs
-        }
+        packed = self.quantization_config.stored()
         ready = {
             key: tensor if key in packed else _lossless_half(tensor)
             for key, tensor in state_dict.items()
@@ -262,6 +120,15 @@ class VqdqQuantizer(DiffusersQuantizer):
             for name, given in config.inputs().items()
         }
         quantize_inputs_(model, config.inputs(), ghosts)
+        attention = config.attention_parts()
+        if attention is not None:
+            layout = attention_layout(*attention)
+            empty = {
+                spec.name: torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+                for spec in layout
+            }
+            attach_attention_(model, attention[0], noise_level_(model), attention[1], empty)
+        keep_text_(model)
         cast(Any, model).config.quantization_config = self.quantization_config
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
@@ -275,13 +142,20 @@ class VqdqQuantizer(DiffusersQuantizer):
                         remedy="The file is incomplete: copy the folder again.",
                     )
                 layer.set_dtype_(self._dtype)
+        for key, buffer in model.named_buffers():
+            if buffer.is_meta and key in self.quantization_config.stored():
+                raise UserError(
+                    "is not in the file.",
+                    where=key,
+                    remedy="The file is incomplete: copy the folder again.",
+                )
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         for name, layer in list(model.named_modules()):
             if isinstance(layer, QuantizedLayer):
-                if layer.input is not None:
-                    layer.input.level.detach_()
                 model.set_submodule(name, unpack(layer))
+        detach_attention_(model)
+        forget_noise_level_(model)
         target = cast(Any, model)
         dense = {k: v for k, v in target.config.items() if k != "quantization_config"}
         target._internal_dict = FrozenDict(dense)
@@ -307,6 +181,7 @@ def attach_(model: nn.Module, config: VqdqConfig) -> None:
     target.is_quantized = True
     target.quantization_method = config.quant_method
     target.hf_quantizer = quantizer
+    keep_text_(model)
 
 
 def register() -> None:
@@ -315,12 +190,12 @@ def register() -> None:
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.VQDQ.value] = VqdqConfig  # pyright: ignore[reportArgumentType]
 
 
-def _owner(model: nn.Module, key: str) -> QuantizedLayer | None:
+def _owner(model: nn.Module, key: str) -> QuantizedLayer | AttentionQuantizer | None:
     path, _, name = key.rpartition(".")
     layer = model.get_submodule(path)
     if isinstance(layer, QuantizedLayer) and name in layer.packed_names:
         return layer
-    return None
+    return layer if isinstance(layer, AttentionQuantizer) else None
 
 
 def _lossless_half(tensor: torch.Tensor) -> torch.Tensor:

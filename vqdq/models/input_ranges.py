@@ -9,16 +9,27 @@ changes the weight that is encoded, so its ranges come first, from the full-prec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from vqdq.activations.attention import AttentionParams
 from vqdq.activations.base import ActivationQuantizer, InputRanges, finite
 from vqdq.capture.ranges import RangeCollector
 from vqdq.errors import UserError
-from vqdq.layers.inputs import PREFIX, SMOOTHING
+from vqdq.layers.attention import (
+    attach_attention_,
+    attention_layout,
+    attention_quantizers,
+    seen_attention,
+    stored_name,
+    switch_attention_,
+)
+from vqdq.layers.inputs import PREFIX, SMOOTHING, noise_level_
 from vqdq.layers.matrix import to_matrix
+from vqdq.layers.processor import qkv_quantizer
 from vqdq.layers.quantized import QuantizedLayer
 from vqdq.layers.surgery import quantize_inputs_, set_activations_
 from vqdq.models.denoisers import denoiser
@@ -37,6 +48,7 @@ def collect_ranges(
     layers: Sequence[str],
     calls: Sequence[Call],
     *,
+    attention: AttentionParams | None = None,
     report: Report = silent,
     message: str = "",
 ) -> dict[str, InputRanges]:
@@ -45,6 +57,7 @@ def collect_ranges(
     Those of a packed layer with a quantized input are taken as it is quantized: smoothed, rotated.
 
     Args:
+        attention: also those of q, k and v that these settings round, by the names of their sites.
         report: stage "ranges", one unit a call; may raise `Cancelled`.
 
     Raises:
@@ -59,13 +72,23 @@ def collect_ranges(
     def see(name: str, layer: nn.Module, inputs: torch.Tensor) -> None:
         collector.add(name, now, _rows(layer, inputs))
 
-    with watching(module, layers, see), torch.no_grad():
+    sites: dict[str, None] = {}
+
+    def see_rows(site: str, rows: torch.Tensor) -> None:
+        sites.setdefault(site)
+        collector.add(site, now, rows)
+
+    with ExitStack() as stack:
+        stack.enter_context(watching(module, layers, see))
+        if attention is not None:
+            stack.enter_context(seen_attention(module, attention, see_rows))
+        stack.enter_context(torch.no_grad())
         for done, call in enumerate(calls):
             report(Event(stage="ranges", done=done, total=len(calls), message=message))
             now = call.timestep
             replay(module, call)
     report(Event(stage="ranges", done=len(calls), total=len(calls), message=message))
-    return {name: finite(collector.ranges(name), name) for name in layers}
+    return {name: finite(collector.ranges(name), name) for name in (*layers, *sites)}
 
 
 def smoothing_factors(
@@ -120,29 +143,69 @@ def prepare_inputs_(
     set_activations_(student, enabled=False)
 
 
+def prepare_attention_(student: nn.Module, plan: Plan) -> None:
+    """Gives a denoiser the quantized attention of `plan`, switched off, every parameter 0."""
+    params = plan.recipe.attention
+    if params is None:
+        return
+    device = next(student.parameters()).device
+    empty = {
+        spec.name: torch.zeros(spec.shape, dtype=spec.dtype, device=device)
+        for spec in attention_layout(params, plan.attention)
+    }
+    attach_attention_(student, params, noise_level_(student), plan.attention, empty)
+    switch_attention_(student, enabled=False)
+
+
 def calibrate_inputs_(student: nn.Module, plan: Plan, teacher: Teacher, report: Report) -> None:
-    """Fills in the parameters of the inputs that `prepare_inputs_` made, and switches them on.
+    """Fills in the parameters of prepared inputs and attention, and switches both on.
 
     Raises:
         UserError: see `collect_ranges`.
     """
     pending = [planned for planned in plan.activated if _quantizer(planned).calibrated]
-    if pending:
+    attention = plan.recipe.attention if _stores_attention(plan) else None
+    if pending or attention is not None:
         calls = teacher.range_calls(report).calls
         names = [planned.layer.name for planned in pending]
-        ranges = collect_ranges(student, names, calls, report=report)
+        ranges = collect_ranges(student, names, calls, attention=attention, report=report)
         for planned in pending:
             layer = cast(QuantizedLayer, student.get_submodule(planned.layer.name))
             found = _quantizer(planned).calibrate(ranges[planned.layer.name], planned.layer.site)
             for key, tensor in found.items():
                 layer.get_buffer(PREFIX + key).copy_(tensor)
             layer.release()
+        if attention is not None:
+            _fill_attention_(student, plan, attention, ranges)
     set_activations_(student, enabled=True)
+    switch_attention_(student, enabled=True)
+
+
+def _fill_attention_(
+    student: nn.Module,
+    plan: Plan,
+    params: AttentionParams,
+    ranges: Mapping[str, InputRanges],
+) -> None:
+    quantizer = qkv_quantizer(params)
+    assert quantizer is not None
+    for name, site in plan.attention.items():
+        for key, tensor in quantizer.calibrate(ranges[name], site).items():
+            student.get_buffer(stored_name(name, key)).copy_(tensor)
+    for found in attention_quantizers(student).values():
+        found.release()
+
+
+def _stores_attention(plan: Plan) -> bool:
+    params = plan.recipe.attention
+    return params is not None and bool(attention_layout(params, plan.attention))
 
 
 def input_tensors(student: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
-    """Returns the parameters of every quantized input, by state-dict key."""
-    return {
+    """Returns the parameters of every quantized input and of attention, by state-dict key."""
+    params = plan.recipe.attention
+    attention = () if params is None else attention_layout(params, plan.attention)
+    return {spec.name: student.get_buffer(spec.name) for spec in attention} | {
         f"{planned.layer.name}.{spec.name}": student.get_submodule(planned.layer.name).get_buffer(
             spec.name
         )
@@ -151,10 +214,16 @@ def input_tensors(student: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
     }
 
 
+def stores_parameters(plan: Plan) -> bool:
+    """Whether quantized inputs or attention store anything beside the weights."""
+    return _stores_attention(plan) or any(planned.inputs for planned in plan.activated)
+
+
 def needs_calls(plan: Plan) -> bool:
     """Whether some input has parameters that calibration calls decide."""
     quantizers = [_quantizer(planned) for planned in plan.activated]
-    return any(quantizer.calibrated or quantizer.smooths for quantizer in quantizers)
+    inputs = any(quantizer.calibrated or quantizer.smooths for quantizer in quantizers)
+    return inputs or _stores_attention(plan)
 
 
 def _quantizer(planned: PlannedLayer) -> ActivationQuantizer[Any]:

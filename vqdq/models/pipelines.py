@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from vqdq.errors import UserError
+from vqdq.layers.attention import attention_places
 from vqdq.models.denoisers import denoiser, layers_of, skeleton
 from vqdq.models.generate import GenerateResult, generate
 from vqdq.models.quiet import quiet
@@ -109,7 +112,7 @@ def component(model: str | Path | DiffusionPipeline) -> Component:
     config = {**cast(Any, module).config, "_class_name": type(module).__name__}
     ghost = skeleton(config, where=name)
     specs = [TensorSpec.of(key, tensor) for key, tensor in module.state_dict().items()]
-    return Component(name=name, layers=layers_of(ghost), tensors=tuple(specs))
+    return _component(name, ghost, specs)
 
 
 def source_component(source: Source) -> Component:
@@ -127,7 +130,16 @@ def source_component(source: Source) -> Component:
                     remedy="Weights and config do not belong together: copy the model again.",
                 )
         stored = {key: stored[key] for key in ghost.state_dict()}  # diffusers ignores the rest too
-    return Component(name=source.denoiser, layers=layers_of(ghost), tensors=tuple(stored.values()))
+    return _component(source.denoiser, ghost, stored.values())
+
+
+def _component(name: str, ghost: nn.Module, specs: Iterable[TensorSpec]) -> Component:
+    return Component(
+        name=name,
+        layers=layers_of(ghost),
+        tensors=tuple(specs),
+        attentions=attention_places(ghost),
+    )
 
 
 def describe(model: str | Path) -> ModelInfo:

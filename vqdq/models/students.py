@@ -12,7 +12,7 @@ from torch import nn
 from vqdq.codecs.base import Packed
 from vqdq.layers.quantized import pack
 from vqdq.models.checkpoint import half
-from vqdq.models.input_ranges import prepare_inputs_
+from vqdq.models.input_ranges import prepare_attention_, prepare_inputs_
 from vqdq.recipe import Plan
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def student(
 ) -> nn.Module:
     """Returns a copy of a denoiser with packed layers, everything else rounded to 16 bits.
 
-    Inputs that `plan` quantizes are switched off and not calibrated (`calibrate_inputs_`).
+    Inputs and attention that `plan` quantizes are switched off, not calibrated
+    (`calibrate_inputs_`).
 
     Args:
         changed: other tensors than the module's own, by state-dict key.
@@ -46,6 +47,7 @@ def student(
         if key not in stored:
             tensor.copy_(changed[key] if key in changed else half(tensor, key))
     prepare_inputs_(twin, plan, smoothing)
+    prepare_attention_(twin, plan)
     return twin
 
 

@@ -1,0 +1,183 @@
+"""What a compressed component's `config.json` says: which layers, which methods, which tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, cast
+
+import torch
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+
+from vqdq import activations, codecs
+from vqdq.activations.attention import AttentionParams
+from vqdq.activations.base import ActivationQuantizer, Site
+from vqdq.codecs.base import Packed, WeightShape
+from vqdq.errors import UserError
+from vqdq.layers.attention import attention_layout
+from vqdq.layers.inputs import input_layout
+from vqdq.tensors import TensorSpec
+
+FORMAT_VERSION = 3  # 2: trellis columns in sequences of 256 rows; 3: inputs may be quantized
+_READ = (2, 3)
+_NEWER = "Install the version of vqdq that wrote the folder, or compress the model again."
+
+
+class Method(StrEnum):
+    """The name in `quant_method`; an enum because diffusers reads `.value`."""
+
+    VQDQ = "vqdq"
+
+
+class VqdqConfig(QuantizationConfigMixin):
+    """What `config.json` says about a compressed component.
+
+    Attributes:
+        recipe: the recipe's JSON values.
+        codecs: every method used, with all its settings.
+        layers: layer name -> {codec: index into `codecs`, shape: [out, in], taps}, and where the
+            input is quantized {activation: index into `activations`, positions}.
+        activations: every activation quantizer used, with all its settings.
+        attention: settings of the attention quantizer and where q, k and v are rounded
+            {params, sites: name -> [channels, positions]}, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Mapping[str, Any],
+        codecs: list[dict[str, Any]],
+        layers: Mapping[str, dict[str, Any]],
+        activations: list[dict[str, Any]] | None = None,
+        attention: Mapping[str, Any] | None = None,
+        version: int = FORMAT_VERSION,
+        quant_method: str = Method.VQDQ.value,
+    ) -> None:
+        self.quant_method = cast(Any, Method(quant_method))
+        self.version = version
+        self.recipe = dict(recipe)
+        self.codecs = codecs
+        self.layers = dict(layers)
+        self.activations = activations or []
+        self.attention = None if attention is None else dict(attention)
+        if version not in _READ:
+            raise UserError(
+                f"format version {version!r} is not known.", where="config.json", remedy=_NEWER
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values; the enum as its text."""
+        values = copy.deepcopy(self.__dict__)
+        values["quant_method"] = self.quant_method.value
+        return values
+
+    def __repr__(self) -> str:
+        return f"VqdqConfig(recipe={self.recipe.get('name')!r}, layers={len(self.layers)})"
+
+    def expected(self) -> dict[str, Packed]:
+        """Returns every layer's packed weight on the meta device: names, dtypes and shapes only.
+
+        Raises:
+            UserError: an unknown method or setting, or a malformed entry (the layer is named).
+        """
+        built = [_codec(entry) for entry in self.codecs]
+        found: dict[str, Packed] = {}
+        for name, entry in self.layers.items():
+            try:
+                codec = built[entry["codec"]]
+                rows, columns = entry["shape"]
+                shape = WeightShape(out_features=rows, in_features=columns, taps=entry["taps"])
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise UserError(
+                    "its entry in config.json is malformed.", where=name, remedy=_NEWER
+                ) from error
+            found[name] = Packed(
+                codec=codec.name,
+                params=codec.params,
+                shape=shape,
+                tensors={
+                    spec.name: torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+                    for spec in codec.layout(shape)
+                },
+            )
+        return found
+
+    def inputs(self) -> dict[str, tuple[ActivationQuantizer[Any], Site]]:
+        """Returns the quantizer of each layer's input and where it stands.
+
+        Raises:
+            UserError: an unknown method or setting, or a malformed entry (the layer is named).
+        """
+        built = [_quantizer(entry) for entry in self.activations]
+        found: dict[str, tuple[ActivationQuantizer[Any], Site]] = {}
+        for name, entry in self.layers.items():
+            if entry.get("activation") is None:
+                continue
+            try:
+                taps = entry["taps"]
+                site = Site(
+                    channels=entry["shape"][1] // taps, positions=entry["positions"], taps=taps
+                )
+                found[name] = (built[entry["activation"]], site)
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise UserError(
+                    "its entry in config.json is malformed.", where=name, remedy=_NEWER
+                ) from error
+        return found
+
+    def attention_parts(self) -> tuple[AttentionParams, dict[str, Site]] | None:
+        """Returns the settings of quantized attention and its sites, or None.
+
+        Raises:
+            UserError: an unknown setting or a malformed entry.
+        """
+        if self.attention is None:
+            return None
+        try:
+            params = AttentionParams.from_json(self.attention["params"], where="attention")
+            sites = {
+                name: Site(channels=channels, positions=positions)
+                for name, (channels, positions) in self.attention["sites"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                "its entry in config.json is malformed.", where="attention", remedy=_NEWER
+            ) from error
+        return params, sites
+
+    def stored(self) -> dict[str, TensorSpec]:
+        """Returns every tensor that no cast may touch, by its key in the file."""
+        inputs, found = self.inputs(), dict[str, TensorSpec]()
+        for name, packed in self.expected().items():
+            own = (
+                *packed.storage.tensors,
+                *(input_layout(*inputs[name]) if name in inputs else ()),
+            )
+            found |= {f"{name}.{spec.name}": spec for spec in own}
+        attention = self.attention_parts()
+        if attention is not None:
+            found |= {spec.name: spec for spec in attention_layout(*attention)}
+        return found
+
+
+def _codec(entry: Mapping[str, Any]) -> codecs.Codec[Any]:
+    try:
+        kind = codecs.get(entry["method"])
+        params = kind.settings.from_json(entry["params"], where=entry["method"])
+    except (KeyError, TypeError) as error:
+        raise UserError("the table of methods is malformed.", where="config.json") from error
+    except UserError as error:
+        raise UserError(error.what, where=error.where, remedy=_NEWER) from error
+    return kind(params)  # a peer that is absent says how to install it
+
+
+def _quantizer(entry: Mapping[str, Any]) -> ActivationQuantizer[Any]:
+    try:
+        kind = activations.get(entry["method"])
+        params = kind.settings.from_json(entry["params"], where=entry["method"])
+    except (KeyError, TypeError) as error:
+        raise UserError("the table of activations is malformed.", where="config.json") from error
+    except UserError as error:
+        raise UserError(error.what, where=error.where, remedy=_NEWER) from error
+    return kind(params)
