@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from vqdq.capture import codes, streams
+import vqdq.capture.codes as codes
+import vqdq.capture.streams as streams
 from vqdq.capture.codes import Codes
 from vqdq.capture.kept import KEPT_BYTES, Keeper, KeptTensor
 from vqdq.capture.records import ActivationRecord, LayerRecord, LayerSeries

@@ -8,22 +8,33 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from vqdq.capture.records import ActivationRecord, LayerRecord
+from vqdq.capture.records import LayerRecord
+from vqdq.capture.streams import bin_edges
+from vqdq.views import data
 from vqdq.views import style as look
+from vqdq.views.layer_map import layer_map
 from vqdq.views.style import DIVERGING, SEQUENTIAL, Style, View, digits, share
+
+__all__ = ["Named", "channel_strip", "layer_map", "outliers", "position_map"]
 
 Named = tuple[str, LayerRecord]
 """What a record is called on the page ("FP16", "demo-trellis-3bit"), and the record."""
 
 
 def channel_strip(
-    records: Sequence[Named], style: Style, *, half: str = "cond", by_size: bool = False
+    records: Sequence[Named],
+    style: Style,
+    *,
+    half: str = "cond",
+    by_size: bool = False,
+    groups: npt.NDArray[np.integer] | None = None,
 ) -> View:
     """Returns the range of each channel: min to max, 1st to 99th percentile, median.
 
     Args:
         records: the reference, then its variants: strips under each other on one scale.
         half: which guidance half; `by_size`: channels sorted by the reference's largest magnitude.
+        groups: of each channel, [channels], as a quantizer shares scales; drawn as a coloured rule.
     """
     first = records[0][1]
     at = first.half(half)
@@ -37,11 +48,14 @@ def channel_strip(
     for index, ((name, record), axes) in enumerate(zip(records, grid[:, 0], strict=True)):
         colour = style.variant(index)
         look.quiet(axes, style)
-        look.title(axes, name, style, colour=colour)
+        count = f"{name} · {int(record.count[at]):,} values"
+        look.title(axes, count, style, colour=colour)
         _bands(axes, record, at, order, colour, style)
         _scale(axes, low, high, style)
         axes.set_ylabel("input value")
         _mark_largest(axes, record, at, order, style)
+        if groups is not None and len(groups) == len(order):
+            _group_rule(axes, groups[order])
     bottom = grid[-1, 0]
     bottom.set_xlabel("channel, largest first" if by_size else "channel")
     bottom.set_xlim(-0.5, len(order) - 0.5)
@@ -49,8 +63,10 @@ def channel_strip(
         figure=figure,
         alt=f"Range of the input values of each of {len(order)} channels of {first.name} at step "
         f"{first.step + 1}. {outliers(first, half=half)}",
-        caption="Light: smallest to largest value. Strong: 1st to 99th percentile. Line: median.",
+        caption="Light: smallest to largest value. Strong: 1st to 99th percentile. Line: median."
+        + (" Colours below: channels that share a scale." if groups is not None else ""),
         style=style,
+        data=data.stacked({name: _channels(record, at, order) for name, record in records}),
     )
 
 
@@ -97,67 +113,12 @@ def position_map(
         f"{named[0]} is {digits(float(maps[0].max()))} at row {row + 1}, column {column + 1}.",
         caption="The largest magnitude over all channels at each place of the picture.",
         style=style,
-    )
-
-
-def layer_map(
-    record: ActivationRecord,
-    style: Style,
-    *,
-    quantity: str = "peak_ratio",
-    reference: ActivationRecord | None = None,
-    half: str = "cond",
-    chosen: tuple[str, int] | None = None,
-) -> View:
-    """Returns layers in the order they run against sampler steps, one number as colour.
-
-    Args:
-        quantity: "absmax", "peak_ratio" (largest over median magnitude), "kurtosis", or "sqnr_db"
-            (drift of the output against `reference`).
-        chosen: layer and step to mark.
-    """
-    values, label, log = _quantity(record, quantity, reference)
-    at = record.halves.index(half) if half in record.halves else len(record.halves) - 1
-    shown = values[at].astype(float)  # [layers, steps]
-    shown = np.where(np.isposinf(shown), np.nan, shown)
-    plotted = np.log10(np.maximum(shown, 1e-6)) if log else shown
-    figure = look.figure(880, 420, style)
-    axes = figure.subplots()
-    cmap = "viridis_r" if quantity == "sqnr_db" else SEQUENTIAL
-    finite = plotted[np.isfinite(plotted)]
-    bounds = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    image = axes.imshow(
-        plotted, cmap=cmap, aspect="auto", interpolation="none", vmin=bounds[0], vmax=bounds[1]
-    )
-    look.quiet(axes, style)
-    axes.set_xlabel("sampler step")
-    steps = shown.shape[1]
-    marks = range(0, steps, max(1, round(steps / 10)))
-    axes.set_xticks(list(marks), [str(mark + 1) for mark in marks])
-    starts, names = _blocks(record.layers)
-    axes.set_yticks(starts, names)
-    if chosen is not None and chosen[0] in record.layers:
-        row = record.layers.index(chosen[0])
-        axes.axhline(row, color=style.text, linewidth=1)
-        axes.plot(chosen[1], row, "o", color=style.text, markersize=6, markerfacecolor="none")
-    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=36)
-    look.colour_bar(bar, style, label)
-    if log:
-        levels = look.round_levels(10 ** bounds[0], 10 ** bounds[1])
-        bar.set_ticks([float(np.log10(x)) for x in levels], labels=[f"{x:g}" for x in levels])
-    row, column = np.unravel_index(int(np.nanargmax(plotted)), plotted.shape)
-    sense = "lowest" if quantity == "sqnr_db" else "highest"
-    if quantity == "sqnr_db" and finite.size:
-        row, column = np.unravel_index(int(np.nanargmin(plotted)), plotted.shape)
-    extreme = digits(float(shown[row, column]))
-    if quantity == "peak_ratio" and shown[row, column] > 999:
-        extreme = "1,000 or more"
-    return View(
-        figure=figure,
-        alt=f"{label} of {len(record.layers)} layers at {steps} steps; {sense} in "
-        f"{record.layers[row]} at step {column + 1}: {extreme}.",
-        caption=f"{sense.capitalize()}: {record.layers[row]}, step {column + 1}, {extreme}.",
-        style=style,
+        data=data.stacked(
+            {
+                name: data.of_map(values, "row", "column", "largest |input|")
+                for name, values in zip(named, maps, strict=True)
+            }
+        ),
     )
 
 
@@ -176,14 +137,34 @@ def outliers(record: LayerRecord, *, half: str = "cond", name: str = "") -> str:
         f"({digits(median)})."
     )
     limit = digits(record.outlier_threshold)
+    far, exact = beyond_median(record, half=half)
+    thousand = f" {share(far)} reach 1,000 times the median." if far and exact else ""
     if int(beyond.sum()) == 0:
-        return f"{largest} No value has a magnitude of {limit} or more."
+        return f"{largest} No value has a magnitude of {limit} or more.{thousand}"
     part = share(float(beyond.sum()) / max(int(record.count[at]), 1))
     channels = int((beyond > 0).sum())
     return (
         f"{largest} {part} of the values, in {channels} of {len(absmax)} channels, "
-        f"have a magnitude of {limit} or more."
+        f"have a magnitude of {limit} or more.{thousand}"
     )
+
+
+def beyond_median(
+    record: LayerRecord, *, half: str = "cond", times: float = 1000.0
+) -> tuple[float, bool]:
+    """Returns the share of values of at least `times` the median magnitude, and whether it says
+    something: a median of zero for all purposes (inputs that are mostly shut) has no multiples.
+
+    Counted in bins, so the limit is off by at most one bin (12.5 %).
+    """
+    at = record.half(half)
+    median = float(record.median_abs[at])
+    edges = bin_edges()
+    inner = np.minimum(np.abs(edges[:-1]), np.abs(edges[1:]))
+    inner[len(inner) // 2] = 0.0  # the bin around zero
+    counts = record.histogram[at]
+    found = float(counts[inner >= times * median].sum()) / max(float(counts.sum()), 1.0)
+    return found, median > 1e-3
 
 
 def _bands(
@@ -207,6 +188,26 @@ def _bands(
         x, steps(record.p01), steps(record.p99), color=colour, alpha=0.75, linewidth=0
     )
     axes.plot(x, steps(record.median), color=style.text, linewidth=0.8, alpha=0.8)
+
+
+def _channels(record: LayerRecord, at: int, order: npt.NDArray[np.intp]) -> data.Plotted:
+    return data.table(
+        channel=order,
+        minimum=record.minimum[at][order],
+        p01=record.p01[at][order],
+        median=record.median[at][order],
+        p99=record.p99[at][order],
+        maximum=record.maximum[at][order],
+        mean=record.mean[at][order],
+        values_of_magnitude_6_or_more=record.outliers[at][order],
+    )
+
+
+def _group_rule(axes: Axes, groups: npt.NDArray[np.integer]) -> None:
+    """A thin rule under the channels, in one colour for each group."""
+    colours = [look.GROUPS[int(group) % len(look.GROUPS)] for group in groups]
+    place = axes.get_xaxis_transform()
+    axes.bar(np.arange(len(groups)), 0.03, 1.0, color=colours, transform=place, linewidth=0)
 
 
 def _scale(axes: Axes, low: float, high: float, style: Style) -> None:
@@ -294,32 +295,10 @@ def _token_bars(
         f"{peak + 1} with {digits(float(maps[0].max()))}.",
         caption="This layer reads the text: the largest magnitude over all channels at each token.",
         style=style,
+        data=data.stacked(
+            {
+                name: data.table(token=np.arange(1, tokens + 1), **{"largest |input|": values})
+                for name, values in zip(names, maps, strict=True)
+            }
+        ),
     )
-
-
-def _quantity(
-    record: ActivationRecord, quantity: str, reference: ActivationRecord | None
-) -> tuple[npt.NDArray[np.floating], str, bool]:
-    scalars = record.scalars
-    if quantity == "sqnr_db" and reference is not None:
-        return record.sqnr_db(reference), "output against FP16 (dB)", False
-    if quantity == "absmax":
-        return scalars.absmax, "largest |input|", True
-    if quantity == "kurtosis":
-        return scalars.kurtosis, "kurtosis", True
-    return scalars.peak_ratio, "largest ÷ median |input|", True
-
-
-def _blocks(layers: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Rows at which another block of the model begins, and the blocks' names."""
-    rows: list[int] = []
-    names: list[str] = []
-    for row, layer in enumerate(layers):
-        parts = layer.split(".")
-        block = " ".join(parts[:2]) if parts[0].endswith("blocks") else parts[0]
-        block = block.replace("_blocks", "").replace("_block", "").replace("_", " ")
-        if names and (names[-1] == block or (rows and row - rows[-1] < 6)):
-            continue
-        rows.append(row)
-        names.append(block)
-    return rows, names

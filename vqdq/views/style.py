@@ -23,6 +23,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
+from vqdq.views.data import Plotted
+
 # Text stays text: the page's own typeface, selectable, and a third of the size of outlines.
 mpl.rcParams["svg.fonttype"] = "none"
 mpl.rcParams["axes.unicode_minus"] = True
@@ -72,9 +74,25 @@ PAGE = Style(
     },
 )
 
+_STAND_INS = {  # of the page's variables where there is no page
+    "var(--vq-text)": LIGHT.text,
+    "var(--vq-muted)": LIGHT.muted,
+    "var(--vq-line)": LIGHT.line,
+}
+
 ROLES = {"start": "#d9a441", "words": "#c65a72", "end": "#4fa39c", "padding": "#8791a0"}
 """Colours of a token's role; none of them is a variant's."""
 
+GROUPS = (  # of channels that share a scale: Okabe and Ito's colours, told apart by everyone
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#f0e442",
+    "#7f7f7f",
+)
 SEQUENTIAL = "viridis"
 DIVERGING = LinearSegmentedColormap.from_list(
     "drift",
@@ -88,12 +106,13 @@ DIVERGING = LinearSegmentedColormap.from_list(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """A figure, the same in words for those who cannot see it, and what to look for."""
+    """A figure, the same in words for those who cannot see it, what to look for, its numbers."""
 
     figure: Figure
     alt: str
     caption: str
     style: Style
+    data: Plotted = field(default_factory=Plotted)
 
     def png(self, scale: float = 2.0) -> bytes:
         """Returns the figure as PNG, `scale` pixels for each unit."""
@@ -102,6 +121,15 @@ class View:
             buffer, format="png", dpi=72 * scale, facecolor=self.style.ground or "none"
         )
         return buffer.getvalue()
+
+    def svg_file(self) -> bytes:
+        """Returns the figure as an SVG document of its own: sized, with a typeface and a title."""
+        buffer = io.StringIO()
+        self.figure.savefig(buffer, format="svg", facecolor=self.style.ground or "none")
+        text = buffer.getvalue()
+        for colour, variable in self.style.variables.items():
+            text = text.replace(colour, _STAND_INS[variable])
+        return text.encode()
 
     def svg(self) -> str:
         """Returns the figure as an `<svg>` element to stand in a page."""
