@@ -16,6 +16,7 @@ from torch.nn import functional
 from vqdq import activations, codecs
 from vqdq.activations.base import Grid, Site, quantize, ranged
 from vqdq.kernels import int8_products
+from vqdq.kernels.int8 import Lines
 from vqdq.layers import execution
 from vqdq.layers.execution import executions, how
 from vqdq.layers.inputs import LayerInput, NoiseLevel
@@ -76,7 +77,9 @@ def quantized(
     stored: dict[str, torch.Tensor] | None = None,
 ) -> QuantizedLinear | QuantizedConv2d:
     matrix, taps = weight_matrix(layer)
-    packed = pack(layer, codecs.encode(matrix, codec, taps=taps, bits=bits))
+    settings = {"bits": bits} | ({"state_bits": 8} if codec == "trellis" else {})
+    params = codecs.get(codec).settings.from_json(settings, where=codec)
+    packed = pack(layer, codecs.create(codec, params).encode(matrix, taps=taps))
     channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     site = Site(channels=channels, taps=taps)
     given_input = LayerInput(quantizer, site, NoiseLevel(), where="the layer")  # pyright: ignore[reportArgumentType]
@@ -167,110 +170,6 @@ def test_linear_in_integers_equals_the_definition(
     assert ((found.double() - wanted).abs() <= ROUNDING * size).all()
 
 
-@dataclass(frozen=True)
-class Shape:
-    height: int
-    width: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    mode: str
-
-
-PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
-SHAPES = st.builds(
-    Shape,
-    height=st.integers(6, 11),
-    width=st.integers(6, 11),
-    kernel=PAIR,
-    stride=PAIR,
-    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    mode=st.sampled_from(("zeros", "zeros", "zeros", "reflect", "replicate", "circular")),
-)
-
-
-def convolved(
-    layer: QuantizedConv2d, maps: torch.Tensor, grid: Grid
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the output and Σ |products| in float64 from whole codes."""
-    levels, scales = parts(layer)
-    scale, zero = (part.double() for part in grid.wide())
-    rows = maps.flatten(2).transpose(1, 2)
-    codes = quantize(rows, grid).double()
-    bias = torch.zeros(len(levels)) if layer.bias is None else layer.bias.detach()
-    out: list[torch.Tensor] = []
-    for values, weight, added in (
-        ((codes - zero) * scale, levels.double(), bias.double()),
-        ((codes + zero.abs()) * scale, levels.double().abs(), bias.double().abs()),
-    ):
-        wide = values.expand(rows.shape).transpose(1, 2).reshape(maps.shape)
-        scaled = weight * scales.double()[:, None, None, None]
-        out.append(nn.Conv2d._conv_forward(layer, wide, scaled, added))  # pyright: ignore[reportPrivateUsage]
-    # where a zero is added back on a border, no product stands for it: the largest sum bounds all
-    return out[0], out[1].amax((2, 3), keepdim=True)
-
-
-@QUICK
-@given(
-    axis=st.sampled_from(AXES),
-    batch=st.integers(1, 3),
-    channels=st.integers(1, 20),
-    outputs=st.integers(1, 20),
-    shape=SHAPES,
-    grouped=st.booleans(),
-    last=st.booleans(),
-    zeros=st.booleans(),
-    biased=st.booleans(),
-    seed=SEEDS,
-)
-def test_convolution_in_integers_equals_the_definition(
-    axis: str,
-    batch: int,
-    channels: int,
-    outputs: int,
-    shape: Shape,
-    grouped: bool,
-    last: bool,
-    zeros: bool,
-    biased: bool,
-    seed: int,
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    groups = 2 if grouped else 1
-    layer = nn.Conv2d(
-        channels * groups,
-        outputs * groups,
-        shape.kernel,
-        shape.stride,
-        shape.padding,
-        shape.dilation,
-        groups,
-        biased,
-        shape.mode,  # pyright: ignore[reportArgumentType]
-    )
-    maps = torch.randn(batch, channels * groups, shape.height, shape.width, generator=generator)
-    if last:
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    sizes = (batch, shape.height * shape.width, channels * groups)
-    grid = some_grid(axis, sizes, 8, generator, zeros)
-    packed = quantized(layer, Known(grid))
-    assert isinstance(packed, QuantizedConv2d)
-    with torch.no_grad():
-        found = packed(maps)
-    wanted, size = convolved(packed, maps, grid)
-    assert found.shape == wanted.shape
-    assert ((found.double() - wanted).abs() <= ROUNDING * size).all()
-    assert packed.input is not None
-    told = how(packed, packed.input)
-    refused = grouped and axis in ("row", "rows", "group")
-    outside = bool(((grid.zero < 0) | (grid.zero > 255)).any())
-    if (grouped or axis == "group") and outside and any(shape.padding) and shape.mode == "zeros":
-        refused = True
-    assert told.kind == ("simulated" if refused else "integer"), told
-
-
 @pytest.mark.parametrize("codec", ["trellis", "uniform"])
 @pytest.mark.parametrize("name", ["dynamic", "rotated", "minmax"])
 def test_quantizers_of_the_registry_run_in_integers(codec: str, name: str) -> None:
@@ -326,6 +225,46 @@ def test_channels_are_simulated_and_say_why() -> None:
     assert executions(model)["0"].kind == "16-bit"
 
 
+def test_a_float_weight_is_held_only_while_it_is_needed() -> None:
+    layer = quantized(nn.Linear(64, 50), activations.create("dynamic"))
+    rows = torch.randn(1, 3, 64)
+    assert layer.input is not None
+    with torch.no_grad():
+        found = layer(rows)
+        held = layer.input.weight(layer).num_bytes
+        assert held == 64 * 50 + 2 * 4 * 50  # levels, column sums, scales
+        layer.input.enabled = False
+        known = layer(rows)
+        assert layer._dense is not None  # pyright: ignore[reportPrivateUsage]
+        layer.input.enabled = True
+        assert torch.equal(layer(rows), found)
+        assert layer._dense is None  # pyright: ignore[reportPrivateUsage]
+        assert layer.weight.shape == (50, 64)
+        assert layer._dense is None  # pyright: ignore[reportPrivateUsage]
+    assert float((known - found).norm() / known.norm()) < 0.01
+
+
+def test_forms_of_a_weight_are_bounded() -> None:
+    """Groups that change with the noise level pack the levels anew, and forget the oldest."""
+    generator = torch.Generator().manual_seed(10)
+    rows = torch.randn(1, 4, 30, generator=generator)
+    layer = quantized(nn.Linear(30, 20), activations.create("dynamic"))
+    assert layer.input is not None
+    weight = layer.input.weight(layer)
+    sizes: set[int] = set()
+    for _ in range(5):
+        grid = some_grid("group", (1, 4, 30), 8, generator, True)
+        step = execution.step(layer, weight, "group", grid, 8)
+        assert step is not None
+        found, finite = step(Lines(values=rows))
+        assert finite
+        wanted, size = exact(layer, rows, grid)
+        assert ((found.double() - wanted).abs() <= ROUNDING * size).all()
+        sizes.add(weight.num_bytes)
+    one = 30 * 20 + 4 * (3 * 20 + 20) + 8 * 30  # levels; sums of 3 groups, scales; the order
+    assert max(sizes) <= execution.KEPT_FORMS * one
+
+
 def test_every_case_against_whole_numbers_of_numpy() -> None:
     generator = torch.Generator().manual_seed(7)
     rows = torch.randn(2, 5, 12, generator=generator)
@@ -357,7 +296,7 @@ def test_threads_change_nothing() -> None:
     )
     with torch.no_grad():
         one = packed(maps), pixels(maps)
-        torch.set_num_threads(3)
+        torch.set_num_threads(5)
         assert torch.equal(packed(maps), one[0])
         assert torch.equal(pixels(maps), one[1])
 

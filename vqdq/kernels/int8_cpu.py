@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -11,10 +12,23 @@ import torch
 
 from vqdq.kernels import int8_lines as loops
 from vqdq.kernels.int8 import NO_BORDER, SMALLEST_SCALE, Border, Lines
-from vqdq.kernels.threads import spread
+from vqdq.kernels.threads import spread as _spread
 
 Array: TypeAlias = npt.NDArray[Any]
-_GRAIN_VALUES = 1 << 15  # values that a thread takes at least: 10 µs of work
+_GRAIN_VALUES = 1 << 17  # values that a thread takes at least: 40 µs of work, as waking it takes
+_FEWEST_THREADS = 4
+
+
+def _shared(work: Callable[[int, int], None], count: int, grain: int) -> None:
+    """Calls `work` on ranges that cover 0..count-1, in threads where those are worth waking.
+
+    After a product the threads of torch wait for the next one without giving up their cores, so
+    that of two cores ours would get half of one: measured, the caller alone is 4 to 15 % faster.
+    """
+    if torch.get_num_threads() < _FEWEST_THREADS:
+        work(0, count)
+    else:
+        _spread(work, count, grain)
 
 
 class _Source:
@@ -85,7 +99,7 @@ def line_extremes(lines: Lines) -> tuple[torch.Tensor, torch.Tensor, bool]:
     def work(first: int, last: int) -> None:
         loops.extremes(*source.first, least, most, source.state, first, last)
 
-    spread(work, source.tiles, source.grain)
+    _shared(work, source.tiles, source.grain)
     return low, high, source.finite
 
 
@@ -106,7 +120,7 @@ def row_codes(
             *source.first, inverse, middle, steps, highest, frame, out, source.state, first, last
         )
 
-    spread(work, source.tiles, source.grain)
+    _shared(work, source.tiles, source.grain)
     return codes, source.finite
 
 
@@ -125,7 +139,7 @@ def own_codes(lines: Lines, bits: int) -> tuple[torch.Tensor, torch.Tensor, torc
             *source.first, smallest, highest, out, step, middle, source.state, first, last
         )
 
-    spread(work, source.tiles, source.grain)
+    _shared(work, source.tiles, source.grain)
     return codes, scale, zero, source.finite
 
 
@@ -169,7 +183,7 @@ def group_codes(
             last,
         )
 
-    spread(work, source.tiles, source.grain)
+    _shared(work, source.tiles, source.grain)
     return parts, source.finite
 
 
@@ -186,7 +200,7 @@ def scaled_rows(
     grids = (_flat(scale), _flat(zero), _steps(scale), sums.shape[1])
     columns = (_flat(column_sums), _flat(column_scales), _flat(bias))
     grain = max(1, _GRAIN_VALUES // rows.shape[1])
-    spread(lambda a, b: loops.scaled_rows(rows, *grids, *columns, a, b), len(rows), grain)
+    _shared(lambda a, b: loops.scaled_rows(rows, *grids, *columns, a, b), len(rows), grain)
     return sums
 
 
@@ -205,4 +219,4 @@ def add_rows(
     given = (_flat(scale), _flat(zero), _flat(grids), _flat(places))
     columns = (_flat(column_sums), _flat(column_scales))
     grain = max(1, _GRAIN_VALUES // rows.shape[1])
-    spread(lambda a, b: loops.add_rows(target, rows, *given, *columns, a, b), len(rows), grain)
+    _shared(lambda a, b: loops.add_rows(target, rows, *given, *columns, a, b), len(rows), grain)

@@ -30,9 +30,17 @@ def spread(work: Callable[[int, int], None], count: int, grain: int) -> None:
         return
     pieces = min(grains, 4 * threads)
     edges = [min(count, grains * piece // pieces * grain) for piece in range(pieces + 1)]
-    pool = _pool(threads)
-    for done in [pool.submit(work, a, b) for a, b in pairwise(edges) if a < b]:
-        done.result()
+    ranges = iter([(a, b) for a, b in pairwise(edges) if a < b])
+
+    def drain() -> None:
+        for first, last in ranges:  # each range goes to whoever asks first
+            work(first, last)
+
+    others = [_pool(threads).submit(drain) for _ in range(threads - 1)]
+    drain()
+    for other in others:
+        if not other.cancel():  # torch's own threads may keep a core busy, waiting: nothing is left
+            other.result()
 
 
 @cache

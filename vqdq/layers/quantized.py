@@ -154,9 +154,14 @@ class QuantizedLayer(nn.Module):
             if self.input is not None and self.input.smooths:
                 matrix = fold_smoothing(matrix, self.get_buffer(self.input.smoothing_name))
             weight = from_matrix(matrix, self).to(dtype)
-        if self.residency == "resident":
+        if self.residency == "resident" and not self._quantizes:
             self._dense = weight
         return weight
+
+    @property
+    def _quantizes(self) -> bool:
+        """Whether the input is quantized now: then the decoded weight is not what is multiplied."""
+        return self.input is not None and self.input.enabled
 
     def release(self) -> None:
         """Forgets the decoded weight and what was made of it; the next forward decodes again."""
@@ -217,7 +222,9 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
 
     def product(self, input: torch.Tensor) -> torch.Tensor:
         """Returns x Wᵀ + bias, computed anew."""
-        if self.input is not None and self.input.enabled:
+        if self.input is not None and self._quantizes:
+            if self._dense is not None:  # from when the input was not quantized
+                self._dense = None
             return self.input.linear(self, input)
         return functional.linear(input, self.dense(input.dtype), self.bias)
 
@@ -232,7 +239,9 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         """Returns the convolution of [batch, channels, height, width]."""
         if "_codec" not in self.__dict__:
             return super().forward(input)
-        if self.input is not None and self.input.enabled:
+        if self.input is not None and self._quantizes:
+            if self._dense is not None:  # from when the input was not quantized
+                self._dense = None
             return self.input.convolution(self, input)
         return self._conv_forward(input, self.dense(input.dtype), self.bias)
 
