@@ -142,6 +142,7 @@ def test_a_vote_is_kept_with_what_was_shown():
         kept = ballot.record(test)
         names = {test.entrants[ballot.trial.first].name, test.entrants[ballot.trial.second].name}
         assert {kept["a"], kept["b"]} == names
+        assert kept["number"] == ballot.number
         assert kept["b" if ballot.swapped else "a"] == test.entrants[ballot.trial.first].name
 
 

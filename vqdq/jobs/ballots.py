@@ -94,6 +94,7 @@ class Ballot:
         """Returns what is kept with a vote, so that votes can be read without this program."""
         names = [protocol.entrants[picture.entrant].name for _, picture in self.pictures]
         return {
+            "number": self.number,
             "pair": self.trial.pair,
             "kind": self.trial.kind,
             "prompt": self.trial.prompt,
