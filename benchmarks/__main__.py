@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import (
+    activations,
     allocation,
     codec_speed,
     evidence,
@@ -83,6 +84,15 @@ PARTS = {
         "The embedded model, trellis from the weights alone: bits by measured effect against the "
         "plain rule at the same bytes.",
         allocation.run,
+    ),
+    "activations": (
+        "Activations on the embedded model",
+        "As the evidence above; inputs of the layers are rounded to A bits beside weights of W "
+        "bits (W4, W3: trellis; W16: fp16), attention stays as it is; or the scores alone are "
+        "rounded, everything else in float. Ranges: 16 training prompts, 20 steps. Layers: how "
+        "many ran in which arithmetic here; attention is always simulated. As published: groups "
+        "anew at each of 20 levels; base 2, one scale a batch.",
+        activations.run,
     ),
     "studio": (
         "Studio",

@@ -19,21 +19,41 @@ _WEIGHTS: dict[str, tuple[str, dict[str, Any]]] = {
 _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "per tensor": ("minmax", {}),
     "per channel": ("minmax", {"granularity": "channel"}),
-    "DGQ 1 group": ("dgq", {"groups": 1}),
-    "DGQ 8 groups": ("dgq", {"groups": 8}),
-    "DGQ 16 groups": ("dgq", {"groups": 16}),
-    "DGQ 16, as published": ("dgq", {"groups": 16, "paper_exact": True, "levels": 20}),
-    "sorted blocks": ("sorted", {"block": 32}),
-    "per token": ("dynamic", {}),
+    "DGQ, 1 group": ("dgq", {"groups": 1}),
+    "DGQ, 8 groups": ("dgq", {"groups": 8}),
+    "DGQ, 16 groups": ("dgq", {"groups": 16}),
+    "DGQ, 16, as published": ("dgq", {"groups": 16, "paper_exact": True, "levels": 20}),
+    "sorted blocks of 32": ("sorted", {"block": 32}),
+    "per token, per picture": ("dynamic", {}),
+    "per token, per pixel": ("dynamic", {"pixels": True}),
     "rotated": ("rotated", {}),
     "smoothed and rotated": ("smooth", {"rotation": 128}),
 }
+_ASKED = (
+    "per tensor",
+    "per channel",
+    "DGQ, 1 group",
+    "DGQ, 8 groups",
+    "DGQ, 16 groups",
+    "per token, per picture",
+    "per token, per pixel",
+    "rotated",
+    "smoothed and rotated",
+)
+_DRAWN_SCORES = (
+    ("linear", 6),
+    ("linear", 4),
+    ("log, base fitted, sums kept, start apart", 6),
+    ("log, base fitted, sums kept, start apart", 4),
+    ("log 2, start apart, as published", 4),
+)
+_PLAIN = {"keep_sums": False}
 _SCORES: dict[str, dict[str, Any]] = {
-    "linear": {"scores": "linear", "start_apart": False},
-    "linear, start apart": {"scores": "linear"},
-    "log 2": {"scores": "log2", "start_apart": False},
-    "log 2, start apart": {"scores": "log2"},
-    "log, fitted base, start apart": {"scores": "log"},
+    "linear": {"scores": "linear", "start_apart": False, **_PLAIN},
+    "linear, start apart": {"scores": "linear", **_PLAIN},
+    "log 2": {"scores": "log2", "start_apart": False, **_PLAIN},
+    "log 2, start apart, as published": {"scores": "log2", "paper_exact": True},
+    "log, base fitted, sums kept, start apart": {"scores": "log"},
 }
 
 
@@ -97,7 +117,7 @@ def _scores(bits: int) -> list[ActivationVariant]:
             name=f"scores {bits} bits, {name}",
             weights="W16",
             attention={**settings, "bits": bits, "qkv_bits": 16},
-            pictures=bits < 8,
+            pictures=(name, bits) in _DRAWN_SCORES,
         )
         for name, settings in _SCORES.items()
     ]
@@ -107,16 +127,14 @@ def _alone(weights: str) -> ActivationVariant:
     return ActivationVariant(name=f"{weights} A16", weights=weights)
 
 
-CLAIMS = ("per tensor", "DGQ 8 groups", "per token")
 VARIANTS: tuple[ActivationVariant, ...] = (
     *(_alone(weights) for weights in _WEIGHTS),
-    *_rows("W8", 8, drawn=CLAIMS),
-    *_rows("W4", 8, drawn=("DGQ 8 groups",)),
-    *_rows("W4", 6, drawn=("per tensor", "DGQ 8 groups", "DGQ 16 groups", "smoothed and rotated")),
-    *_rows("W3", 8, drawn=("per token",)),
-    *_rows("W4 round-to-nearest", 8, "per tensor", "per token", drawn=("per token",)),
-    *_rows("W16", 6),
-    *_rows("W16", 4),
+    *_rows("W8", 8, *_ASKED, drawn=("per tensor", "DGQ, 8 groups")),
+    *_rows("W4", 8, *_ASKED),
+    *_rows("W4", 6, drawn=("per tensor", "DGQ, 8 groups", "DGQ, 16 groups")),
+    *_rows("W3", 8, *_ASKED, drawn=("per token, per picture",)),
+    *_rows("W4 round-to-nearest", 8, "per tensor", "per token, per picture", drawn=("per tensor",)),
+    *_rows("W16", 4, "per tensor", "DGQ, 8 groups", "DGQ, 16 groups", "per token, per pixel"),
     *_scores(8),
     *_scores(6),
     *_scores(4),

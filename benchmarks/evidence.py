@@ -66,6 +66,7 @@ class Bench:
         recipe = variant.recipe()
         key = hashlib.sha256(f"{recipe.digest} {variant.average_bits}".encode()).hexdigest()[:16]
         path = WORK / f"{key}.json"
+        known: dict[str, Any] = {}
         if path.is_file():
             known = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
             if "psnr_db" in known or not variant.pictures:
@@ -79,25 +80,34 @@ class Bench:
                 calibrate_folder("demo", recipe.calibration, folder)
         started = time.perf_counter()
         plan = compressor.plan(self.reference, recipe)
-        small = compressor.compress(self.reference, recipe, calibration=folder)
+        small = self.compressed(recipe, folder)
         seconds = time.perf_counter() - started
-        error = sqnr_by_step(denoiser(small)[1], self.trajectories)
-        found = {
+        found = known or {
             "name": variant.name,
             "aid": variant.aid,
             "bytes": plan.predicted_bytes,
             "bits": plan.bits_per_weight,
             "seconds": seconds,
-            "sqnr_db": error.guided_overall_db,
-            "sqnr_raw_db": error.raw_overall_db,
-            "sqnr_by_step_db": error.guided_db,
+            **self._predicted(small),
+            **self.described(small),
         }
-        found |= self.described(small)
         if variant.pictures:
             found |= self._compared(*self._drawn(key, small))
         path.write_text(json.dumps(found), encoding="utf-8")
         (WORK / f"{key}.npz").unlink(missing_ok=True)
         return found
+
+    def compressed(self, recipe: vqdq.Recipe, calibration: Path | None) -> Any:
+        """Returns the compressed pipeline."""
+        return compressor.compress(self.reference, recipe, calibration=calibration)
+
+    def _predicted(self, small: Any) -> dict[str, Any]:
+        error = sqnr_by_step(denoiser(small)[1], self.trajectories)
+        return {
+            "sqnr_db": error.guided_overall_db,
+            "sqnr_raw_db": error.raw_overall_db,
+            "sqnr_by_step_db": error.guided_db,
+        }
 
     def described(self, small: Any) -> dict[str, Any]:
         """Returns what else a row remembers of the compressed pipeline."""
