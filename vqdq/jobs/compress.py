@@ -72,5 +72,8 @@ def _arithmetic(
         return None
     from vqdq.models.denoisers import denoiser  # heavy: diffusers
 
-    opened = (cache or WarmPipelines()).get(output, report=report)
+    try:
+        opened = (cache or WarmPipelines()).get(output, report=report)
+    except (UserError, MemoryError):  # the model is written; who opens it is told what is wrong
+        return None
     return arithmetic.measured(denoiser(opened.pipeline)[1])
