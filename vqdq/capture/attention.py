@@ -14,11 +14,18 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vqdq.capture.attention_record import FLOOR_OCTAVES, SCORE_BINS, AttentionRecord, Floats
+from vqdq.capture.attention_record import SCORE_BINS, AttentionRecord, Floats
+from vqdq.capture.rounded_scores import rounded_inputs, rounded_scores
+from vqdq.capture.self_attention import (
+    Mean,
+    SelfAttention,
+    add_spread,
+    score_counts,
+    some_queries,
+)
 from vqdq.capture.steps import StepClock
 from vqdq.capture.tokens import GROUPS, PromptTokens
 from vqdq.errors import UserError
@@ -37,8 +44,19 @@ def cross_attentions(denoiser: nn.Module) -> tuple[str, ...]:
     )
 
 
+def self_attentions(denoiser: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the attention layers in which the picture looks at itself."""
+    return tuple(
+        name
+        for name, module in denoiser.named_modules()
+        if getattr(module, "is_cross_attention", True) is False
+        and all(hasattr(module, part) for part in ("to_q", "to_k", "heads", "scale"))
+        and getattr(module, "add_k_proj", None) is None
+    )
+
+
 def scores(attention: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Returns the softmax scores of a diffusers `Attention`, in float32.
+    """Returns the softmax scores of a diffusers `Attention`, in float32, before they are rounded.
 
     Shape: [batch, heads, queries, tokens].
 
@@ -54,6 +72,7 @@ def scores(attention: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None = Non
     query, key = by_head(q.detach()), by_head(k.detach())
     query = query if layer.norm_q is None else layer.norm_q(query)
     key = key if layer.norm_k is None else layer.norm_k(key)
+    query, key = rounded_inputs(attention, query, key)
     logits = query.float() @ key.float().transpose(-1, -2) * layer.scale
     if mask is not None:
         ready = layer.prepare_attention_mask(mask, key.shape[2], query.shape[0])
@@ -76,13 +95,24 @@ class AttentionRecorder:
         self._context = dict(context)
         self._mapped = tuple(at for at, label in enumerate(tokens.labels) if label != "<pad>")
         self._grids: dict[str, tuple[int, int] | None] = {}  # in the order of the first call
-        self._mass: dict[tuple[int, str, int], _Mean] = {}
+        self._mass: dict[tuple[int, str, int], Mean] = {}
         self._histogram: dict[tuple[int, str, int], Floats] = {}
-        self._layer_maps: dict[str, _Mean] = {}
-        self._step_maps: dict[int, _Mean] = {}
+        self._spread: dict[tuple[int, str, int], tuple[float, Mean]] = {}
+        self._samples = 0
+        self._self = SelfAttention(self.clock)
+        self._layer_maps: dict[str, Mean] = {}
+        self._step_maps: dict[int, Mean] = {}
 
-    def see(self, name: str, found: Tensor) -> None:
-        """Adds the scores of one call of the layer `name`, [batch, heads, queries, tokens]."""
+    def see_self(self, name: str, found: Tensor, used: Tensor, keys: int) -> None:
+        """Adds scores of some queries of a self-attention, before and after they are rounded."""
+        self._self.add(name, found, used, keys)
+
+    def see(self, name: str, found: Tensor, used: Tensor) -> None:
+        """Adds the scores of one call of the layer `name`, [batch, heads, queries, tokens].
+
+        Args:
+            found: as the softmax gives them; `used`: as the layer rounds them.
+        """
         if found.shape[-1] != len(self._tokens[-1].labels):
             raise UserError(
                 f"The layer reads {found.shape[-1]} tokens, the prompt has "
@@ -92,14 +122,18 @@ class AttentionRecorder:
             )
         step = max(self.clock.step, 0)
         self._grids.setdefault(name, self.clock.grid(found.shape[2]))
-        for half, part in enumerate(self.clock.split(found)):
+        parts = zip(self.clock.split(found), self.clock.split(used), strict=True)
+        for half, (exact, part) in enumerate(parts):
             key = (half, name, step)
             samples = part.shape[0]
-            mass = self._mass.setdefault(key, _Mean())
+            mass = self._mass.setdefault(key, Mean())
             mass.add(part.mean(dim=(0, 2)), samples)
+            add_spread(self._spread, key, exact[..., 1:])
             counts = _histogram(part, self._tokens[half])
             self._histogram[key] = self._histogram.get(key, 0) + counts
             if half == len(self._tokens) - 1:
+                first = step == 0 and name == next(iter(self._grids))
+                self._samples += samples if first else 0
                 self._add_maps(name, step, part, samples)
 
     def _add_maps(self, name: str, step: int, part: Tensor, samples: int) -> None:
@@ -108,14 +142,14 @@ class AttentionRecorder:
             return
         chosen = part.mean(dim=(0, 1))[:, list(self._mapped)]  # [queries, mapped]
         maps = chosen.T.reshape(len(self._mapped), *grid)
-        self._layer_maps.setdefault(name, _Mean()).add(maps, samples)
+        self._layer_maps.setdefault(name, Mean()).add(maps, samples)
         size = self.clock.latent_grid or grid
         shrink = max(1, -(-max(size) // MAX_GRID))
         common = (-(-size[0] // shrink), -(-size[1] // shrink))
         resized = nn.functional.interpolate(
             maps[None], size=common, mode="bilinear", align_corners=False
         )[0]
-        self._step_maps.setdefault(step, _Mean()).add(resized, samples)
+        self._step_maps.setdefault(step, Mean()).add(resized, samples)
 
     def result(self) -> AttentionRecord:
         """Returns everything seen so far, layers in the order they ran.
@@ -136,6 +170,9 @@ class AttentionRecorder:
         heads = max(mean.value.shape[0] for mean in self._mass.values())
         mass = np.full((halves, len(layers), steps, heads, tokens), np.nan, np.float32)
         histogram = np.zeros((halves, len(layers), steps, len(GROUPS), SCORE_BINS), np.float32)
+        spread = np.full((2, halves, len(layers), steps), np.nan, np.float32)
+        for (half, name, step), (peak, mean) in self._spread.items():
+            spread[:, half, layers.index(name), step] = peak, float(mean.value)
         for (half, name, step), mean in self._mass.items():
             place = (half, layers.index(name), step)
             mass[place][: mean.value.shape[0]] = mean.value
@@ -152,6 +189,12 @@ class AttentionRecorder:
             step_maps=np.stack([self._step_maps[at].value for at in sorted(self._step_maps)])
             if self._step_maps
             else np.zeros((0, len(self._mapped), 1, 1), np.float32),
+            spread=spread,
+            samples=self._samples,
+            self_layers=self._self.layers,
+            self_histogram=self._self.histogram(),
+            self_spread=self._self.spread(),
+            self_maps=self._self.maps(),
             context=self._context,
         )
 
@@ -192,7 +235,7 @@ def record_attention(
     modules = dict(denoiser.named_modules())
     with contextlib.ExitStack() as stack:
         stack.callback(recorder.clock.attach(denoiser).remove)
-        for name in chosen:
+        for name in (*chosen, *(self_attentions(denoiser) if layers is None else ())):
             for handle in _Watch(recorder, name, modules[name]).attach():
                 stack.callback(handle.remove)
         yield recorder
@@ -233,43 +276,32 @@ class _Watch:
         self, _m: nn.Module, _args: tuple[Any, ...], _kwargs: Mapping[str, Any], _out: Any
     ) -> None:
         if self._seen.keys() != {"q", "k"}:
+            if not cast(Any, self._layer).is_cross_attention:
+                return  # fused with the values: left out, its words are not at stake
             raise UserError(
                 "The queries and keys of this layer are not computed by its to_q and to_k.",
                 where=self._name,
                 remedy="Call unfuse_qkv_projections() on the model before the capture.",
             )
         q, k = self._seen["q"], self._seen["k"]
-        if q.ndim == 3 and k.ndim == 3:
-            self._recorder.see(self._name, scores(self._layer, q, k, self._mask))
+        layer, cross = self._layer, cast(Any, self._layer).is_cross_attention
+        if q.ndim == 3 and k.ndim == 3 and cross:
+            found = scores(layer, q, k, self._mask)
+            self._recorder.see(self._name, found, rounded_scores(layer, found))
+        elif q.ndim == 3 and k.ndim == 3 and self._mask is None:
+            found = scores(layer, some_queries(q), k)
+            used = rounded_scores(layer, found)
+            self._recorder.see_self(self._name, found, used, k.shape[1])
         self._seen.clear()
         self._mask = None
-
-
-class _Mean:
-    """A running mean of equal-shaped arrays."""
-
-    def __init__(self) -> None:
-        self.value: Floats = np.zeros((), np.float32)
-        self._weight = 0
-
-    def add(self, x: Tensor, weight: int) -> None:
-        fresh = x.detach().cpu().numpy().astype(np.float32)
-        self._weight += weight
-        change = (fresh - self.value) * (weight / self._weight)
-        self.value = (self.value + change).astype(np.float32)
 
 
 def _histogram(found: Tensor, tokens: PromptTokens) -> Floats:
     """Counts of log2 scores by the token's role, [groups, SCORE_BINS]; bin 0 is open below."""
     counts = np.zeros((len(GROUPS), SCORE_BINS), np.float32)
-    per_octave = (SCORE_BINS - 1) / FLOOR_OCTAVES
     for index, group in enumerate(GROUPS):
         positions = list(tokens.positions(group))
         if not positions:
             continue
-        level = (found[..., positions].log2() + FLOOR_OCTAVES) * per_octave
-        level = level.clamp(-0.5, SCORE_BINS - 1.5)
-        counts[index] = torch.histc(
-            level, bins=SCORE_BINS, min=-1.0, max=float(SCORE_BINS - 1)
-        ).cpu()
+        counts[index] = score_counts(found[..., positions])
     return counts

@@ -22,7 +22,7 @@ FLOOR_OCTAVES = 24
 SCORE_BINS = 2 * FLOOR_OCTAVES + 1
 """Two bins an octave and one, the first, for everything below."""
 
-_KIND, _VERSION = "attention", 1
+_KIND, _VERSION = "attention", 2
 
 
 def score_edges() -> npt.NDArray[np.float64]:
@@ -43,6 +43,13 @@ class AttentionRecord:
         histogram: counts of scores, [halves, layers, steps, groups, SCORE_BINS].
         layer_maps: by layer, mean over heads and steps, [mapped, h, w]; guided half only.
         step_maps: mean over heads and layers, resized to the latent, [steps, mapped, h, w].
+        spread: largest and mean score of all tokens but the start sign, before any rounding, from
+            which the levels of a quantizer follow, [2, halves, layers, steps].
+        samples: pictures of the guided half behind the numbers.
+        self_layers: layers that attend to the picture itself; `self_histogram`: counts of their
+            scores, [halves, self layers, steps, SCORE_BINS]; `self_spread`: as `spread`;
+            `self_maps`: by layer, how much a place is looked at, mean over heads, steps and
+            queries of the guided half, [h, w]. Evenly spaced queries stand for all.
         context: what the caller wanted remembered.
     """
 
@@ -55,6 +62,12 @@ class AttentionRecord:
     histogram: Floats
     layer_maps: Mapping[str, Floats]
     step_maps: Floats
+    spread: Floats
+    samples: int
+    self_layers: tuple[str, ...]
+    self_histogram: Floats
+    self_spread: Floats
+    self_maps: Mapping[str, Floats]
     context: Mapping[str, str | int | float]
 
     @property
@@ -79,6 +92,36 @@ class AttentionRecord:
                 remedy=nearest(layer, self.layers, "layer"),
             )
         return self.layers.index(layer)
+
+    def self_counts(
+        self, layer: str, *, step: int | None = None, half: str = "cond"
+    ) -> npt.NDArray[np.float64]:
+        """Returns how many self-attention scores of a layer fall in each bin, [SCORE_BINS].
+
+        Raises:
+            UserError: the layer was not recorded.
+        """
+        counts = self.self_histogram[self.half(half), self._self_row(layer)]  # [steps, bins]
+        chosen = counts if step is None else counts[[step]]
+        return chosen.sum(axis=0, dtype=np.float64)
+
+    def self_map(self, layer: str) -> Floats | None:
+        """Returns how much each place of the picture is looked at, [h, w]; None without a grid.
+
+        Raises:
+            UserError: the layer was not recorded.
+        """
+        self._self_row(layer)
+        return self.self_maps.get(layer)
+
+    def _self_row(self, layer: str) -> int:
+        if layer not in self.self_layers:
+            raise UserError(
+                "This layer's self-attention was not recorded.",
+                where=layer,
+                remedy=nearest(layer, self.self_layers, "layer"),
+            )
+        return self.self_layers.index(layer)
 
     def token_map(
         self, tokens: tuple[int, ...], *, layer: str | None = None, step: int | None = None
@@ -121,14 +164,20 @@ class AttentionRecord:
             "mass": self.mass,
             "histogram": self.histogram,
             "step_maps": self.step_maps,
+            "spread": self.spread,
+            "self_histogram": self.self_histogram,
+            "self_spread": self.self_spread,
         }
+        arrays |= {f"self_maps/{name}": maps for name, maps in self.self_maps.items()}
         arrays |= {f"layer_maps/{name}": maps for name, maps in self.layer_maps.items()}
         header = {
             "kind": _KIND,
             "version": _VERSION,
             "layers": self.layers,
             "halves": self.halves,
-            "timesteps": [None if np.isnan(time) else time for time in self.timesteps],
+            "timesteps": archive.plain_times(self.timesteps),
+            "samples": self.samples,
+            "self_layers": self.self_layers,
             "tokens": [tokens.to_json() for tokens in self.tokens],
             "mapped": self.mapped,
             "context": dict(self.context),
@@ -143,21 +192,26 @@ class AttentionRecord:
             UserError: no record, a damaged one, or one of another version.
         """
         header, arrays = archive.load(path, kind=_KIND, version=_VERSION)
-        place = "layer_maps/"
-        times = tuple(float("nan") if time is None else float(time) for time in header["timesteps"])
+
+        def maps(place: str) -> dict[str, Floats]:
+            found = {name: array for name, array in arrays.items() if name.startswith(place)}
+            return {name.removeprefix(place): array for name, array in found.items()}
+
         return cls(
             layers=tuple(header["layers"]),
             halves=tuple(header["halves"]),
-            timesteps=times,
+            timesteps=archive.real_times(header["timesteps"]),
             tokens=tuple(PromptTokens.from_json(values) for values in header["tokens"]),
             mapped=tuple(header["mapped"]),
             mass=arrays["mass"],
             histogram=arrays["histogram"],
-            layer_maps={
-                name.removeprefix(place): maps
-                for name, maps in arrays.items()
-                if name.startswith(place)
-            },
+            layer_maps=maps("layer_maps/"),
             step_maps=arrays["step_maps"],
+            spread=arrays["spread"],
+            samples=int(header["samples"]),
+            self_layers=tuple(header["self_layers"]),
+            self_histogram=arrays["self_histogram"],
+            self_spread=arrays["self_spread"],
+            self_maps=maps("self_maps/"),
             context=header["context"],
         )

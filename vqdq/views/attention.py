@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 
 from vqdq.capture.attention_record import FLOOR_OCTAVES, AttentionRecord, score_edges
 from vqdq.capture.tokens import GROUPS, PromptTokens
+from vqdq.views import data
 from vqdq.views import style as look
 from vqdq.views.style import DIVERGING, ROLES, SEQUENTIAL, Style, View, digits, share
 
@@ -27,28 +28,39 @@ def score_histogram(
     layer: str | None = None,
     step: int | None = None,
     half: str = "cond",
+    levels: npt.NDArray[np.floating] | None = None,
 ) -> View:
     """Returns how often scores of each size occur, stacked by the role of the token.
 
     Args:
         records: the reference, then its variants, one panel each on one scale.
         layer: one cross-attention layer, else all; `step`: one step, else all.
+        levels: log2 of a quantizer's levels, drawn as ticks (`attention_mass.quantizer_marks`).
     """
     edges = score_edges()
     figure = look.figure(880, 56 + 190 * len(records), style)
     grid = figure.subplots(len(records), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     lowest, tallest, sentences = 0.0, 1.0, list[str]()
     bases: list[npt.NDArray[np.float64]] = []
+    tables: dict[str, data.Plotted] = {}
     for index, ((name, record), axes) in enumerate(zip(records, grid, strict=True)):
         counts = _counts(record, layer, step, half)  # [groups, bins]
         parts = 100 * counts / max(float(counts.sum()), 1.0)
         look.quiet(axes, style)
-        look.title(axes, name, style, colour=style.variant(index))
+        count = f"{name} · {int(counts.sum()):,} scores"
+        look.title(axes, count, style, colour=style.variant(index))
+        if levels is not None:
+            axes.vlines(
+                levels, 0, 0.06, color=style.text, linewidth=0.8, transform=look.below(axes)
+            )
         base = np.zeros(len(edges) - 1)
         for group, role in enumerate(GROUPS):
             above = base + parts[group]  # one outline for all bins: no seams between them
             axes.stairs(above, edges, baseline=base, fill=True, color=ROLES[role], label=role)
             base = above
+        tables[name] = data.table(
+            log2_from=edges[:-1], log2_to=edges[1:], **dict(zip(GROUPS, parts, strict=True))
+        )
         tallest = max(tallest, float(base[1:].max()))
         bases.append(base)
         seen = np.flatnonzero(base > 0.005)
@@ -94,8 +106,10 @@ def score_histogram(
         figure=figure,
         alt="Histogram of cross-attention scores by the token's role, from small to 1. "
         + " ".join(sentences),
-        caption=" ".join(sentences),
+        caption=" ".join(sentences)
+        + ("" if levels is None else f" Ticks below: {len(levels)} levels of the quantizer."),
         style=style,
+        data=data.stacked(tables),
     )
 
 
@@ -139,7 +153,11 @@ def word_map(
         look.title(axes, "Drift", style)
         look.colour_bar(figure.colorbar(image, ax=axes, pad=0.03), style, "change")
         words += f" {_drift(maps[0], maps[1])}"
-    return View(figure=figure, alt=words, caption=words, style=style)
+    tables = {
+        name: data.of_map(values, "row", "column", "attention")
+        for (name, _), values in zip(records, maps, strict=True)
+    }
+    return View(figure=figure, alt=words, caption=words, style=style, data=data.stacked(tables))
 
 
 def moved(reference: npt.NDArray[np.floating], variant: npt.NDArray[np.floating]) -> float:

@@ -178,6 +178,11 @@ def bare(axes: Axes, style: Style) -> None:
         spine.set_visible(True)
 
 
+def below(axes: Axes) -> Any:
+    """Returns the transform of x as data and y as a share of the axes, for marks at the bottom."""
+    return axes.get_xaxis_transform()
+
+
 def title(axes: Axes, text: str, style: Style, *, colour: str | None = None) -> None:
     """Puts a heading at the upper left of axes, a variant's colour as a mark before it."""
     text = drawable(text)
