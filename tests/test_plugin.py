@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import vqdq
 
 CODE = """
@@ -28,3 +30,10 @@ def test_every_public_name_is_there():
         assert getattr(vqdq, name) is not None
     assert set(vqdq.__all__) <= set(dir(vqdq))
     assert not hasattr(vqdq, "nothing")
+
+
+@pytest.mark.parametrize("name", ["packed_config", "checkpoint", "hub", "sources"])
+def test_any_module_of_the_models_can_be_imported_first(name: str) -> None:
+    code = f"import vqdq.models.{name}, vqdq.models.hub as hub; print(hub.VqdqQuantizer.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "VqdqQuantizer"

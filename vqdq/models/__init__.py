@@ -14,3 +14,7 @@ budget       bits by layer: sensitivity, distortion, footprint (of a card)
 checkpoint   the format on disk, verify         weights, copying, card: its files
 hub          the plug-in with which diffusers opens the format
 """
+
+# First of all: the plug-in answers this import with `hub`, which would find a module that asks for
+# diffusers' tables by itself half imported.
+import diffusers.quantizers as _tables  # noqa: F401  # pyright: ignore[reportUnusedImport]
