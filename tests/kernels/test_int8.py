@@ -146,6 +146,13 @@ def test_group_codes_are_those_of_the_definition(
     known, _ = int8_reference.group_codes(lines, *given_grid)
     for found, wanted in zip(parts, known, strict=True):
         assert torch.equal(found, wanted)
+    stack = (scale[index], zero[index], 8, index, groups, border)
+    layers, finite = int8_cpu.stacked_codes(lines, *stack)
+    assert finite
+    assert torch.equal(layers, int8_reference.stacked_codes(lines, *stack)[0])
+    assert torch.equal(layers.sum(0)[..., order], torch.cat(parts, -1).long())
+    for group in range(groups):
+        assert not layers[group][..., index != group].any()
     grid = Grid(bits=8, axis="group", scale=scale, zero=zero, index=index)
     wanted = quantize(rows_of(lines), grid)[..., order]
     together = torch.cat(parts, -1)
@@ -186,6 +193,11 @@ def test_sums_become_outputs() -> None:
     int8_cpu.add_rows(found, sums[0], scale, zero, grids, places, *column[:2])
     int8_reference.add_rows(known, sums[0], scale, zero, grids, places, *column[:2])
     assert torch.equal(found, known)
+    several = torch.randn(4, 9, 33, generator=generator)
+    given_scales = (several, scale, *column[:2])
+    assert torch.equal(
+        int8_cpu.summed_groups(*given_scales), int8_reference.summed_groups(*given_scales)
+    )
 
 
 def test_threads_change_nothing() -> None:

@@ -22,6 +22,7 @@ from tests.layers.test_execution import (
     some_grid,
 )
 from vqdq.activations.base import Grid, quantize
+from vqdq.layers import integer_groups
 from vqdq.layers.execution import how
 from vqdq.layers.quantized import QuantizedConv2d
 
@@ -90,6 +91,7 @@ def convolved(
     last=st.booleans(),
     zeros=st.booleans(),
     biased=st.booleans(),
+    large=st.booleans(),
     seed=SEEDS,
 )
 def test_convolution_in_integers_equals_the_definition(
@@ -102,6 +104,7 @@ def test_convolution_in_integers_equals_the_definition(
     last: bool,
     zeros: bool,
     biased: bool,
+    large: bool,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -124,7 +127,9 @@ def test_convolution_in_integers_equals_the_definition(
     grid = some_grid(axis, sizes, 8, generator, zeros)
     packed = quantized(layer, Known(grid))
     assert isinstance(packed, QuantizedConv2d)
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        if large:
+            patch.setattr(integer_groups, "MOST_STACKED", 0)
         found = packed(maps)
     wanted, size = convolved(packed, maps, grid)
     assert found.shape == wanted.shape

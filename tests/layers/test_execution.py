@@ -17,7 +17,7 @@ from vqdq import activations, codecs
 from vqdq.activations.base import Grid, Site, quantize, ranged
 from vqdq.kernels import int8_products
 from vqdq.kernels.int8 import Lines
-from vqdq.layers import execution
+from vqdq.layers import execution, integer_groups
 from vqdq.layers.execution import executions, how
 from vqdq.layers.inputs import LayerInput, NoiseLevel
 from vqdq.layers.matrix import from_matrix, weight_matrix
@@ -144,6 +144,7 @@ def exact(
     bits=st.integers(4, 8),
     zeros=st.booleans(),
     biased=st.booleans(),
+    large=st.booleans(),
     seed=SEEDS,
 )
 def test_linear_in_integers_equals_the_definition(
@@ -155,6 +156,7 @@ def test_linear_in_integers_equals_the_definition(
     bits: int,
     zeros: bool,
     biased: bool,
+    large: bool,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -162,7 +164,9 @@ def test_linear_in_integers_equals_the_definition(
     rows = torch.randn(batch, positions, inputs, generator=generator) * 2
     grid = some_grid(axis, (batch, positions, inputs), bits, generator, zeros)
     packed = quantized(layer, Known(grid))
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        if large:
+            patch.setattr(integer_groups, "MOST_STACKED", 0)
         found = packed(rows)
     assert packed.input is not None
     assert how(packed, packed.input).kind == "integer"
@@ -244,13 +248,14 @@ def test_a_float_weight_is_held_only_while_it_is_needed() -> None:
     assert float((known - found).norm() / known.norm()) < 0.01
 
 
-def test_forms_of_a_weight_are_bounded() -> None:
+def test_forms_of_a_weight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups that change with the noise level pack the levels anew, and forget the oldest."""
     generator = torch.Generator().manual_seed(10)
     rows = torch.randn(1, 4, 30, generator=generator)
     layer = quantized(nn.Linear(30, 20), activations.create("dynamic"))
     assert layer.input is not None
     weight = layer.input.weight(layer)
+    monkeypatch.setattr(integer_groups, "MOST_STACKED", 0)
     sizes: set[int] = set()
     for _ in range(5):
         grid = some_grid("group", (1, 4, 30), 8, generator, True)

@@ -21,6 +21,8 @@ from vqdq.kernels.int8 import line_extremes as line_extremes
 from vqdq.kernels.int8 import own_codes as own_codes
 from vqdq.kernels.int8 import row_codes as row_codes
 from vqdq.kernels.int8 import scaled_rows as scaled_rows
+from vqdq.kernels.int8 import stacked_codes as stacked_codes
+from vqdq.kernels.int8 import summed_groups as summed_groups
 
 PRODUCTS = "integer_products"
 OPERATIONS = (

@@ -13,7 +13,16 @@ import torch
 
 from vqdq.kernels.backend import chosen
 
-OPERATIONS = ("line_extremes", "row_codes", "own_codes", "group_codes", "scaled_rows", "add_rows")
+OPERATIONS = (
+    "line_extremes",
+    "row_codes",
+    "own_codes",
+    "group_codes",
+    "stacked_codes",
+    "scaled_rows",
+    "add_rows",
+    "summed_groups",
+)
 SMALLEST_SCALE = 1e-12  # as in `vqdq.activations.base`
 _EMPTY = torch.empty(0)
 
@@ -118,6 +127,25 @@ def group_codes(
     return _backend().group_codes(lines, scale, zero, bits, order, edges, border)
 
 
+def stacked_codes(
+    lines: Lines,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    bits: int,
+    index: torch.Tensor,
+    groups: int,
+    border: Border = NO_BORDER,
+) -> tuple[torch.Tensor, bool]:
+    """Returns codes as `row_codes`, one layer for each group of channels, [groups, …, channels],
+    in which the channels of other groups are 0, and whether all are finite.
+
+    Args:
+        scale, zero: float32 [channels], alike in a group.
+        index: group of each channel, int64 [channels].
+    """
+    return _backend().stacked_codes(lines, scale, zero, bits, index, groups, border)
+
+
 def scaled_rows(
     sums: torch.Tensor,
     scale: torch.Tensor,
@@ -155,6 +183,18 @@ def add_rows(
     _backend().add_rows(out, sums, scale, zero, grids, places, column_sums, column_scales)
 
 
+def summed_groups(
+    sums: torch.Tensor, scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Returns (Σ_g scales[g] · sums[g]) · column_scales + bias, float32 [rows, out].
+
+    Args:
+        sums: products of codes and levels, float32 [groups, rows, out], contiguous.
+        scales: float32 [groups]; column_scales, bias: [out].
+    """
+    return _backend().summed_groups(sums, scales, column_scales, bias)
+
+
 def warm() -> None:
     """Compiles every loop of this module, or loads it from the cache."""
     one, lines = torch.ones(()), Lines(values=torch.zeros(1, 1, 16))
@@ -163,6 +203,8 @@ def warm() -> None:
     codes, scale, zero, _ = own_codes(lines, 8)
     row_codes(lines, one, one, 8)
     group_codes(lines, columns, columns, 8, torch.arange(16), (0, 8, 16))
+    stacked_codes(lines, columns, columns, 8, torch.zeros(16, dtype=torch.int64), 1)
+    summed_groups(torch.zeros(2, 1, 16), torch.ones(2), columns, columns)
     sums = scaled_rows(codes.float(), scale, zero, columns, columns, columns)
     place = torch.zeros(1, dtype=torch.int64)
     add_rows(sums[0], sums[0].clone(), scale[0], zero[0], place, place, columns, columns)

@@ -187,6 +187,46 @@ def group_codes(
     return parts, source.finite
 
 
+def stacked_codes(
+    lines: Lines,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    bits: int,
+    index: torch.Tensor,
+    groups: int,
+    border: Border,
+) -> tuple[torch.Tensor, bool]:
+    """See `vqdq.kernels.int8.stacked_codes`."""
+    source = _Source(lines)
+    shape, frame = _frame(lines, border)
+    codes = torch.zeros(groups, *shape, dtype=torch.uint8)
+    if border != NO_BORDER:
+        layers = torch.zeros(groups, source.channels, dtype=torch.uint8)
+        layers[index, torch.arange(source.channels)] = zero.to(torch.uint8)
+        codes += layers[:, None, None, None]
+    inverse, middle, members = _flat(scale.reciprocal()), _flat(zero), _flat(index)
+    out, highest = codes.view(-1, source.channels).numpy(), _highest(bits)
+    size = len(out) // groups
+
+    def work(first: int, last: int) -> None:
+        loops.stacked_codes(
+            *source.first,
+            inverse,
+            middle,
+            highest,
+            members,
+            frame,
+            size,
+            out,
+            source.state,
+            first,
+            last,
+        )
+
+    _shared(work, source.tiles, source.grain)
+    return codes, source.finite
+
+
 def scaled_rows(
     sums: torch.Tensor,
     scale: torch.Tensor,
@@ -220,3 +260,15 @@ def add_rows(
     columns = (_flat(column_sums), _flat(column_scales))
     grain = max(1, _GRAIN_VALUES // rows.shape[1])
     _shared(lambda a, b: loops.add_rows(target, rows, *given, *columns, a, b), len(rows), grain)
+
+
+def summed_groups(
+    sums: torch.Tensor, scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """See `vqdq.kernels.int8.summed_groups`."""
+    out = torch.empty(sums.shape[1:])
+    target, rows = out.numpy(), sums.numpy()
+    given = (_flat(scales), _flat(column_scales), _flat(bias))
+    grain = max(1, _GRAIN_VALUES // rows.shape[2])
+    _shared(lambda a, b: loops.summed_groups(rows, *given, target, a, b), len(target), grain)
+    return out

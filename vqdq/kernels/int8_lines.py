@@ -261,6 +261,47 @@ def group_codes(
 
 
 @njit(nogil=True, cache=True)
+def stacked_codes(
+    source: Array,
+    planes: bool,
+    positions: int,
+    divisor: Array,
+    signs: Array,
+    block: int,
+    inverse: Array,
+    zero: Array,
+    highest: Any,
+    index: Array,
+    frame: Places,
+    size: int,
+    codes: Array,
+    state: Array,
+    first: int,
+    last: int,
+) -> None:
+    """Writes the codes of tiles first..last-1, each channel into the layer of its group.
+
+    index: group of each channel. codes: uint8 [groups*size, channels]. The rest as `group_codes`.
+    """
+    channels = signs.shape[0]
+    scratch = np.empty((TILE, channels), np.float32)
+    for number in range(first, last):
+        sample, place, count = _tile(number, positions)
+        start = sample * positions + place
+        lines = _fetched(source, planes, positions, divisor, signs, block, scratch, start, count)
+        for place_in in range(count):
+            line = lines[place_in]
+            if not _finite(line):
+                state[0] = 1
+            row = _framed(frame, sample, place + place_in)
+            for channel in range(channels):
+                value = np.rint(line[channel] * inverse[channel]) + zero[channel]
+                value = value if value > np.float32(0) else np.float32(0)
+                code = np.uint8(value if value < highest else highest)
+                codes[index[channel] * size + row, channel] = code
+
+
+@njit(nogil=True, cache=True)
 def scaled_rows(
     sums: Array,
     scale: Array,
@@ -305,3 +346,27 @@ def add_rows(
         for column in range(line.shape[0]):
             exact = line[column] - middle * column_sums[column]
             target[column] += step * exact * column_scales[column]
+
+
+@njit(nogil=True, cache=True)
+def summed_groups(
+    sums: Array,
+    scales: Array,
+    column_scales: Array,
+    bias: Array,
+    out: Array,
+    first: int,
+    last: int,
+) -> None:
+    """Writes rows first..last-1 of out: Σ_g scales[g]·sums[g], times column_scales, plus bias."""
+    groups, columns = sums.shape[0], sums.shape[2]
+    for row in range(first, last):
+        target = out[row]
+        for column in range(columns):
+            target[column] = scales[0] * sums[0, row, column]
+        for group in range(1, groups):
+            scale, line = scales[group], sums[group, row]
+            for column in range(columns):
+                target[column] += scale * line[column]
+        for column in range(columns):
+            target[column] = target[column] * column_scales[column] + bias[column]

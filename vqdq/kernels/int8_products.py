@@ -34,11 +34,6 @@ class LinearLevels:
     ones: torch.Tensor
     zeros: torch.Tensor
 
-    @property
-    def out_features(self) -> int:
-        """Number of output columns."""
-        return len(self.ones)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvolutionLevels:

@@ -93,6 +93,28 @@ def group_codes(
     return parts, finite
 
 
+def stacked_codes(
+    lines: Lines,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    bits: int,
+    index: torch.Tensor,
+    groups: int,
+    border: Border,
+) -> tuple[torch.Tensor, bool]:
+    """See `vqdq.kernels.int8.stacked_codes`."""
+    codes, finite = _coded(_rows(lines), scale, zero, bits)
+    layers: list[torch.Tensor] = []
+    for group in range(groups):
+        own = (index == group).to(torch.uint8)
+        part = _framed(lines, codes, torch.zeros(1), border)
+        if any(border):
+            inner = _framed(lines, torch.ones_like(codes), torch.zeros(1), border)
+            part += (1 - inner) * zero.to(torch.uint8)
+        layers.append(part * own)
+    return torch.stack(layers), finite
+
+
 def scaled_rows(
     sums: torch.Tensor,
     scale: torch.Tensor,
@@ -119,3 +141,13 @@ def add_rows(
     """See `vqdq.kernels.int8.add_rows`."""
     exact = sums - zero[grids, None] * column_sums
     out[places] += scale[grids, None] * exact * column_scales
+
+
+def summed_groups(
+    sums: torch.Tensor, scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """See `vqdq.kernels.int8.summed_groups`."""
+    out = scales[0] * sums[0]
+    for scale, part in zip(scales[1:], sums[1:], strict=True):
+        out += scale * part
+    return out * column_scales + bias

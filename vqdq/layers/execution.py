@@ -20,7 +20,7 @@ from vqdq import codecs, kernels
 from vqdq.activations.base import Axis, Grid, dequantize, quantize
 from vqdq.codecs import rotation
 from vqdq.codecs.base import EightBit
-from vqdq.layers import integer, integer_convolutions
+from vqdq.layers import integer, integer_convolutions, integer_groups
 from vqdq.layers.matrix import from_matrix
 
 if TYPE_CHECKING:
@@ -162,26 +162,26 @@ def step(
     if refusal(layer, axis, grid):
         return None
     bias = None if layer.bias is None else layer.bias.detach().float()
-    if window is not None and not window.is_product:
-        if integer.uses_taps(axis, zero, window):
-            taps = layer.packed.shape.taps
-            part = weight.form(layer, "taps", lambda stored: integer.tap_parts(stored, taps))
-            return integer_convolutions.tap_step(part, window, bias, bits, axis, grid)
-        if grid is not None and grid.index is not None:
-            return integer_convolutions.group_convolution_step(
-                _groups(layer, weight, grid.index), window, bias, grid
-            )
-        part = weight.form(layer, "whole", lambda stored: integer.whole(stored, layer))
-        return integer_convolutions.convolution_step(part, window, bias, bits, grid)
-    if grid is not None and grid.index is not None:
-        return integer.group_product_step(_groups(layer, weight, grid.index), bias, grid)
-    part = weight.form(layer, "whole", lambda stored: integer.whole(stored, layer))
-    return integer.product_step(part, bias, bits, axis, grid)
+    window = None if window is not None and window.is_product else window
 
+    def whole() -> integer.Whole:
+        return weight.form(layer, "whole", lambda stored: integer.whole(stored, layer))
 
-def _groups(layer: QuantizedLayer, weight: Weight8, index: torch.Tensor) -> integer.Parts:
-    key = ("groups", index.numpy().tobytes())
-    return weight.form(layer, key, lambda stored: integer.group_parts(stored, layer, index))
+    if window is not None and integer.uses_taps(axis, zero, window):
+        taps = layer.packed.shape.taps
+        part = weight.form(layer, "taps", lambda stored: integer.tap_parts(stored, taps))
+        return integer_convolutions.tap_step(part, window, bias, bits, axis, grid)
+    if grid is not None and (index := grid.index) is not None:
+        key = ("groups", index.numpy().tobytes())
+
+        def split() -> integer.Parts:
+            return weight.form(layer, key, lambda kept: integer.group_parts(kept, layer, index))
+
+        outputs = layer.packed.shape.out_features
+        return integer_groups.group_step(split, whole, window, outputs, bias, grid)
+    if window is not None:
+        return integer_convolutions.convolution_step(whole(), window, bias, bits, grid)
+    return integer.product_step(whole(), bias, bits, axis, grid)
 
 
 def _window(layer: nn.Module) -> integer.Window | None:

@@ -255,34 +255,3 @@ def grids_of(grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns scale and zero as `kernels.row_codes` takes them."""
     alike = grid.axis == "row" and grid.scale.ndim == 1
     return (grid.scale[None], grid.zero[None]) if alike else (grid.scale, grid.zero)
-
-
-def group_product_step(part: Parts, bias: torch.Tensor | None, grid: Grid) -> Step:
-    """Returns the step of a layer with a product for each group of channels."""
-    scale, zero = grid.wide()
-    firsts = part.order[list(part.edges[:-1])]
-    scales, zeros = scale[firsts].tolist(), [int(value) for value in zero[firsts]]
-    added = torch.zeros_like(part.scales) if bias is None else bias.clone()
-    for number, (step, middle) in enumerate(zip(scales, zeros, strict=True)):
-        if not 0 <= middle <= 255:
-            added -= part.sums[number] * part.scales * (step * middle)
-            zeros[number] = 0
-
-    def run(lines: Lines) -> Result:
-        codes, finite = kernels.group_codes(lines, scale, zero, grid.bits, part.order, part.edges)
-        out = None
-        for coded, levels, step, middle in zip(codes, part.levels, scales, zeros, strict=True):
-            assert isinstance(levels, int8_products.LinearLevels)
-            out = int8_products.linear(
-                coded.view(-1, coded.shape[-1]),
-                levels,
-                scale=step,
-                zero=middle,
-                column_scales=part.scales,
-                bias=added,
-                onto=out,
-            )
-        assert out is not None
-        return out.view(*codes[0].shape[:-1], -1), finite
-
-    return run

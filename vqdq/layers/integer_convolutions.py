@@ -75,34 +75,6 @@ def padded(maps: torch.Tensor, window: Window) -> torch.Tensor:
     return maps[:, down][:, :, across].contiguous()
 
 
-def group_convolution_step(
-    part: Parts, window: Window, bias: torch.Tensor | None, grid: Grid
-) -> Step:
-    """Returns the step of a convolution with a product for each group of channels."""
-    scale, zero = grid.wide()
-    firsts = part.order[list(part.edges[:-1])]
-    scales = scale[firsts].tolist()
-    shift = (part.sums * (scale[firsts] * zero[firsts])[:, None]).sum(0) * part.scales
-    added = -shift if bias is None else bias - shift
-    bordered = window.border if window.mode == "zeros" else NO_BORDER
-
-    def run(lines: Lines) -> Result:
-        codes, finite = kernels.group_codes(
-            lines, scale, zero, grid.bits, part.order, part.edges, bordered
-        )
-        out = None
-        for coded, levels, step in zip(codes, part.levels, scales, strict=True):
-            assert isinstance(levels, int8_products.ConvolutionLevels)
-            framed = coded if bordered == window.border else padded(coded, window)
-            out = int8_products.convolution(
-                framed, levels, scale=step, column_scales=part.scales, bias=added, onto=out
-            )
-        assert out is not None
-        return out, finite
-
-    return run
-
-
 def tap_step(
     part: Parts, window: Window, bias: torch.Tensor | None, bits: int, axis: Axis, grid: Grid | None
 ) -> Step:
