@@ -101,11 +101,12 @@ class Weight8:
 
     def dense(self, layer: QuantizedLayer) -> torch.Tensor:
         """Returns the weight as float32 in the layer's own layout, in the basis of the levels."""
-        if self._dense is not None:
+        if self._dense is not None and self._dense.device == _device(layer):
             return self._dense
         with torch.inference_mode(False), torch.no_grad():
             stored = self.stored(layer)
-            dense = from_matrix(stored.levels.float() * stored.scales[:, None], layer)
+            matrix = stored.levels.float() * stored.scales[:, None]
+            dense = from_matrix(matrix, layer).to(_device(layer))
         if layer.residency == "resident":
             self._dense = dense
             self._forms.clear()
@@ -145,8 +146,8 @@ def fixed_signs(channels: int) -> torch.Tensor:
 
 def rotated(rows: torch.Tensor, weight: Weight8) -> torch.Tensor:
     """Returns rows [batch, positions, channels] in the basis of the weight."""
-    flat = (rows * weight.signs).reshape(-1, rows.shape[-1]).contiguous()
-    return kernels.hadamard(flat, weight.block).reshape(rows.shape)
+    flat = (rows.cpu() * weight.signs).reshape(-1, rows.shape[-1]).contiguous()
+    return kernels.hadamard(flat, weight.block).reshape(rows.shape).to(rows.device)
 
 
 def step(
@@ -184,15 +185,19 @@ def step(
     return integer.product_step(whole(), bias, bits, axis, grid)
 
 
+def _device(layer: QuantizedLayer) -> torch.device:
+    return next(iter(layer.packed.tensors.values())).device
+
+
 def _window(layer: nn.Module) -> integer.Window | None:
     return integer.Window.of(layer) if isinstance(layer, nn.Conv2d) else None
 
 
 def refusal(layer: QuantizedLayer, axis: Axis, grid: Grid | None) -> str:
     """Returns why a layer with this grid (None: its own range) is simulated; "" for integers."""
-    device = next(iter(layer.packed.tensors.values())).device.type
-    if device != "cpu":
-        return f"no integer kernel for {device} yet"
+    device = _device(layer)
+    if device.type != "cpu":
+        return f"no integer kernel for {device.type} yet"
     return integer.refusal(axis, None if grid is None else grid.zero, _window(layer))
 
 
