@@ -23,12 +23,13 @@ from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.errors import Cancelled, UserError
 from vqdq.layers.quantized import QuantizedLayer
 from vqdq.layers.surgery import set_activations_
+from vqdq.models.budget import Target, targeted
 from vqdq.models.compressor import CompressionResult, compress, compress_folder
 from vqdq.models.pipelines import load
 from vqdq.models.teacher import Teacher
 from vqdq.models.trajectory import Call, record, replay
 from vqdq.progress import Event, silent
-from vqdq.recipe import Recipe
+from vqdq.recipe import Recipe, resolve
 
 WEIGHTS_ONLY = {"method": "uniform", "params": {"bits": 4, "clip": "absmax"}}
 MINMAX = {"method": "minmax", "params": {"bits": 8, "levels": 3}}
@@ -332,3 +333,14 @@ def test_fine_tuning_of_smoothed_weights(model: Path, tmp_path: Path) -> None:
     assert made.learnt.before_db > 15  # the teacher is met through the factors
     mine, theirs = load(made.output).unet, compress(load(model), tuned("smooth", 8)).unet
     assert torch.equal(outputs_of(mine), outputs_of(theirs))
+
+
+def test_bits_for_each_layer_leave_its_input_as_planned(model: Path, tmp_path: Path) -> None:
+    """A target of bits allocates weights; what is stored for inputs is counted all the same."""
+    found = targeted(load(model), RECIPE, Target(kind="average_bits", value=5.0))
+    planned = {item.layer.name: item for item in resolve(RECIPE, found.plan.component).layers}
+    assert len({item.params for item in found.plan.quantized}) > 1
+    for item in found.plan.quantized:
+        assert item.activation == planned[item.layer.name].activation
+    made = compress_folder(model, found.recipe, tmp_path / "out")
+    assert made.measured_bytes == found.predicted_bytes
