@@ -174,6 +174,8 @@ class Recorder:
         """Returns everything seen so far, layers in the order they ran."""
         layers = tuple(self._kinds)
         steps = len(self.clock.timesteps) or 1
+        for step in range(steps):
+            self._release_step(step)
         halves = self.clock.halves
         scalars = Scalars.empty(halves=len(halves), layers=len(layers), steps=steps)
         row = {name: index for index, name in enumerate(layers)}

@@ -209,6 +209,7 @@ class Summary:
         self._counted = 0
         self._channels = 0
         self._limits: Floats = np.zeros((halves, 0))  # channels low, high, positions low, high
+        self._gone = False
         # Of what was released: minimum, maximum, and the two D, [4, halves].
         self._released: Floats = np.full((4, halves), -np.inf)
 
@@ -241,6 +242,7 @@ class Summary:
         """Gives up the extremes by channel and position; D is the largest of what was released."""
         self._released = self._largest()
         self._limits = self._limits[:, :0]
+        self._gone = True
 
     def _largest(self) -> Floats:
         if not self._limits.shape[1]:
@@ -253,7 +255,7 @@ class Summary:
     def extremes(self) -> list[Floats]:
         """Smallest and largest value by channel, [halves, channels] each, and by position, [halves,
         positions] each; [] after `release`."""
-        return self._cut(self._limits) if self._limits.shape[1] else []
+        return self._cut(self._limits) if self._limits.shape[1] and not self._gone else []
 
     @property
     def spread(self) -> Floats:
