@@ -62,12 +62,15 @@ def test_ranges_follow_the_noise_level() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_output_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
-    packed = quantized(nn.Linear(8, 5), activations.create("dynamic"))
-    rows = torch.randn(2, 3, 8)
-    with torch.no_grad():
-        found = packed(rows.to(dtype))
-        assert found.dtype == dtype
-        assert torch.equal(found, packed(rows.to(dtype).float()).to(dtype))
+    """Rounded once, from what float32 gives."""
+    generator = torch.Generator().manual_seed(1)
+    rows, maps = torch.randn(2, 3, 8, generator=generator), torch.randn(2, 8, 5, 4)
+    for layer, inputs in ((nn.Linear(8, 5), rows), (nn.Conv2d(8, 5, 3, padding=1), maps)):
+        for packed in (quantized(layer, activations.create("dynamic")), calibrated(layer)):
+            with torch.no_grad():
+                found = packed(inputs.to(dtype))
+                assert found.dtype == dtype
+                assert torch.equal(found, packed(inputs.to(dtype).float()).to(dtype))
 
 
 def test_a_layer_can_be_copied_after_it_ran() -> None:

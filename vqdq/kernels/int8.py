@@ -37,12 +37,14 @@ class Lines:
         divisor: float32 [channels] that each row is divided by; empty for none.
         signs: float32 ±1 [channels] that a row is multiplied by before it is rotated.
         block: of the Hadamard rotation, see `vqdq.kernels.hadamard`; 0 for none.
+        dtype: of the layer's input and output; a product that can write it does.
     """
 
     values: torch.Tensor
     divisor: torch.Tensor = _EMPTY
     signs: torch.Tensor = _EMPTY
     block: int = 0
+    dtype: torch.dtype = torch.float32
 
     @property
     def is_map(self) -> bool:

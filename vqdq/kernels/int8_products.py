@@ -72,6 +72,7 @@ def linear(
     column_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     onto: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Returns scale · column_scales · Σ (code − zero) level + bias, float32 [rows, out].
 
@@ -80,12 +81,14 @@ def linear(
         zero: 0 … 255.
         column_scales, bias: float32 [out]; None is 1 and 0.
         onto: what the products are added to instead of the bias, perhaps in place.
+        dtype: of the output, rounded once from float32; bfloat16 is written as such.
     """
     if levels.backend == "onednn":
         scales = levels.ones if column_scales is None else column_scales
         given = (codes, scale, zero, levels.packed, scales, levels.zeros)
         form = (1.0, 0, torch.float32)
         if onto is None:
+            form = (1.0, 0, _written(dtype))
             return _ops.qlinear_pointwise(*given, bias, *form, "none", [], "")
         added = (1.0, 0, "sum", 1.0, "none", [], "")
         return _ops.qlinear_pointwise.binary(*given, onto, None, *form, *added)
@@ -97,6 +100,10 @@ def linear(
         out *= scale * (levels.ones if column_scales is None else column_scales)
     other = bias if onto is None else onto
     return out if other is None else out.add_(other)
+
+
+def _written(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def pack_convolution(
@@ -121,6 +128,7 @@ def convolution(
     column_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     onto: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Returns scale · column_scales · Σ code level + bias, float32 [batch, tall, wide, out].
 
@@ -130,7 +138,7 @@ def convolution(
     Args:
         codes: uint8 [batch, height, width, channels], contiguous.
         column_scales, bias: float32 [out]; None is 1 and 0.
-        onto: as for `linear`.
+        onto, dtype: as for `linear`.
     """
     scales = levels.ones if column_scales is None else column_scales
     given = (codes.permute(0, 3, 1, 2), scale, 0, levels.packed, scales, levels.zeros)
@@ -138,6 +146,7 @@ def convolution(
     form = (1.0, 0, torch.float32)
     out: torch.Tensor
     if onto is None:
+        form = (1.0, 0, _written(dtype))
         out = _ops.qconv_pointwise(*given, bias, *window, *form, "none", [], "")
     else:
         sums, added = onto.permute(0, 3, 1, 2), (1.0, 0, "sum", 1.0, "none", [], "")

@@ -132,7 +132,7 @@ class LayerInput:
         values = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).float()
         step = self._step(layer, values)
         if step is not None:
-            out = self._finite(step(self._prepared_lines(layer, values)))
+            out = self._finite(step(self._prepared_lines(layer, values, inputs.dtype)))
         else:
             rows = self._turned(layer, values)
             grid = self._grid(layer, rows)
@@ -146,7 +146,7 @@ class LayerInput:
         """
         step = self._step(layer, inputs)
         if step is not None:
-            out = self._finite(step(self._prepared_lines(layer, inputs.float())))
+            out = self._finite(step(self._prepared_lines(layer, inputs.float(), inputs.dtype)))
             return out.permute(0, 3, 1, 2).to(inputs.dtype)
         rows = self._turned(layer, inputs.flatten(2).transpose(1, 2).float())
         shape = (inputs.shape[2], inputs.shape[3])
@@ -181,7 +181,9 @@ class LayerInput:
         self._steps[key] = made
         return made
 
-    def _prepared_lines(self, layer: QuantizedLayer, values: torch.Tensor) -> Lines:
+    def _prepared_lines(
+        self, layer: QuantizedLayer, values: torch.Tensor, dtype: torch.dtype
+    ) -> Lines:
         """Returns an input with what is done to its rows before they are rounded."""
         if self._lines is None:
             divisor = torch.empty(0)
@@ -191,7 +193,7 @@ class LayerInput:
             self._lines = Lines(
                 values=torch.empty(0), divisor=divisor, signs=weight.signs, block=weight.block
             )
-        return replace(self._lines, values=values)
+        return replace(self._lines, values=values, dtype=dtype)
 
     def _finite(self, result: tuple[torch.Tensor, bool]) -> torch.Tensor:
         if not result[1]:

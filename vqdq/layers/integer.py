@@ -24,7 +24,8 @@ from vqdq.layers.matrix import from_matrix
 
 Result: TypeAlias = tuple[torch.Tensor, bool]
 Step: TypeAlias = Callable[[Lines], Result]
-"""From lines to the output, channels last, and whether all inputs were finite."""
+"""From lines to the output, channels last, in float32 or the lines' dtype, and whether all inputs
+were finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,7 +245,13 @@ def _tensor_product(
         codes, finite = kernels.row_codes(lines, grid.scale, grid.zero, grid.bits)
         flat = codes.view(-1, codes.shape[-1])
         out = int8_products.linear(
-            flat, levels, scale=scale, zero=zero, column_scales=part.scales, bias=added
+            flat,
+            levels,
+            scale=scale,
+            zero=zero,
+            column_scales=part.scales,
+            bias=added,
+            dtype=lines.dtype,
         )
         return out.view(*codes.shape[:-1], -1), finite
 

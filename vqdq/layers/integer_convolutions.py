@@ -35,7 +35,12 @@ def convolution_step(
         def run_tensor(lines: Lines) -> Result:
             codes, finite = framed_codes(lines, grid.scale, grid.zero, bits, window)
             out = int8_products.convolution(
-                codes, levels, scale=scale, column_scales=part.scales, bias=shifted
+                codes,
+                levels,
+                scale=scale,
+                column_scales=part.scales,
+                bias=shifted,
+                dtype=lines.dtype,
             )
             return out, finite
 
