@@ -129,13 +129,13 @@ def _alone(weights: str) -> ActivationVariant:
 
 VARIANTS: tuple[ActivationVariant, ...] = (
     *(_alone(weights) for weights in _WEIGHTS),
-    *_rows("W8", 8, *_ASKED, drawn=("per tensor", "DGQ, 8 groups")),
-    *_rows("W4", 8, *_ASKED),
-    *_rows("W4", 6, drawn=("per tensor", "DGQ, 8 groups", "DGQ, 16 groups")),
+    *_rows("W8", 8, *_ASKED, drawn=("DGQ, 8 groups",)),
+    *_rows("W4", 6, drawn=("per tensor", "DGQ, 8 groups")),
     *_rows("W3", 8, *_ASKED, drawn=("per token, per picture",)),
     *_rows("W4 round-to-nearest", 8, "per tensor", "per token, per picture", drawn=("per tensor",)),
-    *_rows("W16", 4, "per tensor", "DGQ, 8 groups", "DGQ, 16 groups", "per token, per pixel"),
-    *_scores(8),
     *_scores(6),
     *_scores(4),
+    *_scores(8),
+    *_rows("W16", 4, "per tensor", "DGQ, 8 groups", "DGQ, 16 groups", "per token, per pixel"),
+    *_rows("W4", 8, *_ASKED),
 )
