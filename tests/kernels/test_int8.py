@@ -41,6 +41,8 @@ def some_lines(draw: st.DrawFn) -> Lines:
     else:
         values = torch.randn(batch, draw(st.integers(1, 40)), channels, generator=generator)
     values[..., :: draw(st.integers(1, 9))] *= 1000 if draw(st.booleans()) else 0.5
+    if draw(st.booleans()):
+        values = values.bfloat16()
     divisor, signs = torch.empty(0), torch.empty(0)
     if draw(st.booleans()):
         divisor = torch.rand(channels, generator=generator) + 0.1
@@ -51,7 +53,8 @@ def some_lines(draw: st.DrawFn) -> Lines:
 
 def rows_of(lines: Lines) -> torch.Tensor:
     """Returns what is quantized, [batch, positions, channels]."""
-    rows = lines.values.flatten(2).transpose(1, 2) if lines.is_map else lines.values
+    values = lines.values.float()
+    rows = values.flatten(2).transpose(1, 2) if lines.is_map else values
     rows = rows / lines.divisor if len(lines.divisor) else rows
     if not lines.block:
         return rows
@@ -165,8 +168,9 @@ def test_group_codes_are_those_of_the_definition(
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", [0, 17, 90])
-def test_every_kernel_reports_what_is_no_number(bad: float, place: int) -> None:
-    values = torch.randn(2, 7, 13)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kernel_reports_what_is_no_number(bad: float, place: int, dtype: torch.dtype) -> None:
+    values = torch.randn(2, 7, 13).to(dtype)
     values.view(-1)[place] = bad
     lines, one, columns = Lines(values=values), torch.ones(()), torch.ones(13)
     for module in (int8_cpu, int8_reference):
@@ -211,8 +215,9 @@ def test_threads_change_nothing() -> None:
 
 def test_warm_compiles_each_loop_once() -> None:
     int8.warm()
-    from vqdq.kernels import int8_lines as loops
+    from vqdq.kernels import int8_lines, int8_sums
 
     for name in int8.OPERATIONS:
-        loop = getattr(loops, "extremes" if name == "line_extremes" else name)
+        module = int8_sums if hasattr(int8_sums, name) else int8_lines
+        loop = getattr(module, "extremes" if name == "line_extremes" else name)
         assert len(loop.signatures) == 1, name

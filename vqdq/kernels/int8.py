@@ -32,19 +32,18 @@ class Lines:
     """Rows of activations, and what is done to each before it is rounded.
 
     Attributes:
-        values: float32 rows [batch, positions, channels], or maps [batch, channels, height, width]
-            in any memory format; a position of a map is a pixel.
+        values: rows [batch, positions, channels], or maps [batch, channels, height, width] in any
+            memory format; a position of a map is a pixel. Computed with in float32; float32 and
+            bfloat16 are read as they are.
         divisor: float32 [channels] that each row is divided by; empty for none.
         signs: float32 ±1 [channels] that a row is multiplied by before it is rotated.
         block: of the Hadamard rotation, see `vqdq.kernels.hadamard`; 0 for none.
-        dtype: of the layer's input and output; a product that can write it does.
     """
 
     values: torch.Tensor
     divisor: torch.Tensor = _EMPTY
     signs: torch.Tensor = _EMPTY
     block: int = 0
-    dtype: torch.dtype = torch.float32
 
     @property
     def is_map(self) -> bool:

@@ -11,12 +11,14 @@ import numpy.typing as npt
 import torch
 
 from vqdq.kernels import int8_lines as loops
+from vqdq.kernels import int8_sums as epilogues
 from vqdq.kernels.int8 import NO_BORDER, SMALLEST_SCALE, Border, Lines
 from vqdq.kernels.threads import spread as _spread
 
 Array: TypeAlias = npt.NDArray[Any]
 _GRAIN_VALUES = 1 << 17  # values that a thread takes at least: 40 µs of work, as waking it takes
 _FEWEST_THREADS = 4
+_NONE, _NO_HALF = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 
 def _shared(work: Callable[[int, int], None], count: int, grain: int) -> None:
@@ -36,7 +38,7 @@ class _Source:
 
     def __init__(self, lines: Lines) -> None:
         values = lines.values.detach()
-        if values.dtype != torch.float32:
+        if values.dtype not in (torch.float32, torch.bfloat16):
             values = values.float()
         self.batch, self.positions, self.channels = lines.sizes
         self.planes = False
@@ -45,11 +47,16 @@ class _Source:
             self.planes = not turned.is_contiguous()
             values = values if self.planes else turned
         shape = (-1, self.positions if self.planes else self.channels)
-        self.array = values.contiguous().view(shape).numpy()
+        flat = values.contiguous().view(shape)
+        if flat.dtype == torch.bfloat16:
+            wide, half = _NONE, flat.view(torch.int16).numpy()
+        else:
+            wide, half = flat.numpy(), _NO_HALF
         signs = lines.signs if len(lines.signs) else torch.empty(self.channels)
         self.state = np.zeros(1, np.int64)
         self.first = (
-            self.array,
+            wide,
+            half,
             self.planes,
             self.positions,
             _flat(lines.divisor),
@@ -240,7 +247,7 @@ def scaled_rows(
     grids = (_flat(scale), _flat(zero), _steps(scale), sums.shape[1])
     columns = (_flat(column_sums), _flat(column_scales), _flat(bias))
     grain = max(1, _GRAIN_VALUES // rows.shape[1])
-    _shared(lambda a, b: loops.scaled_rows(rows, *grids, *columns, a, b), len(rows), grain)
+    _shared(lambda a, b: epilogues.scaled_rows(rows, *grids, *columns, a, b), len(rows), grain)
     return sums
 
 
@@ -259,7 +266,7 @@ def add_rows(
     given = (_flat(scale), _flat(zero), _flat(grids), _flat(places))
     columns = (_flat(column_sums), _flat(column_scales))
     grain = max(1, _GRAIN_VALUES // rows.shape[1])
-    _shared(lambda a, b: loops.add_rows(target, rows, *given, *columns, a, b), len(rows), grain)
+    _shared(lambda a, b: epilogues.add_rows(target, rows, *given, *columns, a, b), len(rows), grain)
 
 
 def summed_groups(
@@ -270,5 +277,5 @@ def summed_groups(
     target, rows = out.numpy(), sums.numpy()
     given = (_flat(scales), _flat(column_scales), _flat(bias))
     grain = max(1, _GRAIN_VALUES // rows.shape[2])
-    _shared(lambda a, b: loops.summed_groups(rows, *given, target, a, b), len(target), grain)
+    _shared(lambda a, b: epilogues.summed_groups(rows, *given, target, a, b), len(target), grain)
     return out

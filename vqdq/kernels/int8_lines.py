@@ -20,6 +20,7 @@ Places: TypeAlias = tuple[int, int, int, int, int]
 Steps: TypeAlias = tuple[int, int]
 TILE = 16  # rows that are fetched together: one cache line of each plane
 LARGEST = np.finfo(np.float32).max
+_HALF = np.int32(16)  # bits that a bfloat16 lacks
 _SIGN, _BELOW_SIGN = np.int32(31), np.int32(0x7FFFFFFF)
 _KEY_LEAST, _KEY_MOST = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
 _transform: Any = butterflies.transform
@@ -28,6 +29,7 @@ _transform: Any = butterflies.transform
 @njit(nogil=True, cache=True)
 def _fetched(
     source: Array,
+    half: Array,
     planes: bool,
     positions: int,
     divisor: Array,
@@ -37,12 +39,27 @@ def _fetched(
     first: int,
     count: int,
 ) -> Array:
-    """Returns rows first..first+count-1 as they are quantized, [count, channels]."""
-    if not planes and block == 0 and divisor.shape[0] == 0:
+    """Returns rows first..first+count-1 as they are quantized, [count, channels].
+
+    source or half holds them, the other is empty: float32, or the bits of bfloat16.
+    """
+    halved = half.shape[0] > 0
+    if not halved and not planes and block == 0 and divisor.shape[0] == 0:
         return source[first : first + count]
     lines, channels = scratch[:count], scratch.shape[1]
-    if planes:
-        sample, place = first // positions, first % positions
+    bits = lines.view(np.int32)
+    sample, place = first // positions, first % positions
+    if halved and planes:
+        for channel in range(channels):
+            short = half[sample * channels + channel, place : place + count]
+            for index in range(count):
+                bits[index, channel] = np.int32(short[index]) << _HALF
+    elif halved:
+        for index in range(count):
+            short = half[first + index]
+            for channel in range(channels):
+                bits[index, channel] = np.int32(short[channel]) << _HALF
+    elif planes:
         for channel in range(channels):
             plane = source[sample * channels + channel, place : place + count]
             for index in range(count):
@@ -118,6 +135,7 @@ def _framed(frame: Places, sample: int, place: int) -> int:
 @njit(nogil=True, cache=True)
 def extremes(
     source: Array,
+    half: Array,
     planes: bool,
     positions: int,
     divisor: Array,
@@ -131,13 +149,16 @@ def extremes(
 ) -> None:
     """Writes the extremes of the rows of tiles first..last-1; state[0] = 1 where one is no number.
 
-    source: rows [rows, channels], or planes [batch*channels, positions]; float32, contiguous.
+    source: rows [rows, channels], or planes [batch*channels, positions]; float32, contiguous; or
+    empty, and half has the bits of bfloat16, int16.
     """
     scratch = np.empty((TILE, signs.shape[0]), np.float32)
     for number in range(first, last):
         sample, place, count = _tile(number, positions)
         start = sample * positions + place
-        lines = _fetched(source, planes, positions, divisor, signs, block, scratch, start, count)
+        lines = _fetched(
+            source, half, planes, positions, divisor, signs, block, scratch, start, count
+        )
         for index in range(count):
             row = start + index
             if not _extremes(lines[index], low[row : row + 1], high[row : row + 1]):
@@ -147,6 +168,7 @@ def extremes(
 @njit(nogil=True, cache=True)
 def row_codes(
     source: Array,
+    half: Array,
     planes: bool,
     positions: int,
     divisor: Array,
@@ -171,7 +193,9 @@ def row_codes(
     for number in range(first, last):
         sample, place, count = _tile(number, positions)
         start = sample * positions + place
-        lines = _fetched(source, planes, positions, divisor, signs, block, scratch, start, count)
+        lines = _fetched(
+            source, half, planes, positions, divisor, signs, block, scratch, start, count
+        )
         for index in range(count):
             if not _finite(lines[index]):
                 state[0] = 1
@@ -183,6 +207,7 @@ def row_codes(
 @njit(nogil=True, cache=True)
 def own_codes(
     source: Array,
+    half: Array,
     planes: bool,
     positions: int,
     divisor: Array,
@@ -202,7 +227,9 @@ def own_codes(
     for number in range(first, last):
         sample, place, count = _tile(number, positions)
         start = sample * positions + place
-        lines = _fetched(source, planes, positions, divisor, signs, block, scratch, start, count)
+        lines = _fetched(
+            source, half, planes, positions, divisor, signs, block, scratch, start, count
+        )
         for index in range(count):
             if not _extremes(lines[index], ends[:1], ends[1:]):
                 state[0] = 1
@@ -216,6 +243,7 @@ def own_codes(
 @njit(nogil=True, cache=True)
 def group_codes(
     source: Array,
+    half: Array,
     planes: bool,
     positions: int,
     divisor: Array,
@@ -243,7 +271,9 @@ def group_codes(
     for number in range(first, last):
         sample, place, count = _tile(number, positions)
         start = sample * positions + place
-        lines = _fetched(source, planes, positions, divisor, signs, block, scratch, start, count)
+        lines = _fetched(
+            source, half, planes, positions, divisor, signs, block, scratch, start, count
+        )
         for index in range(count):
             line = lines[index]
             if not _finite(line):
@@ -263,6 +293,7 @@ def group_codes(
 @njit(nogil=True, cache=True)
 def stacked_codes(
     source: Array,
+    half: Array,
     planes: bool,
     positions: int,
     divisor: Array,
@@ -288,7 +319,9 @@ def stacked_codes(
     for number in range(first, last):
         sample, place, count = _tile(number, positions)
         start = sample * positions + place
-        lines = _fetched(source, planes, positions, divisor, signs, block, scratch, start, count)
+        lines = _fetched(
+            source, half, planes, positions, divisor, signs, block, scratch, start, count
+        )
         for place_in in range(count):
             line = lines[place_in]
             if not _finite(line):
@@ -299,74 +332,3 @@ def stacked_codes(
                 value = value if value > np.float32(0) else np.float32(0)
                 code = np.uint8(value if value < highest else highest)
                 codes[index[channel] * size + row, channel] = code
-
-
-@njit(nogil=True, cache=True)
-def scaled_rows(
-    sums: Array,
-    scale: Array,
-    zero: Array,
-    steps: Steps,
-    positions: int,
-    column_sums: Array,
-    column_scales: Array,
-    bias: Array,
-    first: int,
-    last: int,
-) -> None:
-    """Replaces rows first..last-1 of sums by scale·(sum − zero·column_sum)·column_scale + bias."""
-    for row in range(first, last):
-        grid = row // positions * steps[0] + row % positions * steps[1]
-        step, middle, line = scale[grid], zero[grid], sums[row]
-        for column in range(line.shape[0]):
-            exact = line[column] - middle * column_sums[column]
-            line[column] = step * exact * column_scales[column] + bias[column]
-
-
-@njit(nogil=True, cache=True)
-def add_rows(
-    out: Array,
-    sums: Array,
-    scale: Array,
-    zero: Array,
-    grids: Array,
-    places: Array,
-    column_sums: Array,
-    column_scales: Array,
-    first: int,
-    last: int,
-) -> None:
-    """Adds scale·(sum − zero·column_sum)·column_scale of rows first..last-1 to out[places[row]].
-
-    grids: index of scale and zero for each row.
-    """
-    for row in range(first, last):
-        step, middle, line = scale[grids[row]], zero[grids[row]], sums[row]
-        target = out[places[row]]
-        for column in range(line.shape[0]):
-            exact = line[column] - middle * column_sums[column]
-            target[column] += step * exact * column_scales[column]
-
-
-@njit(nogil=True, cache=True)
-def summed_groups(
-    sums: Array,
-    scales: Array,
-    column_scales: Array,
-    bias: Array,
-    out: Array,
-    first: int,
-    last: int,
-) -> None:
-    """Writes rows first..last-1 of out: Σ_g scales[g]·sums[g], times column_scales, plus bias."""
-    groups, columns = sums.shape[0], sums.shape[2]
-    for row in range(first, last):
-        target = out[row]
-        for column in range(columns):
-            target[column] = scales[0] * sums[0, row, column]
-        for group in range(1, groups):
-            scale, line = scales[group], sums[group, row]
-            for column in range(columns):
-                target[column] += scale * line[column]
-        for column in range(columns):
-            target[column] = target[column] * column_scales[column] + bias[column]

@@ -129,12 +129,12 @@ class LayerInput:
 
     def linear(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
         """Returns the layer's output, [..., out], for inputs [..., in]."""
-        values = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).float()
+        values = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
         step = self._step(layer, values)
         if step is not None:
-            out = self._finite(step(self._prepared_lines(layer, values, inputs.dtype)))
+            out = self._finite(step(self._prepared_lines(layer, values)))
         else:
-            rows = self._turned(layer, values)
+            rows = self._turned(layer, values.float())
             grid = self._grid(layer, rows)
             self._finite((rows, bool(torch.isfinite(rows).all())))
             out = execution.linear(self.weight(layer).dense(layer), rows, grid, layer.bias)
@@ -146,7 +146,7 @@ class LayerInput:
         """
         step = self._step(layer, inputs)
         if step is not None:
-            out = self._finite(step(self._prepared_lines(layer, inputs.float(), inputs.dtype)))
+            out = self._finite(step(self._prepared_lines(layer, inputs)))
             return out.permute(0, 3, 1, 2).to(inputs.dtype)
         rows = self._turned(layer, inputs.flatten(2).transpose(1, 2).float())
         shape = (inputs.shape[2], inputs.shape[3])
@@ -181,9 +181,7 @@ class LayerInput:
         self._steps[key] = made
         return made
 
-    def _prepared_lines(
-        self, layer: QuantizedLayer, values: torch.Tensor, dtype: torch.dtype
-    ) -> Lines:
+    def _prepared_lines(self, layer: QuantizedLayer, values: torch.Tensor) -> Lines:
         """Returns an input with what is done to its rows before they are rounded."""
         if self._lines is None:
             divisor = torch.empty(0)
@@ -193,7 +191,7 @@ class LayerInput:
             self._lines = Lines(
                 values=torch.empty(0), divisor=divisor, signs=weight.signs, block=weight.block
             )
-        return replace(self._lines, values=values, dtype=dtype)
+        return replace(self._lines, values=values)
 
     def _finite(self, result: tuple[torch.Tensor, bool]) -> torch.Tensor:
         if not result[1]:

@@ -251,7 +251,7 @@ def _tensor_product(
             zero=zero,
             column_scales=part.scales,
             bias=added,
-            dtype=lines.dtype,
+            dtype=lines.values.dtype,
         )
         return out.view(*codes.shape[:-1], -1), finite
 

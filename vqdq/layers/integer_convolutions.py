@@ -40,7 +40,7 @@ def convolution_step(
                 scale=scale,
                 column_scales=part.scales,
                 bias=shifted,
-                dtype=lines.dtype,
+                dtype=lines.values.dtype,
             )
             return out, finite
 
