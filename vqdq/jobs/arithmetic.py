@@ -86,10 +86,10 @@ def price(found: ArithmeticResult) -> str:
     if not found["integer"]:
         return "Simulated layers show what the picture would be, and make it slower, not faster."
     slow = found["simulated"] or found["attention_simulated"]
-    rest = ", what is simulated costs time" if slow else ""
+    rest = "; what is simulated costs time" if slow else ""
     return (
-        f"Integer products save time on a CPU{rest}; on a GPU all of it is simulated until there"
-        " are kernels."
+        f"Integer products save time in wide layers on a CPU{rest}: Compare measures both. On a GPU"
+        " everything is simulated until there are kernels."
     )
 
 

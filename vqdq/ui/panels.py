@@ -63,10 +63,11 @@ def inputs_card(recipe: Recipe, found: ArithmeticResult | None) -> str:
     if found is None:
         return ""
     how = "From the shapes and the methods. It is measured when the model is opened."
-    return _arithmetic(inputs.in_words(recipe), found, chip("estimated", how))
+    note = chip("estimated", how)
+    return _arithmetic(inputs.in_words(recipe), found, note, more=arithmetic.price(found))
 
 
-def _arithmetic(words: str, found: ArithmeticResult, note: str) -> str:
+def _arithmetic(words: str, found: ArithmeticResult, note: str, *, more: str = "") -> str:
     """Widths, counts with their chips, and sentences; `note`: the chip for where they come from."""
     kinds = (
         ("integer", found["integer"], "8-bit codes, int8 products, sums in int32."),
@@ -81,8 +82,7 @@ def _arithmetic(words: str, found: ArithmeticResult, note: str) -> str:
     return (
         f'<div class="vq-arithmetic"><p><b>{escape(words[:1].upper() + words[1:])}</b></p>'
         f"<p>{' · '.join(counts)} {note}</p>"
-        f'<p class="vq-muted">{escape(arithmetic.in_words(found))}'
-        f" {escape(arithmetic.price(found))}</p></div>"
+        f'<p class="vq-muted">{escape(arithmetic.in_words(found))} {escape(more)}</p></div>'
     )
 
 
