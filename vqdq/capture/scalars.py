@@ -21,7 +21,9 @@ class Scalars:
     """Arrays [halves, layers, steps], NaN for what was not seen.
 
     Attributes:
-        absmax, minimum, maximum, mean, rms, kurtosis: of the layer's input; exact.
+        absmax, minimum, maximum: of the layer's input; exact.
+        mean, rms, kurtosis: of all its values, or of evenly many of a large one
+            (`streams.COUNTED`); so are the quantiles and the outliers.
         median, p99, p9999: quantiles of the magnitude, estimated from bins.
         outliers: share of values with |x| >= 6; `nonfinite`: how many were NaN or infinite.
         channel_spread, position_spread: DGQ's D (arXiv 2501.04304, section 4.1).

@@ -11,7 +11,7 @@ from vqdq.capture.scratch import Scratch
 from vqdq.capture.streams import evenly
 
 Floats = npt.NDArray[np.float64]
-_TAKEN = 1 << 13  # values of a sample: fewer would add to the error of the sketch itself
+_TAKEN = 1 << 12  # values of a sample: fewer would add to the error of the sketch itself
 
 
 class Sketch:
@@ -37,7 +37,7 @@ class Sketch:
                 many are taken, for the energy too.
             sample: each sample of a stream has signs of its own: runs are paired sample by sample.
         """
-        flat = evenly(rows.detach(), _TAKEN).float()
+        flat = evenly(rows.detach(), _TAKEN).float().contiguous()
         mixed = torch.mul(flat, self._of(flat, sample), out=self._scratch.floats(flat))
         whole = mixed.shape[1] // self.WIDTH * self.WIDTH
         total = mixed[:, :whole].unflatten(1, (-1, self.WIDTH)).sum(dim=1)

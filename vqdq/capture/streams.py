@@ -62,7 +62,7 @@ def bin_counts(values: Tensor) -> Counts:
 
 
 COUNTED = 1 << 14
-"""Values of one call and half up to which all are counted in bins, outside of `Detail`."""
+"""Values of one call and half up to which all are counted, outside of `Detail`."""
 
 
 def evenly(rows: Tensor, most: int) -> Tensor:
@@ -82,9 +82,10 @@ class Measured:
     Attributes:
         values: finite float32, in the input's own layout.
         count: values of a half; `nonfinite`: [halves], how many were NaN or infinite.
-        sums: of x, x², x³, x⁴, [halves, 4].
+        sums: of x, x², x³, x⁴ of those that were counted, [halves, 4].
         limits: smallest and largest by channel and by position, [halves, 2 channels + 2 positions].
-        channels: how many; `keys`: counts by leading bits, [halves, 2 signs, SIDE]; `counted`.
+        channels: how many; `keys`: counts by leading bits, [halves, 2 signs, SIDE].
+        counted: values of a half behind `sums` and `keys`: all, or `evenly` many.
     """
 
     values: Tensor
@@ -112,18 +113,16 @@ def measure(x: Tensor, scratch: Scratch, *, conv: bool) -> Measured:
     crossed = [values.amin((1, 2)), values.amax((1, 2))]  # of the last
     extremes = [*straight, *crossed] if conv else [*crossed, *straight]  # channels first
     flat = values.flatten(1)
-    square = torch.mul(flat, flat, out=scratch.floats(flat))
-    sums = [
-        torch.stack([row.sum(), row @ row, row @ power, power @ power])
-        for row, power in zip(flat, square, strict=True)
-    ]
-    found = torch.cat([torch.stack(sums), *extremes], dim=1).cpu().numpy().astype(np.float64)
+    chosen = evenly(flat, COUNTED).contiguous()
+    both = torch.stack([chosen, chosen * chosen], dim=1)  # [halves, x and x², values]
+    products = torch.bmm(both, both.transpose(1, 2)).flatten(1)[:, [0, 1, 3]]
+    sums = [chosen.sum(1, keepdim=True), products]
+    found = torch.cat([*sums, *extremes], dim=1).cpu().numpy().astype(np.float64)
     largest = float(np.abs(found[:, 4:]).max())
     if not np.isfinite(largest):
         good = torch.isfinite(values)
         mended = measure(torch.where(good, values, 0.0), scratch, conv=conv)
         return replace(mended, nonfinite=(~good).flatten(1).sum(1).cpu().numpy())
-    chosen = evenly(flat, COUNTED)
     return Measured(
         values=values,
         count=flat.shape[1],
@@ -198,7 +197,7 @@ class Summary:
 
     Attributes:
         count, nonfinite: values seen, and how many were NaN or infinite (taken as 0).
-        power: sums of x, x², x³, x⁴, [halves, 4].
+        power: sums of x, x², x³, x⁴ of the values that were counted, [halves, 4].
     """
 
     def __init__(self, halves: int) -> None:
@@ -287,17 +286,17 @@ class Summary:
     @property
     def mean(self) -> Floats:
         """Mean of the values."""
-        return self.power[:, 0] / max(self.count, 1)
+        return self.power[:, 0] / max(self._counted, 1)
 
     @property
     def rms(self) -> Floats:
         """Root mean square of the values."""
-        return np.sqrt(self.power[:, 1] / max(self.count, 1))
+        return np.sqrt(self.power[:, 1] / max(self._counted, 1))
 
     @property
     def kurtosis(self) -> Floats:
         """Fourth standardised moment: 3 for a Gaussian, 0 for a constant."""
-        mean, second, third, fourth = self.power.T / max(self.count, 1)
+        mean, second, third, fourth = self.power.T / max(self._counted, 1)
         variance = second - mean**2
         flat = variance <= 1e-12 * np.maximum(second, 1e-30)
         central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4

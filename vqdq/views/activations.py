@@ -87,8 +87,7 @@ def position_map(
     top = max(float(values.max()) for values in maps)
     panels = len(maps) + (1 if len(maps) == 2 else 0)
     height, width = first.positions
-    figure = look.figure(880, 300, style, pictures=True)
-    grid = figure.subplots(1, panels, squeeze=False)[0]
+    figure, grid = look.row(panels, 300, style, pictures=True)
     for index, (name, values) in enumerate(zip(named, maps, strict=True)):
         axes = grid[index]
         image = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="none")

@@ -50,9 +50,9 @@ def score_histogram(
         count = f"{name} · {int(counts.sum()):,} scores"
         look.title(axes, count, style, colour=style.variant(index))
         if levels is not None:
-            axes.vlines(
-                levels, 0, 0.06, color=style.text, linewidth=0.8, transform=look.below(axes)
-            )
+            fine = 0.8 if len(levels) <= 64 else 0.3
+            place = look.below(axes)
+            axes.vlines(levels, 0, 0.06, color=style.text, linewidth=fine, transform=place)
         base = np.zeros(len(edges) - 1)
         for group, role in enumerate(GROUPS):
             above = base + parts[group]  # one outline for all bins: no seams between them
@@ -134,8 +134,7 @@ def word_map(
     maps = [record.token_map(tokens, layer=layer, step=step) for _, record in records]
     top = max(float(values.max()) for values in maps)
     panels = len(maps) + (1 if len(maps) == 2 else 0)
-    figure = look.figure(880, 288, style, pictures=True)
-    grid = figure.subplots(1, panels, squeeze=False)[0]
+    figure, grid = look.row(panels, 288, style, pictures=True)
     for index, ((name, _), values) in enumerate(zip(records, maps, strict=True)):
         over = _blend(pictures[index], values, top)
         _picture(grid[index], over, style)

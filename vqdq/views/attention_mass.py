@@ -53,7 +53,8 @@ def token_mass(
             100 * found, cmap=SEQUENTIAL, vmin=0, vmax=top, aspect="auto", interpolation="none"
         )
         look.quiet(axes, style, frame=False)
-        look.title(axes, f"{name} · {records[index][1].samples} pictures", style)
+        count = records[index][1].samples
+        look.title(axes, f"{name} · {count} picture{'' if count == 1 else 's'}", style)
         look.colour_bar(figure.colorbar(image, ax=axes, pad=0.02), style, "attention (%)")
     if len(values) == 2:
         change = 100 * (values[1] - values[0])
@@ -64,7 +65,7 @@ def token_mass(
         )
         look.quiet(axes, style, frame=False)
         look.title(axes, "Difference", style)
-        look.colour_bar(figure.colorbar(image, ax=axes, pad=0.02), style, "points (%)")
+        look.colour_bar(figure.colorbar(image, ax=axes, pad=0.02), style, "change (points)")
     for axes in grid:
         rows = values[0].shape[0]
         marks = list(range(0, rows, max(1, round(rows / 8))))
@@ -149,16 +150,14 @@ def self_attention(
     Raises:
         UserError: the layer was not recorded.
     """
-    figure = look.figure(880, 300, style)
-    grid = figure.subplots(
-        1, 1 + len(records), squeeze=False, width_ratios=[1.6, *[1.0] * len(records)]
-    )[0]
+    figure, grid = look.row(1 + len(records), 300, style, widths=[1.6, *[1.0] * len(records)])
     look.quiet(grid[0], style)
     edges = score_edges()
     tables: dict[str, data.Plotted] = {}
     maps = [record.self_map(layer) for _, record in records]
     top = max((float(values.max()) for values in maps if values is not None), default=1.0)
     sentences: list[str] = []
+    tallest = 0.1
     for index, ((name, record), values) in enumerate(zip(records, maps, strict=True)):
         counts = record.self_counts(layer, step=step, half=half)
         parts = 100 * counts / max(float(counts.sum()), 1.0)
@@ -172,10 +171,11 @@ def self_attention(
             image = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="none")
             if index == len(records) - 1:
                 look.colour_bar(figure.colorbar(image, ax=axes, pad=0.03), style, "mean score")
-        middle = float(np.interp(50, np.cumsum(parts), edges[1:]))
-        sentences.append(f"{name}: half of the scores are below 2^{digits(middle)}.")
+        tallest = max(tallest, float(parts[1:].max()))
+        sentences.append(f"{name}: {share(float(parts[0]) / 100)} of the scores are below 2^−24.")
     seen = np.flatnonzero(sum(table.columns["scores_percent"] for table in tables.values()) > 0)
     grid[0].set_xlim(float(edges[seen[0]]) if len(seen) else -24.5, 0.25)
+    grid[0].set_ylim(0, 1.5 * tallest)  # the first bin is open, and may hold half of the scores
     grid[0].set_xlabel("log2 of the score")
     grid[0].set_ylabel("scores (%)")
     grid[0].legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL)
@@ -234,6 +234,7 @@ def role_steps(records: Sequence[Named], style: Style, *, half: str = "cond") ->
         parts = [100 * found[role] for role in GROUPS]
         axes.stackplot(steps, parts, labels=GROUPS, colors=colours, linewidth=0)
         axes.set_ylabel("attention (%)")
+        look.whole_steps(axes)
         axes.set_ylim(0, 100)
         axes.set_xlim(1, max(len(steps), 2))
         tables[name] = data.table(step=steps, **found)

@@ -18,6 +18,7 @@ from vqdq.views import style as look
 from vqdq.views.style import DIVERGING, SEQUENTIAL, Style, View, digits, share
 
 Floats = npt.NDArray[np.float64]
+_PLENTY_DB = 60.0  # from here on an output counts as the same: 0.1 % of its size
 Scale = Literal["auto", "log", "linear"]
 Order = Literal["run", "value", "name"]
 
@@ -187,7 +188,9 @@ def map_values(
         high = max(abs(low), abs(high), 1e-9)
         low = -high
     elif log:
-        low = max(low, high / 1e8)
+        low = max(low, high / 1e5)
+    elif known.low_is_bad:  # layers that are equal, or nearly, would take up the colours
+        low, high = max(low, -10.0), min(max(high, low + 1), _PLENTY_DB)
     ranks = _order(values, layers, order, low_first=known.low_is_bad)
     return MapValues(
         layers=tuple(layers[index] for index in ranks),

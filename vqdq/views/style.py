@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -22,6 +22,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from vqdq.views.data import Plotted
 
@@ -29,8 +30,10 @@ from vqdq.views.data import Plotted
 mpl.rcParams["svg.fonttype"] = "none"
 mpl.rcParams["axes.unicode_minus"] = True
 
+NARROW = 600
 TYPE = 13.0
 SMALL = 12.0
+MANY_MARKS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,7 @@ class Style:
         text, muted, line: as on the page.
         variants: FP16 first; a variant keeps its colour everywhere.
         variables: what stands for a colour on the page ("var(--vq-text)").
+        width: of a figure, in units; 390 for a phone, where panels stand below each other.
     """
 
     ground: str | None
@@ -50,6 +54,16 @@ class Style:
     line: str
     variants: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    width: float = 880
+
+    @property
+    def narrow(self) -> bool:
+        """Whether panels stand below each other instead of side by side."""
+        return self.width < NARROW
+
+    def phone(self) -> Style:
+        """Returns the same colours for a figure that is read at 390 px."""
+        return replace(self, width=390)
 
     def variant(self, index: int) -> str:
         """Returns the colour of a variant; 0 is FP16, and the set repeats after its last."""
@@ -148,12 +162,38 @@ class View:
 
 
 def figure(width: float, height: float, style: Style, *, pictures: bool = False) -> Figure:
-    """Returns an empty figure of that many units; `pictures` keeps square cells close together."""
+    """Returns an empty figure of that many units; `pictures` keeps square cells close together.
+
+    It is no wider than the style allows.
+    """
+    width = min(width, style.width)
     layout = "compressed" if pictures else "constrained"
     made = Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
     made.set_facecolor(style.ground or "none")
     made.get_layout_engine().set(w_pad=4 / 72, h_pad=4 / 72, wspace=0.02, hspace=0.02)  # pyright: ignore
     return made
+
+
+def row(
+    count: int, height: float, style: Style, *, pictures: bool = False, widths: Any = None
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of panels side by side, or below each other where it is narrow.
+
+    Args:
+        height: of one row; `widths`: relative ones.
+    """
+    if style.narrow:
+        made = figure(style.width, height * count, style, pictures=pictures)
+        grid = made.subplots(count, 1, squeeze=False)
+    else:
+        made = figure(style.width, height, style, pictures=pictures)
+        grid = made.subplots(1, count, squeeze=False, width_ratios=widths)
+    return made, list(grid.flat)
+
+
+def whole_steps(axes: Axes) -> None:
+    """Puts marks of the x axis at whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def quiet(axes: Axes, style: Style, *, frame: bool = True) -> None:
@@ -162,7 +202,7 @@ def quiet(axes: Axes, style: Style, *, frame: bool = True) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(frame and side in ("left", "bottom"))
         spine.set_color(style.line)
-    axes.tick_params(colors=style.muted, labelsize=SMALL, length=3, color=style.line)
+    axes.tick_params(which="both", colors=style.muted, labelsize=SMALL, length=3, color=style.line)
     axes.xaxis.label.set_color(style.muted)
     axes.yaxis.label.set_color(style.muted)
     axes.xaxis.label.set_fontsize(TYPE)
@@ -181,6 +221,16 @@ def bare(axes: Axes, style: Style) -> None:
 def below(axes: Axes) -> Any:
     """Returns the transform of x as data and y as a share of the axes, for marks at the bottom."""
     return axes.get_xaxis_transform()
+
+
+def log_y(axes: Axes) -> None:
+    """Makes the y axis logarithmic with labels at powers of ten only."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / max(low, 1e-300) >= 10:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_minor_formatter(lambda value, _: digits(float(value)))
 
 
 def title(axes: Axes, text: str, style: Style, *, colour: str | None = None) -> None:
@@ -233,6 +283,8 @@ def round_levels(low: float, high: float) -> list[float]:
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     found = [lead * 10.0**power for power in powers for lead in (1, 2, 5)]
     inside = [level for level in found if low <= level <= high]
+    if len(inside) > MANY_MARKS:
+        inside = [level for level in inside if f"{level:e}".startswith("1.0")]
     return inside if len(inside) > 1 else [low, high]
 
 

@@ -12,14 +12,9 @@ from vqdq.views import style as look
 from vqdq.views.style import Style, View, digits
 
 
-def trajectory(records: Sequence[TrajectoryRecord], style: Style, *, narrow: bool = False) -> View:
-    """Returns SQNR and cosine by step, one colour a variant: full lines forced, dashed free.
-
-    Args:
-        narrow: one plot below the other at 390 px, for a phone.
-    """
-    figure = look.figure(390, 560, style) if narrow else look.figure(880, 340, style)
-    top, below = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
+def trajectory(records: Sequence[TrajectoryRecord], style: Style) -> View:
+    """Returns SQNR and cosine by step, one colour a variant: full lines forced, dashed free."""
+    figure, (top, below) = look.row(2, 320, style)
     lines = {
         "SQNR of the noise prediction (dB)": (top, "forced_sqnr_db", "free_sqnr_db"),
         "1 − cosine of the latents": (below, "forced_cosine", "free_cosine"),
@@ -41,7 +36,8 @@ def trajectory(records: Sequence[TrajectoryRecord], style: Style, *, narrow: boo
                     linewidth=1.8,
                     label=look.drawable(record.label) if dashes == "-" else None,
                 )
-    below.set_yscale("log")
+        look.whole_steps(axes)
+    look.log_y(below)
     top.legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL)
     words = " ".join(_sentence(record) for record in records)
     return View(

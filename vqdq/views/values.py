@@ -19,6 +19,7 @@ from vqdq.views import style as look
 from vqdq.views.style import SEQUENTIAL, Style, View, digits, share
 
 Floats = npt.NDArray[np.float64]
+_CELLS = 320
 COMBS = 8  # scales whose levels are drawn one below the other; of more, the finest to the coarsest
 
 
@@ -63,7 +64,7 @@ def value_histogram(
         low, high = min(low, float(cut[0])), max(high, float(cut[-1]))
         floor = min(floor, float(density[density > 0].min())) if (density > 0).any() else floor
         tables[name] = data.table(value_from=cut[:-1], value_to=cut[1:], share_per_unit=density)
-    axes.set_yscale("log")
+    look.log_y(axes)
     axes.set_ylabel("share of values per unit")
     if np.isfinite(floor):
         axes.set_ylim(bottom=floor / 2)
@@ -130,7 +131,7 @@ def before_after(
             linewidth=2,
             label=name,
         )
-    axes.set_yscale("log")
+    look.log_y(axes)
     axes.set_ylabel("largest |input|")
     axes.set_xlabel(f"channel, largest first ({len(before.absmax[at])} channels)")
     axes.legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL)
@@ -174,12 +175,14 @@ def surface(
     top = max(max(float(values.max()) for values in maps.values()), 1e-9)
     first = records[0][1]
     channels, places = first.absmax.shape[1], int(np.prod(first.positions, dtype=np.int64))
-    figure = look.figure(880, 340 if flat else 420, style)
+    height = 340 if flat else 420
+    figure = look.figure(880, height * (len(maps) if style.narrow else 1), style)
+    shape = (len(maps), 1) if style.narrow else (1, len(maps))
     place = "token" if len(first.positions) == 1 else "pixel"
     for index, (name, values) in enumerate(maps.items()):
         extent = (0.0, float(channels), float(places), 0.0)
         if flat:
-            axes = figure.add_subplot(1, len(maps), index + 1)
+            axes = figure.add_subplot(*shape, index + 1)
             logs = np.log10(np.maximum(values, top / 1e4))
             image = axes.imshow(
                 logs,
@@ -192,7 +195,7 @@ def surface(
             )
             look.quiet(axes, style, frame=False)
             axes.set_xlabel("channel")
-            if index == 0:
+            if index == 0 or style.narrow:
                 axes.set_ylabel(place)
             look.title(axes, name, style, colour=style.variant(index))
             if index == len(maps) - 1:
@@ -202,7 +205,7 @@ def surface(
                 marks = marks[(marks <= np.log10(top)) & (marks >= np.log10(top) - 4)]
                 bar.set_ticks(list(marks), labels=[f"{10.0**mark:g}" for mark in marks])
         else:
-            axes = figure.add_subplot(1, len(maps), index + 1, projection="3d")
+            axes = figure.add_subplot(*shape, index + 1, projection="3d")
             _raise(axes, values, extent, top, style)
             axes.set_ylabel(place, color=style.muted, fontsize=look.SMALL)
             axes.set_title(look.drawable(name), fontsize=look.TYPE, color=style.text)
@@ -238,8 +241,13 @@ def _density(record: LayerRecord, at: int, edges: Floats) -> tuple[Floats, Float
     cut[0] = float(record.minimum[at].min())
     cut[-1] = max(float(record.maximum[at].max()), cut[0] + 1e-9)
     cut = np.maximum.accumulate(cut)
-    width = np.maximum(np.diff(cut), 1e-12)
-    return cut, counts[seen[0] : seen[-1] + 1] / counts.sum() / width
+    found = counts[seen[0] : seen[-1] + 1]
+    # Bins near zero are far finer than a figure: neighbours join until they are a pixel wide.
+    cells = np.floor((cut[:-1] - cut[0]) / max(float(cut[-1] - cut[0]), 1e-12) * _CELLS)
+    starts = np.flatnonzero(np.diff(cells, prepend=-1.0) > 0)
+    joined = np.add.reduceat(found, starts)
+    edges = np.append(cut[starts], cut[-1])
+    return edges, joined / counts.sum() / np.maximum(np.diff(edges), 1e-12)
 
 
 def _comb(axes: Axes, codes: CodesRecord, style: Style) -> None:

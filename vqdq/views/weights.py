@@ -30,7 +30,7 @@ def weight_histogram(record: WeightRecord, style: Style) -> View:
             linewidth=1.5,
             label=name,
         )
-    axes.set_yscale("log")
+    look.log_y(axes)
     axes.set_ylabel("share of weights per unit")
     axes.set_xlabel("weight")
     look.title(axes, f"{record.rows:,} × {record.columns:,} weights", style)
@@ -56,8 +56,7 @@ def code_use(record: WeightRecord, style: Style) -> View | None:
     if not record.use.size:
         return None
     books, codes = record.use.shape
-    figure = look.figure(880, 260, style)
-    grid = figure.subplots(1, books, sharey=True, squeeze=False)[0]
+    figure, grid = look.row(books, 260, style)
     portion = 100 * record.use / np.maximum(record.use.sum(axis=1, keepdims=True), 1)
     for book, axes in enumerate(grid):
         look.quiet(axes, style)
@@ -67,6 +66,9 @@ def code_use(record: WeightRecord, style: Style) -> View | None:
         axes.set_xlim(-0.5, codes - 0.5)
         if books > 1:
             look.title(axes, f"codebook {book + 1}", style)
+    top = 1.05 * float(portion.max())
+    for axes in grid:
+        axes.set_ylim(0, top)
     grid[0].set_ylabel("codes (%)")
     unused = int((record.use == 0).sum())
     words = (
