@@ -63,7 +63,8 @@ PARTS = {
         "trellis's own levels. Small layers: a calibrated range; below about 4 million products "
         "oneDNN's 20 µs a call and ours are more than the float product, so such layers are best "
         "left in 16 bits. Denoisers: int8 weights, a calibrated range for each layer's input, "
-        "attention itself in float. MB: all tensors, those packed for the kernels included.",
+        "attention itself in float (in bf16: it and all between the layers). MB: all tensors, "
+        "those packed for the kernels included.",
         integer.run,
     ),
     "evidence": (

@@ -152,7 +152,8 @@ def small() -> str:
 
 def denoisers() -> str:
     """Returns a table: whole denoisers, W8A8 but for the first and the last convolution."""
-    everything, faster = {"W8A8": 0}, {"W8A8 where it is faster": FEWEST_PRODUCTS}
+    everything = {"W8A8": (0, torch.float32), "W8A8 in bf16": (0, torch.bfloat16)}
+    faster = {"W8A8 where it is faster": (FEWEST_PRODUCTS, torch.float32)}
     embedded, large = "embedded, 16 × 16, batch 2", "SD 1.5's size, 64 × 64, batch 1"
     unet = vqdq.load("demo").unet
     rows = _denoiser(embedded, unet, (2, 4, 16), (24, 128), everything | faster, 21)
@@ -174,10 +175,11 @@ def _denoiser(
     model: nn.Module,
     latents: tuple[int, int, int],
     text: tuple[int, int],
-    variants: Mapping[str, int],
+    variants: Mapping[str, tuple[int, torch.dtype]],
     repeats: int,
 ) -> list[list[str]]:
-    """Returns the rows of one denoiser, one for each variant (its smallest layer in products)."""
+    """Returns the rows of one denoiser, one for each variant: the products of its smallest
+    quantized layer, and the dtype of everything else."""
     generator = torch.Generator().manual_seed(1)
     batch, channels, side = latents
     noisy = torch.randn(batch, channels, side, side, generator=generator)
@@ -194,10 +196,11 @@ def _denoiser(
         "bf16": functools.partial(call, half, torch.bfloat16),
     }
     made: dict[str, nn.Module] = {}
-    for name, smallest in variants.items():
-        made[name] = copy.deepcopy(full)
-        convert_(made[name], functools.partial(call, made[name]), smallest)
-        work[name] = functools.partial(call, made[name])
+    for name, (smallest, dtype) in variants.items():
+        made[name] = copy.deepcopy(half if dtype == torch.bfloat16 else full)
+        run = functools.partial(call, made[name], dtype)
+        convert_(made[name], run, smallest)
+        work[name] = run
     taken = interleaved(work, repeats=repeats)
     rows: list[list[str]] = []
     for name, quantized in made.items():
