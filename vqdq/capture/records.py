@@ -15,7 +15,7 @@ import vqdq.capture.archive as archive
 from vqdq.capture.codes import CodesRecord
 from vqdq.capture.kept import KeptTensor
 from vqdq.capture.scalars import Scalars
-from vqdq.capture.streams import OUTLIER, Detail, Summary
+from vqdq.capture.streams import OUTLIER, Detail, Summary, magnitude_quantiles
 from vqdq.errors import UserError
 from vqdq.params import nearest
 
@@ -102,7 +102,9 @@ class LayerRecord:
             histogram=np.stack([stream.histogram.sum(axis=0) for stream in details]),
             count=np.full(len(halves), summary.count, dtype=np.int64),
             kurtosis=summary.kurtosis.astype(np.float32),
-            median_abs=summary.magnitudes(0.5)[0].astype(np.float32),
+            median_abs=magnitude_quantiles(summary.histogram, summary.absmax, (0.5,))[0].astype(
+                np.float32
+            ),
         )
 
     @property

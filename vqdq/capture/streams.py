@@ -75,6 +75,11 @@ def evenly(rows: Tensor, most: int) -> Tensor:
     return rows[:, ::stride] if stride > 1 else rows
 
 
+def magnitude_quantiles(counts: Counts, largest: Floats, levels: tuple[float, ...]) -> Floats:
+    """Returns quantiles of the magnitude of signed counts [rows, BINS], [levels, rows]."""
+    return quantiles(magnitude_counts(counts), np.zeros(len(counts)), largest, levels)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Measured:
     """One input in numbers, for each half.
@@ -301,11 +306,6 @@ class Summary:
         flat = variance <= 1e-12 * np.maximum(second, 1e-30)
         central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
         return np.where(flat, 0.0, central / np.where(flat, 1.0, variance) ** 2)
-
-    def magnitudes(self, *levels: float) -> Floats:
-        """Returns quantiles of the magnitude, estimated from the bins, [levels, halves]."""
-        low = np.zeros(len(self.power))
-        return quantiles(magnitude_counts(self.histogram), low, self.absmax, levels)
 
     @property
     def outliers(self) -> Floats:
