@@ -32,6 +32,7 @@ _LATENT_SIDE = 16
 _PIXELS_A_LATENT = 8
 _FLOPS = 100e9  # a second, of the products that calibration and error feedback consist of
 _LEARNING = 4.0  # calls that one learnt call costs: forward, backward, and decoding the codes
+_WATCHED = 3.0  # calls that one costs whose extremes are taken; on a busy machine, so coarse
 _START = 1.5
 _DRAWN = 8  # pictures whose calls are probed
 _PROBES = 16 * 2 * 4 * 3.0  # calls that measuring sensitivity costs: 16 probed backwards, 8 times
@@ -102,7 +103,7 @@ def ranges_seconds(
     once = calls * call_seconds(plan.component, pixels)
     built = [quantizer for item in plan.activated if (quantizer := item.quantizer()) is not None]
     passes = 1 + any(quantizer.smooths for quantizer in built)
-    return {} | ({} if drawn else {"record": once}) | {"ranges": passes * once}
+    return ({} if drawn else {"record": once}) | {"ranges": passes * _WATCHED * once}
 
 
 def measuring_seconds(plan: Plan, pixels: int) -> float:
