@@ -25,7 +25,8 @@ from vqdq.layers.quantized import QuantizedLayer
 from vqdq.layers.surgery import set_activations_
 from vqdq.models.budget import Target, targeted
 from vqdq.models.compressor import CompressionResult, compress, compress_folder
-from vqdq.models.pipelines import load
+from vqdq.models.pipelines import component, load
+from vqdq.models.sensitivity import measure
 from vqdq.models.teacher import Teacher
 from vqdq.models.trajectory import Call, record, replay
 from vqdq.progress import Event, silent
@@ -280,8 +281,12 @@ def test_every_method_is_stored_exactly(
 def test_calls_of_the_calibration_are_used_again(model: Path, tmp_path: Path) -> None:
     """Recorded once, and the bytes are those of a run that records them for itself."""
     sampling = CalibrationParams(prompts=10, steps=2, guidance=2.0, tokens_per_channel=1.0)
+    few = (*RECIPE.rules[:2], replace(RECIPE.rules[2], pattern="mid_block.*"))
     recipe = replace(
-        RECIPE, calibration=sampling, ranges=RangeParams(prompts=8, steps=2, guidance=2.0)
+        RECIPE,
+        rules=few,
+        calibration=sampling,
+        ranges=RangeParams(prompts=8, steps=2, guidance=2.0),
     )
     stages: list[str] = []
     whole = compress_folder(
@@ -337,10 +342,20 @@ def test_fine_tuning_of_smoothed_weights(model: Path, tmp_path: Path) -> None:
 
 def test_bits_for_each_layer_leave_its_input_as_planned(model: Path, tmp_path: Path) -> None:
     """A target of bits allocates weights; what is stored for inputs is counted all the same."""
-    found = targeted(load(model), RECIPE, Target(kind="average_bits", value=5.0))
-    planned = {item.layer.name: item for item in resolve(RECIPE, found.plan.component).layers}
+    few = replace(RECIPE, rules=(replace(RECIPE.rules[2], pattern="mid_block.*"),))
+    pipe = load(model)
+    made = measure(
+        pipe.unet, record(pipe, ["a circle"], steps=2, guidance=2.0), names_of(few, pipe)
+    )
+    target = Target(kind="average_bits", value=5.0)
+    found = targeted(pipe, few, target, sensitivity=made)
+    planned = {item.layer.name: item for item in resolve(few, found.plan.component).layers}
     assert len({item.params for item in found.plan.quantized}) > 1
     for item in found.plan.quantized:
         assert item.activation == planned[item.layer.name].activation
-    made = compress_folder(model, found.recipe, tmp_path / "out")
-    assert made.measured_bytes == found.predicted_bytes
+    written = compress_folder(model, found.recipe, tmp_path / "out")
+    assert written.measured_bytes == found.predicted_bytes
+
+
+def names_of(recipe: Recipe, pipe: Any) -> list[str]:
+    return [item.layer.name for item in resolve(recipe, component(pipe)).quantized]

@@ -20,7 +20,7 @@ from vqdq.models import protection
 from vqdq.models.compressor import compress
 from vqdq.models.fragility import input_costs
 from vqdq.models.pipelines import component
-from vqdq.models.trajectory import Call, guided, record, replay
+from vqdq.models.trajectory import Call, Trajectories, guided, record, replay
 from vqdq.recipe import Recipe, resolve
 
 RECIPE = replace(
@@ -55,9 +55,14 @@ def student(pipe: StableDiffusionPipeline) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def calls(pipe: StableDiffusionPipeline) -> Sequence[Call]:
+def made(pipe: StableDiffusionPipeline) -> Trajectories:
     prompts = ["a red circle", "a blue square", "a circle", "a square above a circle"]
-    return record(pipe, prompts, steps=4, guidance=2.0, seed=3).calls
+    return record(pipe, prompts, steps=4, guidance=2.0, seed=3)
+
+
+@pytest.fixture(scope="module")
+def calls(made: Trajectories) -> Sequence[Call]:
+    return made.calls
 
 
 def alone(student: nn.Module, name: str, calls: Sequence[Call]) -> tuple[float, float]:
@@ -102,21 +107,24 @@ def test_products_and_output_errors_are_counted(student: nn.Module, calls: Seque
     assert all(5 < cost.output_db < 45 for cost in costs.values())
 
 
-def test_the_worst_keep_their_inputs(pipe: StableDiffusionPipeline) -> None:
-    made, table = protection.protected(pipe, RECIPE, share=0.1)
+def test_the_worst_keep_their_inputs(
+    pipe: StableDiffusionPipeline, made: Trajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protection, "recorded", lambda *_, **__: made)
+    safe, table = protection.protected(pipe, RECIPE, share=0.1)
     assert [row.cost for row in table] == sorted((row.cost for row in table), reverse=True)
     kept = [row.name for row in table if row.kept]
     assert len(kept) == len(table) // 10
     assert kept == [row.name for row in table[: len(kept)]]
-    plan = resolve(made, component(pipe))
+    plan = resolve(safe, component(pipe))
     was = resolve(RECIPE, component(pipe))
     for mine, before in zip(plan.layers, was.layers, strict=True):
         assert (mine.method, mine.params) == (before.method, before.params)
         name = mine.layer.name
         assert mine.activation == (None if name in kept else before.activation)
-    assert {rule.pattern for rule in made.rules[: len(kept)]} == {glob.escape(n) for n in kept}
-    assert Recipe.from_json(made.to_json()) == made
-    assert f"{len(kept)} fragile inputs" in made.title
+    assert {rule.pattern for rule in safe.rules[: len(kept)]} == {glob.escape(n) for n in kept}
+    assert Recipe.from_json(safe.to_json()) == safe
+    assert f"{len(kept)} fragile inputs" in safe.title
 
 
 def test_a_share_of_the_products(
