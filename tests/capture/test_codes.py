@@ -222,3 +222,12 @@ def test_everything_comes_back_from_disk(tmp_path):
     assert saved.kept is not None
     np.testing.assert_array_equal(found.kept.values, saved.kept.values)
     np.testing.assert_array_equal(found.scalars.clipped, saved.scalars.clipped)
+
+
+def test_extremes_on_disk_have_three_digits(tmp_path):
+    saved = _guided(_Net())
+    saved.save(tmp_path / "record.npz")
+    found = ActivationRecord.load(tmp_path / "record.npz").series["first"]
+    exact = saved.series["first"]
+    np.testing.assert_allclose(found.channel_high, exact.channel_high, rtol=2**-11)
+    assert np.isnan(found.channel_low[:, 2:]).all()

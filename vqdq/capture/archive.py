@@ -113,6 +113,16 @@ def restore(kind: type[R], entry: Mapping[str, Any], arrays: Mapping[str, Array]
     return kind(**values)
 
 
+def shortened(array: Array) -> Array:
+    """Returns float32 numbers with 11 of their 23 bits of mantissa, others as they are.
+
+    The relative error is below 2^-11 and the file a third smaller.
+    """
+    if array.dtype != np.float32:
+        return array
+    return (np.ascontiguousarray(array).view(np.uint32) & np.uint32(0xFFFFF000)).view(np.float32)
+
+
 def plain_times(times: tuple[float, ...]) -> list[float | None]:
     """Returns timesteps as JSON has them: an unknown one is null."""
     return [None if math.isnan(time) else time for time in times]

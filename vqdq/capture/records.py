@@ -255,7 +255,7 @@ class ActivationRecord:
         return found
 
     def save(self, path: Path) -> None:
-        """Writes the record to one `.npz` file, atomically."""
+        """Writes the record to one `.npz` file, atomically; extremes of `series` to 3.6 digits."""
         _, arrays = archive.flatten(self.scalars, "scalars")
         header: dict[str, Any] = {
             "kind": _KIND,
@@ -278,6 +278,8 @@ class ActivationRecord:
             for index, item in enumerate(items):
                 entry, more = archive.flatten(item, f"{group}/{index}")
                 entries.append(entry)
+                if group == "series":  # most of the file, and drawn, not computed with
+                    more = {name: archive.shortened(array) for name, array in more.items()}
                 arrays |= more
             header[group] = entries
         header["codes_of"] = list(self.codes)
