@@ -159,6 +159,37 @@ def noise_levels(steps: int, count: int) -> torch.Tensor:
     return torch.linspace(0, steps - 1, count).round().long()
 
 
+def at_levels(ranges: InputRanges, count: int, *, pooled: bool = True) -> InputRanges:
+    """Returns the ranges at `count` noise levels (`noise_levels`).
+
+    Args:
+        pooled: each level takes the extremes of every step up to the levels beside it, so that what
+            is interpolated between two levels holds every step between them; False takes those of
+            its own step alone.
+    """
+    steps = len(ranges.timesteps)
+    kept = noise_levels(steps, count).tolist()
+    before, after = [-1, *kept[:-1]], [*kept[1:], steps]
+    spans = [
+        slice(min(left + 1, at), max(right, at + 1)) if pooled else slice(at, at + 1)
+        for left, at, right in zip(before, kept, after, strict=True)
+    ]
+
+    def least(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([values[span].amin(0) for span in spans])
+
+    def most(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([values[span].amax(0) for span in spans])
+
+    return InputRanges(
+        timesteps=ranges.timesteps[kept].float(),
+        channel_low=least(ranges.channel_low),
+        channel_high=most(ranges.channel_high),
+        position_low=least(ranges.position_low),
+        position_high=most(ranges.position_high),
+    )
+
+
 P = TypeVar("P", bound=Params)
 
 

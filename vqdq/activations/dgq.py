@@ -44,8 +44,8 @@ from vqdq.activations.base import (
     Grid,
     InputRanges,
     Site,
+    at_levels,
     interpolated,
-    noise_levels,
     ranged,
 )
 from vqdq.activations.kmeans import kmeans
@@ -133,10 +133,10 @@ class DgqQuantizer(ActivationQuantizer[DgqParams]):
         return tuple(specs)
 
     def calibrate(self, ranges: InputRanges, site: Site) -> dict[str, torch.Tensor]:
-        kept = noise_levels(len(ranges.timesteps), self.params.levels)
-        channels = Extremes(low=ranges.channel_low[kept], high=ranges.channel_high[kept])
-        positions = Extremes(low=ranges.position_low[kept], high=ranges.position_high[kept])
-        stored = {"timesteps": ranges.timesteps[kept].float()}
+        kept = at_levels(ranges, self.params.levels, pooled=not self.params.paper_exact)
+        channels = Extremes(low=kept.channel_low, high=kept.channel_high)
+        positions = Extremes(low=kept.position_low, high=kept.position_high)
+        stored = {"timesteps": kept.timesteps}
         count = self._count(site)
         if count == 1:
             whole = channels.of_groups(torch.zeros(site.channels, dtype=torch.int64), 1)
@@ -147,7 +147,7 @@ class DgqQuantizer(ActivationQuantizer[DgqParams]):
         if self._regroups:
             parts = [
                 _grouped(channels.at(level), positions and positions.at(level), count, entries)
-                for level in range(len(kept))
+                for level in range(len(kept.timesteps))
             ]
         else:
             parts = [_grouped(channels, positions, count, entries)]

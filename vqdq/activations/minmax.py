@@ -15,8 +15,8 @@ from vqdq.activations.base import (
     Grid,
     InputRanges,
     Site,
+    at_levels,
     interpolated,
-    noise_levels,
     ranged,
 )
 from vqdq.params import Params, param
@@ -73,11 +73,11 @@ class MinMaxQuantizer(ActivationQuantizer[MinMaxParams]):
 
     def calibrate(self, ranges: InputRanges, site: Site) -> dict[str, torch.Tensor]:
         del site
-        kept = noise_levels(len(ranges.timesteps), self.params.levels)
-        low, high = ranges.channel_low[kept], ranges.channel_high[kept]
+        kept = at_levels(ranges, self.params.levels)
+        low, high = kept.channel_low, kept.channel_high
         if not self._by_channel:
             low, high = low.amin(1), high.amax(1)
-        return {"timesteps": ranges.timesteps[kept], "low": low, "high": high}
+        return {"timesteps": kept.timesteps, "low": low, "high": high}
 
     def grid(
         self,

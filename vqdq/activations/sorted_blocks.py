@@ -19,8 +19,8 @@ from vqdq.activations.base import (
     Grid,
     InputRanges,
     Site,
+    at_levels,
     interpolated,
-    noise_levels,
     ranged,
 )
 from vqdq.params import Params, param
@@ -78,13 +78,13 @@ class SortedQuantizer(ActivationQuantizer[SortedParams]):
         return tuple(specs)
 
     def calibrate(self, ranges: InputRanges, site: Site) -> dict[str, torch.Tensor]:
-        kept, blocks = noise_levels(len(ranges.timesteps), self.params.levels), self._blocks(site)
-        low, high = ranges.channel_low[kept].float(), ranges.channel_high[kept].float()
+        kept, blocks = at_levels(ranges, self.params.levels), self._blocks(site)
+        low, high = kept.channel_low.float(), kept.channel_high.float()
         order = by_range(low, high)
         cuts = range(0, site.channels, self.params.block)
         parts = [order[start : start + self.params.block] for start in cuts]
         stored = {
-            "timesteps": ranges.timesteps[kept].float(),
+            "timesteps": kept.timesteps,
             "low": torch.stack([low[:, part].amin(1) for part in parts], dim=1),
             "high": torch.stack([high[:, part].amax(1) for part in parts], dim=1),
         }
