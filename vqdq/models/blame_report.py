@@ -88,7 +88,9 @@ class BlameReport:
     def gain_db(self, area: int = WHOLE) -> Floats:
         """Returns the quality regained by putting each layer back to 16 bits, dB, [layers].
 
-        The SQNR over all calls where the layer was measured, minus that of the variant there.
+        The SQNR over all calls where the layer was measured, minus that of the variant there. In a
+        variant with rounded inputs any change draws the rounding errors of all later layers anew,
+        which alone can make some tenths of a dB: there, believe what `damage_db` confirms.
         """
         return _paired(self.error[area], self.repaired[area])
 
@@ -119,16 +121,22 @@ class BlameReport:
         """Returns the share of the variant's error that an input as it is removes, [layers]."""
         return 1 - 10 ** (-self.input_gain_db(area) / 10)
 
+    def alone_share(self, area: int = WHOLE) -> Floats:
+        """Returns the error of each layer alone over that of the variant, [layers]."""
+        return 10 ** (-_paired(self.error[area], self.alone[area]) / 10)
+
     def share(self, area: int = WHOLE) -> Floats:
         """Returns each layer's part of the variant's squared error, [layers]; may be < 0.
 
         Half of what its repair removes plus half of what it does alone, both over the error. Where
-        the errors δ of layers add up to that of the variant, this is ⟨δ, Σδ⟩ / ‖Σδ‖², the Shapley
-        value: the parts of all layers sum to 1, and chance products with other layers' errors, all
-        that the repair of a small layer shows, weigh half.
+        the errors δ of layers add up to that of the variant, this is a + c with a = ‖δ‖² / ‖Σδ‖²
+        and c = ⟨δ, Σ others⟩ / ‖Σδ‖², the Shapley value: the parts of all layers sum to 1. No c is
+        taken to be beyond ‖δ‖ ‖Σ others‖ / ‖Σδ‖², which products cannot be: a repair that changes
+        more has only drawn later layers' rounding errors anew.
         """
-        alone = 10 ** (-_paired(self.error[area], self.alone[area]) / 10)
-        return (self.removed(area) + alone) / 2
+        alone, removed = self.alone_share(area), self.removed(area)
+        bound = np.sqrt(alone * np.maximum(1 - removed, 0))
+        return alone + np.clip((removed - alone) / 2, -bound, bound)
 
     def ranked(self, by: By = "gain", area: int = WHOLE) -> tuple[int, ...]:
         """Returns the places of the layers, worst first; those without a number are left out.

@@ -28,7 +28,7 @@ from vqdq.layers.matrix import to_matrix
 from vqdq.layers.quantized import QuantizedLayer, pack
 from vqdq.metrics.trajectory import decibel, energy
 from vqdq.models.blame import halved
-from vqdq.models.blame_report import BlameReport
+from vqdq.models.blame_report import BlameReport, Floats
 from vqdq.models.denoisers import denoiser
 from vqdq.models.distortion import relative_error
 from vqdq.models.encoding import encode_layer
@@ -142,7 +142,7 @@ def repairs(
         UserError: the plan is not of the variant that was measured.
     """
     planned = {item.layer.name: item for item in plan.quantized}
-    shares, inputs = found.share(), found.input_removed()
+    shares, inputs = found.share(), input_share(found)
     ways: dict[str, tuple[Repair, ...]] = {}
     for place in np.flatnonzero(found.measured):
         name = found.names[place]
@@ -157,7 +157,7 @@ def repairs(
         offers = [_repair(own, "whole", 16, None, 2 * own.layer.shape.count, whole)]
         if own.activation is not None:
             offers.append(_repair(own, "input", 0, None, own.storage.total_bytes, alone))
-        weight = whole - (alone if own.activation is not None else 0.0)
+        weight = whole - alone
         layer = reference.get_submodule(name)
         for count in bits:
             codec = codecs.create(_METHOD, bits=count)
@@ -173,6 +173,16 @@ def repairs(
                 offers.append(_repair(own, "weight", count, codec.params, size, rest))
         ways[name] = tuple(offers)
     return ways
+
+
+def input_share(found: BlameReport) -> Floats:
+    """Returns the part of each layer's share that its rounded input has; 0 where it has none.
+
+    As much of the share as the input's repair removes of what the whole repair removes.
+    """
+    whole, alone = found.removed(), found.input_removed()
+    part = np.divide(alone, whole, out=np.zeros_like(whole), where=whole > 0)
+    return np.nan_to_num(found.share() * np.clip(np.nan_to_num(part), 0, 1))
 
 
 def choose(
@@ -288,7 +298,7 @@ def left_over(found: BlameReport, picked: Sequence[Repair]) -> float:
     """
     known = found.measured
     share = np.where(known, found.share(), 0.0)
-    alone = np.where(known, 2 * share - found.removed(), 0.0)
+    alone = np.where(known, found.alone_share(), 0.0)
     kept = np.where(known, 1.0, 0.0)  # of each layer's error
     places = {name: place for place, name in enumerate(found.names)}
     for way in picked:
