@@ -5,8 +5,9 @@ to the noise prediction at those noise levels. They differ where errors of layer
 each other: put back, a layer is judged among the errors of the others; alone, without them. What is
 changed is swapped by name and is back afterwards, whatever happened.
 
-Measured on the demo model at 4 bits, one core: 129 layers both ways on 6 calls take about 50 s of
-CPU time, 0.030 s a layer and call, where computing every module would take 0.055 s.
+Measured on the demo model in 4 bits by plain rounding, one core: 129 layers both ways on 6 calls
+take 45 s of CPU time. With the estimate first and 20 layers measured it is 10 s, and the worst five
+are the same.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def blamed(
     found = _empty(models, names, chosen, judge)
     measured = tuple(range(len(names)))
     if worst is not None:
-        estimate = _estimated(models, names, found.relative_error, trajectories, report)
+        estimate = _estimated(models, names, trajectories, report)
         found = replace(found, estimate=estimate)
         measured = found.ranked("estimate")[: max(1, worst)]
         measured = tuple(sorted(measured))
@@ -334,31 +335,31 @@ def _bytes(layer: QuantizedLayer) -> int:
     return sum(layer.get_buffer(name).nbytes for name in layer.packed_names)
 
 
-def _relative(models: _Models, name: str) -> float:
-    layer = models.packed(name)
-    original = models.reference.get_submodule(name).get_parameter("weight").detach().float()
-    lost = original - layer.dense(torch.float32).to(original.device)
-    power = float(original.double().square().sum())
-    return float(lost.double().square().sum()) / power if power else 0.0
+def _relative(models: _Models, name: str, shares: Sequence[float] = ()) -> float:
+    """Returns ‖W − Ŵ‖² / ‖W‖²; with shares of the rows, Σ share ‖W_r − Ŵ_r‖² / ‖W_r‖²."""
+    original = models.reference.get_submodule(name).get_parameter("weight").detach().double()
+    lost = original - models.packed(name).dense(torch.float32).to(original)
+    power = original.flatten(1).square().sum(dim=1)  # [out]
+    weights = torch.tensor(shares).to(power) if shares else power
+    relative = lost.flatten(1).square().sum(dim=1) / power.clamp(min=1e-300)
+    total = float(weights.sum())
+    return float((weights * relative).sum()) / total if total else 0.0
 
 
 def _estimated(
-    models: _Models,
-    names: tuple[str, ...],
-    errors: Floats,
-    trajectories: Trajectories,
-    report: Report,
+    models: _Models, names: tuple[str, ...], trajectories: Trajectories, report: Report
 ) -> Floats:
     """Returns the loss of every layer to first order: of its weight, and of its rounded input."""
     effects = measure(
         models.reference, trajectories, names, calls=_ESTIMATING, report=report
     ).effects
-    weights = np.array([effects[name].guided for name in names]) * errors
+    weights = [effects[name].guided * _relative(models, name, effects[name].rows) for name in names]
     inputs: Mapping[str, Any] = {}
     if any(models.packed(name).input is not None for name in names):
         calls = spread_calls(trajectories, _ESTIMATING)
         inputs = input_costs(models.variant, calls, trajectories.guidance, report=report)
-    return weights + np.array([inputs[name].guided if name in inputs else 0.0 for name in names])
+    rounded = [inputs[name].guided if name in inputs else 0.0 for name in names]
+    return np.array(weights) + np.array(rounded)
 
 
 def _resumed(found: BlameReport, path: Path) -> BlameReport:
