@@ -107,7 +107,7 @@ def rows() -> list[dict[str, Any]]:
     found = [bench.floor()]
     for variant in VARIANTS:
         try:
-            found.append(bench.row(variant))
+            found.append(bench.row(variant) | {"name": variant.name})
         except UserError as error:
             print(f"{variant.name}: {error}", flush=True)
             continue
