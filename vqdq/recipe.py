@@ -173,7 +173,8 @@ class PlannedLayer:
     """One layer of a plan: the winning rule, the method (None = kept in 16 bits), its storage.
 
     `activation` is the quantizer of its input (None = kept); `inputs` what it stores beside the
-    weight, by the names in the file.
+    weight, by the names in the file; `spared`: the rule has a quantizer, but the layer is so small
+    that integers would be no faster, and its input stays as it is.
     """
 
     layer: Layer
@@ -184,6 +185,7 @@ class PlannedLayer:
     activation: str | None = None
     activation_params: Params | None = None
     inputs: tuple[TensorSpec, ...] = ()
+    spared: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -296,6 +298,8 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
         )
         codec = None if index is None else built[index]
         quantizer = None if index is None else quantizers[index]
+        spared = quantizer is not None and quantizer.spares(layer.site, layer.shape.out_features)
+        quantizer = None if spared else quantizer
         inputs = () if quantizer is None else input_layout(quantizer, layer.site)
         if index is not None:
             used.add(index)
@@ -326,6 +330,7 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
                 activation=None if quantizer is None else quantizer.name,
                 activation_params=None if quantizer is None else quantizer.params,
                 inputs=inputs,
+                spared=spared,
             )
         )
     idle = [

@@ -154,3 +154,16 @@ def test_a_run_says_how_it_was_computed(place, tmp_path) -> None:
     assert picture["activations"] == made["activations"]
     assert picture["arithmetic"] == made["arithmetic"]
     assert made["predicted_bytes"] == made["measured_bytes"]
+
+
+def test_small_layers_of_the_embedded_model_keep_their_input_and_it_is_said() -> None:
+    ready = plan("demo", "w8a8")
+    spared = [planned for planned in ready.layers if planned.spared]
+    assert spared
+    assert len(spared) + len(ready.activated) == len(ready.quantized)
+    found = arithmetic.expected(ready)
+    assert found is not None
+    assert found["integer"] == len(ready.activated)
+    assert f"{len(spared)} of them so small that integers are no faster" in arithmetic.in_words(
+        found
+    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from vqdq.activations import register
-from vqdq.activations.base import ActivationQuantizer, Axis, Grid, Site, ranged
+from vqdq.activations.base import ActivationQuantizer, Axis, Grid, Site, is_small, ranged
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
 
@@ -28,6 +28,13 @@ class DynamicParams(Params):
         False,
         label="A scale for each pixel",
         help="Convolutions too get a scale a pixel, not one a picture: finer, but slower.",
+        advanced=True,
+    )
+    small: bool = param(
+        True,
+        label="Small layers too",
+        help="Off: layers with fewer than 2 million products a picture, which integers make no"
+        " faster, keep 16 bits.",
         advanced=True,
     )
 
@@ -49,6 +56,9 @@ class DynamicQuantizer(ActivationQuantizer[DynamicParams]):
     @property
     def calibrated(self) -> bool:
         return False
+
+    def spares(self, site: Site, outputs: int) -> bool:
+        return not self.params.small and is_small(site, outputs)
 
     def axis(self, site: Site) -> Axis:
         """Returns what has a scale of its own at a site."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqdq.activations import register
-from vqdq.activations.base import ActivationQuantizer, Site
+from vqdq.activations.base import ActivationQuantizer, Site, is_small
 from vqdq.activations.turned import TurnedQuantizer, plain_ranges
 from vqdq.codecs import rotation
 from vqdq.codecs.base import WeightShape
@@ -46,6 +46,13 @@ class RotatedParams(Params):
         high=64,
         advanced=True,
     )
+    small: bool = param(
+        True,
+        label="Small layers too",
+        help="Off: layers with fewer than 2 million products a picture, which integers make no"
+        " faster, keep 16 bits.",
+        advanced=True,
+    )
 
 
 @register
@@ -61,6 +68,9 @@ class RotatedQuantizer(TurnedQuantizer[RotatedParams]):
     @property
     def plain(self) -> ActivationQuantizer[Any]:
         return plain_ranges(self.params.scale, self.params.bits, self.params.levels)
+
+    def spares(self, site: Site, outputs: int) -> bool:
+        return not self.params.small and is_small(site, outputs)
 
     def rotation_block(self, site: Site) -> int:
         return fitting_block(site, self.params.rotation)

@@ -23,6 +23,7 @@ from vqdq.layers.quantized import QuantizedLayer
 from vqdq.recipe import Plan
 
 _INTEGER = Execution(kind="integer")
+_SPARED = Execution(kind="16-bit", reason="so small that integers are no faster")
 
 
 def measured(denoiser: nn.Module) -> ArithmeticResult | None:
@@ -33,6 +34,9 @@ def measured(denoiser: nn.Module) -> ArithmeticResult | None:
         for layer in layers
         if isinstance(layer, QuantizedLayer) and layer.input is not None
     ]
+    config = getattr(getattr(denoiser, "config", None), "quantization_config", None)
+    spared = [entry for entry in getattr(config, "layers", {}).values() if entry.get("spared")]
+    given += [_SPARED] * len(spared)
     attention = attention_execution(denoiser).values()
     if not given and not attention:
         return None
@@ -57,6 +61,7 @@ def expected(plan: Plan) -> ArithmeticResult | None:
             known[key] = axis_at(quantizer, site)
         why = integer.refusal(known[key], None, None)
         given.append(Execution(kind="simulated", reason=why) if why else _INTEGER)
+    given += [_SPARED] * sum(planned.spared for planned in plan.layers)
     attention = [] if recipe.attention is None else [Execution(kind="simulated")]
     return counted(given, attention, len(plan.layers))
 
@@ -66,10 +71,13 @@ def in_words(found: ArithmeticResult) -> str:
     total, parts = found["layers"], [_integer_words(found)]
     if found["simulated"]:
         verb = "is" if found["simulated"] == 1 else "are"
-        parts.append(f"{found['simulated']} {verb} simulated in float{_why(found['reasons'])}")
+        others = {k: v for k, v in found["reasons"].items() if k != _SPARED.reason}
+        parts.append(f"{found['simulated']} {verb} simulated in float{_why(others)}")
     if found["sixteen_bit"]:
         verb = "takes its" if found["sixteen_bit"] == 1 else "take their"
-        parts.append(f"{found['sixteen_bit']} {verb} input in 16 or 32 bits")
+        small = found["reasons"].get(_SPARED.reason, 0)
+        why = f" ({small} of them {_SPARED.reason})" if small else ""
+        parts.append(f"{found['sixteen_bit']} {verb} input in 16 or 32 bits{why}")
     said = f"{'; '.join(part for part in parts if part)}." if total else ""
     said = said[:1].upper() + said[1:]
     if found["rounded_weights"]:

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from vqdq.layers.quantized import QuantizedLayer
 
 KEPT_FORMS = 2
-FEWEST_PRODUCTS = 1 << 22
-"""Of a layer in one call: with fewer, what a call costs (oneDNN 20 µs, the codes as much again) is
-more than integers save, and the layer is no slower in 16 bits. Measured from 0.5 to 100 million."""
 Form = TypeVar("Form", integer.Whole, integer.Parts)
 
 

@@ -110,6 +110,8 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
             "shape": [shape.out_features, shape.in_features],
             "taps": shape.taps,
         }
+        if planned.spared:
+            layers[planned.layer.name]["spared"] = True
         if planned.activation is None or planned.activation_params is None:
             continue
         given = {"method": planned.activation, "params": planned.activation_params.to_json()}

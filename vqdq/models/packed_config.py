@@ -37,7 +37,8 @@ class VqdqConfig(QuantizationConfigMixin):
         recipe: the recipe's JSON values.
         codecs: every method used, with all its settings.
         layers: layer name -> {codec: index into `codecs`, shape: [out, in], taps}, and where the
-            input is quantized {activation: index into `activations`, positions}.
+            input is quantized {activation: index into `activations`, positions}, or {spared: true}
+            where the layer is too small for integers to be faster.
         activations: every activation quantizer used, with all its settings.
         attention: settings of the attention quantizer and where q, k and v are rounded
             {params, sites: name -> [channels, positions]}, or None.
