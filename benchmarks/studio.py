@@ -19,7 +19,7 @@ from vqdq.models.generate import generate
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "a large red circle above a small blue square on a striped grey background"
-RECIPES = ("rtn-4bit", "vq-3bit", "trellis-3bit")
+RECIPES = ("rtn-4bit", "vq-3bit", "trellis-3bit", "w8a8", "w3a8-trellis")
 
 
 def page_ready(port: int = 7911) -> None:
