@@ -8,9 +8,10 @@ kernel can ("integer"), else the same codes in float ("simulated", with the reas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -88,6 +89,8 @@ class LayerInput:
         enabled: False lets the input through as it is; nothing is loaded again.
     """
 
+    _untraced: ClassVar[Callable[..., Any] | None] = None
+
     def __init__(
         self, quantizer: ActivationQuantizer[Any], site: Site, level: NoiseLevel, *, where: str
     ) -> None:
@@ -126,6 +129,32 @@ class LayerInput:
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy needs: it makes its own grids and weights."""
         return self.__dict__ | {"_grids": {}, "_steps": {}, "_lines": None, "_weight": None}
+
+    def output(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
+        """Returns the layer's output for rounded inputs, of the shape and dtype a dense one gives.
+
+        Gradients pass as if nothing were rounded (straight through), so that what stands before the
+        layer can learn. A compiled model is cut here: codes cannot be traced.
+        """
+        run = LayerInput._untraced
+        if run is None:
+            run = LayerInput._output
+            if "torch._dynamo" in sys.modules:  # slow to load, and loaded before anything compiles
+                run = LayerInput._untraced = cast(Any, torch.compiler.disable)(run)
+        return cast(torch.Tensor, run(self, layer, inputs))
+
+    def _output(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
+        is_map = isinstance(layer, nn.Conv2d)
+        if not inputs.numel():
+            return layer.unrounded(inputs)
+        if inputs.ndim == (3 if is_map else 1):  # no batch
+            return self._output(layer, inputs[None])[0]
+        bias = layer.bias
+        learns = inputs.requires_grad or (bias is not None and bias.requires_grad)
+        if learns and torch.is_grad_enabled():
+            made = _StraightThrough.apply(self, layer, inputs, bias)
+            return cast(torch.Tensor, made)
+        return self.convolution(layer, inputs) if is_map else self.linear(layer, inputs)
 
     def linear(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
         """Returns the layer's output, [..., out], for inputs [..., in]."""
@@ -261,6 +290,37 @@ class LayerInput:
                 self._grids.clear()
             self._grids[key] = found
         return found
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The rounded output forward, the gradients of the unrounded one backward (Bengio et al., arXiv
+    1308.3432, section 4).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        given: LayerInput,
+        layer: QuantizedLayer,
+        inputs: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Returns the layer's output; `bias` is the layer's, so that it gets its gradient."""
+        ctx.layer, ctx.biased = layer, bias is not None
+        ctx.save_for_backward(inputs)
+        return given._output(layer, inputs.detach())  # pyright: ignore[reportPrivateUsage]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns the gradients of inputs and bias."""
+        (inputs,) = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            leaf = inputs.detach().requires_grad_(wanted[0])
+            output = ctx.layer.unrounded(leaf)
+        sources = [s for s, want in zip((leaf, ctx.layer.bias), wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(output, sources, gradient))
+        return None, None, *(next(found) if want else None for want in wanted)
 
 
 def input_layout(quantizer: ActivationQuantizer[Any], site: Site) -> tuple[TensorSpec, ...]:

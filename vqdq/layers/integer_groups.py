@@ -38,11 +38,9 @@ def group_step(
         split, together: the levels by group, and whole; asked for when an input needs them.
         window: of a convolution, None for a product; outputs: of the layer.
     """
-    steps: dict[bool, Step] = {}
+    kept: list[Step] = []
 
-    def make(stacked: bool) -> Step:
-        if stacked:
-            return _stacked(together(), window, bias, grid)
+    def alone() -> Step:
         if window is None:
             return _product_step(split(), bias, grid)
         return _convolution_step(split(), window, bias, grid)
@@ -57,10 +55,12 @@ def group_step(
             taps = window.kernel[0] * window.kernel[1]
             positions //= window.stride[0] * window.stride[1]
         products = batch * positions * channels * taps * outputs
-        stacked = several and products <= MOST_STACKED
-        if stacked not in steps:
-            steps[stacked] = make(stacked)
-        return steps[stacked](lines)
+        if not several or products > MOST_STACKED:
+            # Not kept: with groupings that change, each step would hold levels of its own.
+            return alone()(lines)
+        if not kept:
+            kept.append(_stacked(together(), window, bias, grid))
+        return kept[0](lines)
 
     return run
 

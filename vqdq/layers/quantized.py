@@ -163,6 +163,10 @@ class QuantizedLayer(nn.Module):
         """Whether the input is quantized now: then the decoded weight is not what is multiplied."""
         return self.input is not None and self.input.enabled
 
+    def unrounded(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns the output with the decoded weight, for inputs as they are."""
+        raise NotImplementedError
+
     def release(self) -> None:
         """Forgets the decoded weight and what was made of it; the next forward decodes again."""
         self._dense = None
@@ -225,7 +229,11 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         if self.input is not None and self._quantizes:
             if self._dense is not None:  # from when the input was not quantized
                 self._dense = None
-            return self.input.linear(self, input)
+            return self.input.output(self, input)
+        return self.unrounded(input)
+
+    def unrounded(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns x Wᵀ + bias with the decoded weight, for inputs as they are."""
         return functional.linear(input, self.dense(input.dtype), self.bias)
 
 
@@ -242,7 +250,11 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         if self.input is not None and self._quantizes:
             if self._dense is not None:  # from when the input was not quantized
                 self._dense = None
-            return self.input.convolution(self, input)
+            return self.input.output(self, input)
+        return self.unrounded(input)
+
+    def unrounded(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns the convolution with the decoded weight, for inputs as they are."""
         return self._conv_forward(input, self.dense(input.dtype), self.bias)
 
 
