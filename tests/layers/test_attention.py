@@ -320,3 +320,26 @@ def test_values_that_are_not_numbers_name_the_layer(qkv_bits: int) -> None:
     with pytest.raises(UserError, match="NaN") as caught:
         attentions(holder)["attn"](x)
     assert str(caught.value.where).startswith("attn")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_gradients_pass_as_if_nothing_were_rounded(bits: int) -> None:
+    model = toy.unet().requires_grad_(False)
+    attach_attention_(model, AttentionParams(bits=8, qkv_bits=bits), NoiseLevel())
+    generator = torch.Generator().manual_seed(3)
+    for layer in attentions(model).values():
+        attention: Any = layer
+        rows = torch.randn(2, 9, attention.query_dim, generator=generator)
+        text = torch.randn(2, 7, attention.cross_attention_dim, generator=generator)
+        given = text if attention.is_cross_attention else None
+        found: list[torch.Tensor] = []
+        for enabled in (True, False):
+            attention.quantizer.enabled = enabled
+            leaf = rows.clone().requires_grad_()
+            output = attention(leaf, encoder_hidden_states=given)
+            with torch.no_grad():
+                assert torch.equal(output, attention(leaf, encoder_hidden_states=given))
+            output.backward(rows)
+            assert leaf.grad is not None
+            found.append(leaf.grad)
+        torch.testing.assert_close(*found)

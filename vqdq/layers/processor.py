@@ -187,7 +187,6 @@ class QuantizedAttention:
     ) -> torch.Tensor:
         """Returns what goes into `to_out`, [batch, queries, heads * head_dim]."""
         by_layer = type(self.original).__name__ in SCALED_BY_LAYER
-        quantizer = self.quantizer
         query, key, value = (
             side.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for side in (attn.to_q(hidden_states), attn.to_k(read), attn.to_v(read))
@@ -200,20 +199,65 @@ class QuantizedAttention:
             batch, tokens = read.shape[:2]
             whole = cast(torch.Tensor, attn.prepare_attention_mask(mask, tokens, batch))
             mask = whole.view(batch, attn.heads, -1, whole.shape[-1])
-        query = quantizer.rounded("q", query, cross=cross)
-        key = quantizer.rounded("k", key, cross=cross)
-        value = quantizer.rounded("v", value, cross=cross)
         scale = attn.scale if by_layer else query.shape[-1] ** -0.5
-        params = quantizer.params
-        if params.scores == "off" or quantizer.see is not None:
-            bias = mask if mask is None or mask.dtype == torch.bool else mask.float()
-            out = functional.scaled_dot_product_attention(query, key, value, bias, scale=scale)
+        sides = (query, key, value)
+        if torch.is_grad_enabled() and any(side.requires_grad for side in sides):
+            # Straight through: the gradients are those of attention that rounds nothing.
+            plain = _plain(query.float(), key.float(), value.float(), mask, scale)
+            with torch.no_grad():
+                out = self._attended(sides, mask, scale, cross=cross)
+            out = cast(torch.Tensor, _StraightThrough.apply(plain, out))
         else:
-            apart = cross and params.start_apart
-            out = attended(
-                query * scale, key, value, mask, params, start_apart=apart, where=quantizer.where
-            )
+            out = self._attended(sides, mask, scale, cross=cross)
         return out.transpose(1, 2).flatten(2).to(dtype)
+
+    def _attended(
+        self,
+        sides: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        scale: float,
+        *,
+        cross: bool,
+    ) -> torch.Tensor:
+        """Returns what rounded q, k, v and scores make, [batch, heads, queries, head_dim]."""
+        quantizer, params = self.quantizer, self.quantizer.params
+        query = quantizer.rounded("q", sides[0], cross=cross)
+        key = quantizer.rounded("k", sides[1], cross=cross)
+        value = quantizer.rounded("v", sides[2], cross=cross)
+        if params.scores == "off" or quantizer.see is not None:
+            return _plain(query, key, value, mask, scale)
+        apart = cross and params.start_apart
+        return attended(
+            query * scale, key, value, mask, params, start_apart=apart, where=quantizer.where
+        )
+
+
+def _plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Returns attention with scores as they are."""
+    bias = mask if mask is None or mask.dtype == torch.bool else mask.float()
+    return functional.scaled_dot_product_attention(query, key, value, bias, scale=scale)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """What was rounded forward, the gradient of what was not backward."""
+
+    @staticmethod
+    def forward(ctx: Any, plain: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+        """Returns `rounded`, in the graph of `plain`."""
+        del ctx, plain
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns the gradient for `plain`."""
+        del ctx
+        return gradient, None
 
 
 def qkv_quantizer(params: AttentionParams) -> ActivationQuantizer[Any] | None:
