@@ -68,8 +68,8 @@ PARTS = {
         "Medians with the smallest and the largest, in turn; quantization of the inputs included. "
         "Grids were taken from the input. Position and channel: every seventh one ten times as "
         "large, so that DGQ groups them. Rotated: ranges of the token, and weights that are the "
-        "trellis's own levels. Small layers: a calibrated range; below about 4 million products "
-        "oneDNN's 20 µs a call and ours are more than the float product, so such layers are best "
+        "trellis's own levels. Small layers: a calibrated range; below 6 to 45 million products "
+        "oneDNN's 20 µs a call and ours are more than integers save, so such layers are best "
         "left in 16 bits. Denoisers: int8 weights, a calibrated range for each layer's input, "
         "attention itself in float (in bf16: it and all between the layers). MB: all tensors, "
         "those packed for the kernels included.",

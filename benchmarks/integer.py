@@ -15,6 +15,7 @@ import vqdq
 from benchmarks.timing import Seconds, interleaved, table
 from vqdq import activations, codecs
 from vqdq.activations.base import FEWEST_PRODUCTS, ActivationQuantizer, InputRanges, Site
+from vqdq.kernels.threads import one_thread
 from vqdq.layers.execution import executions
 from vqdq.layers.inputs import PREFIX, LayerInput, NoiseLevel
 from vqdq.layers.matrix import kind_of, weight_matrix
@@ -157,6 +158,9 @@ def denoisers() -> str:
     embedded, large = "embedded, 16 × 16, batch 2", "SD 1.5's size, 64 × 64, batch 1"
     unet = vqdq.load("demo").unet
     rows = _denoiser(embedded, unet, (2, 4, 16), (24, 128), everything | faster, 21)
+    with one_thread():
+        title = "embedded, on one core"
+        rows += _denoiser(title, unet, (2, 4, 16), (24, 128), faster, 21)
     rows += _denoiser(large, _large(), (1, 4, 64), (77, 768), everything, 3)
     head = ["denoiser", "fp32 ms", "bf16 ms", "W8A8 ms", "times fp32", "times bf16", "integer"]
     return table([*head, "MB fp32", "MB W8A8"], rows)

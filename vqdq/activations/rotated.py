@@ -49,7 +49,7 @@ class RotatedParams(Params):
     small: bool = param(
         True,
         label="Small layers too",
-        help="Off: layers with fewer than 2 million products a picture, which integers make no"
+        help="Off: layers with fewer than 4 million products a picture, which integers make no"
         " faster, keep 16 bits.",
         advanced=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from vqdq.kernels.threads import spread as _spread
 Array: TypeAlias = npt.NDArray[Any]
 _GRAIN_VALUES = 1 << 17  # values that a thread takes at least: 40 µs of work, as waking it takes
 _FEWEST_THREADS = 4
+_NOTHING = np.empty(0, np.float32)
 _NONE, _NO_HALF = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 
@@ -52,15 +54,14 @@ class _Source:
             wide, half = _NONE, flat.view(torch.int16).numpy()
         else:
             wide, half = flat.numpy(), _NO_HALF
-        signs = lines.signs if len(lines.signs) else torch.empty(self.channels)
         self.state = np.zeros(1, np.int64)
         self.first = (
             wide,
             half,
             self.planes,
             self.positions,
-            _flat(lines.divisor),
-            _flat(signs),
+            _flat(lines.divisor) if len(lines.divisor) else _NOTHING,
+            _flat(lines.signs) if len(lines.signs) else _unread(self.channels),
             lines.block,
         )
         self.tiles = self.batch * -(-self.positions // loops.TILE)
@@ -69,6 +70,12 @@ class _Source:
     @property
     def finite(self) -> bool:
         return not self.state[0]
+
+
+@cache
+def _unread(channels: int) -> Array:
+    """Returns what stands for signs where nothing is rotated: only its length is read."""
+    return np.empty(channels, np.float32)
 
 
 def _frame(lines: Lines, border: Border) -> tuple[tuple[int, ...], loops.Places]:

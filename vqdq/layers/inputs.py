@@ -149,11 +149,11 @@ class LayerInput:
             return layer.unrounded(inputs)
         if inputs.ndim == (3 if is_map else 1):  # no batch
             return self._output(layer, inputs[None])[0]
-        bias = layer.bias
-        learns = inputs.requires_grad or (bias is not None and bias.requires_grad)
-        if learns and torch.is_grad_enabled():
-            made = _StraightThrough.apply(self, layer, inputs, bias)
-            return cast(torch.Tensor, made)
+        if torch.is_grad_enabled():
+            bias = layer.bias
+            if inputs.requires_grad or (bias is not None and bias.requires_grad):
+                made = _StraightThrough.apply(self, layer, inputs, bias)
+                return cast(torch.Tensor, made)
         return self.convolution(layer, inputs) if is_map else self.linear(layer, inputs)
 
     def linear(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
