@@ -329,3 +329,22 @@ def test_where_onednn_overflows_torch_multiplies(monkeypatch: pytest.MonkeyPatch
             assert how(layer, layer.input).reason == "nothing is exact"
         assert torch.allclose(conv(maps), known[0], atol=1e-5)
         assert torch.allclose(linear(rows), known[1], atol=1e-5)
+
+
+def test_autocast_changes_neither_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(2, 6, 32, generator=generator)
+    dense = nn.Linear(32, 24)
+    matrix, _ = weight_matrix(dense)
+    layer = pack(dense, codecs.create("int8").encode(matrix))
+    site = Site(channels=32, positions=6)
+    given_input = LayerInput(activations.create("dynamic"), site, NoiseLevel(), where="layer")
+    layer.quantize_input_(given_input, {})
+    with torch.no_grad():
+        for simulated in (False, True):
+            if simulated:
+                monkeypatch.setattr(execution, "step", no_step)
+                given_input.release()
+            plain = layer(inputs)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert torch.equal(layer(inputs), plain), simulated

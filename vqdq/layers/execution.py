@@ -225,7 +225,8 @@ def linear(
 ) -> torch.Tensor:
     """Returns the output [batch, positions, out] of float32 rows [batch, positions, in]."""
     known = dequantize(quantize(rows, grid), grid)
-    return functional.linear(known, weight, None if bias is None else bias.float())
+    with torch.autocast(known.device.type, enabled=False):  # integers are not cast either
+        return functional.linear(known, weight, None if bias is None else bias.float())
 
 
 def convolution(weight: torch.Tensor, layer: Any, maps: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -233,4 +234,5 @@ def convolution(weight: torch.Tensor, layer: Any, maps: torch.Tensor, grid: Grid
     rows = maps.flatten(2).transpose(1, 2)
     known = dequantize(quantize(rows, grid), grid).transpose(1, 2).reshape(maps.shape)
     bias = None if layer.bias is None else layer.bias.float()
-    return nn.Conv2d._conv_forward(layer, known, weight, bias)  # pyright: ignore[reportPrivateUsage]
+    with torch.autocast(known.device.type, enabled=False):
+        return nn.Conv2d._conv_forward(layer, known, weight, bias)  # pyright: ignore[reportPrivateUsage]
