@@ -40,13 +40,7 @@ _ASKED = (
     "rotated",
     "smoothed and rotated",
 )
-_DRAWN_SCORES = (
-    ("linear", 6),
-    ("linear", 4),
-    ("log, base fitted, sums kept, start apart", 6),
-    ("log, base fitted, sums kept, start apart", 4),
-    ("log 2, start apart, as published", 4),
-)
+_DRAWN_SCORES = (("linear", 6), ("linear", 4))
 _PLAIN = {"keep_sums": False}
 _SCORES: dict[str, dict[str, Any]] = {
     "linear": {"scores": "linear", "start_apart": False, **_PLAIN},
@@ -133,9 +127,9 @@ VARIANTS: tuple[ActivationVariant, ...] = (
     *_rows("W4", 6, drawn=("per tensor", "DGQ, 8 groups")),
     *_rows("W3", 8, *_ASKED, drawn=("per token, per picture",)),
     *_rows("W4 round-to-nearest", 8, "per tensor", "per token, per picture", drawn=("per tensor",)),
+    *_rows("W4", 8, *_ASKED),
+    *_scores(8),
     *_scores(6),
     *_scores(4),
-    *_scores(8),
     *_rows("W16", 4, "per tensor", "DGQ, 8 groups", "DGQ, 16 groups", "per token, per pixel"),
-    *_rows("W4", 8, *_ASKED),
 )
