@@ -162,7 +162,7 @@ def test_a_full_result_says_what_fine_tuning_did(place, capsys, monkeypatch, tmp
     made = {
         "output": "out", "measured_bytes": 8, "reference_bytes": 16, "bits_per_weight": 3.0,
         "calibrated": True, "learnt": {"before_db": 30.04, "after_db": 32.16, "steps": 40},
-        "seconds": 1.0, "peak_memory_bytes": 1,
+        "seconds": 1.0, "peak_memory_bytes": 1, "arithmetic": None,
     }  # fmt: skip
     monkeypatch.setattr(compress, "execute", lambda *_, **__: made)
     words = asked(place, "compress", "--output", tmp_path / "out")
