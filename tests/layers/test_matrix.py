@@ -92,3 +92,12 @@ def test_only_plain_layers_count() -> None:
     assert kind_of(nn.GroupNorm(1, 2)) is None
     with pytest.raises(UserError, match="GroupNorm"):
         weight_matrix(nn.GroupNorm(1, 2))
+
+
+@pytest.mark.parametrize("kernel", [1, (1, 3), 3])
+def test_a_weight_comes_back_with_the_strides_of_a_new_one(kernel: int | tuple[int, int]) -> None:
+    conv = nn.Conv2d(6, 4, kernel)
+    matrix, _ = weight_matrix(conv)
+    found = from_matrix(matrix.clone(), conv)
+    assert torch.equal(found, conv.weight)
+    assert found.stride() == conv.weight.stride()  # others are taken for channels last

@@ -65,6 +65,8 @@ def from_matrix(matrix: torch.Tensor, module: nn.Module) -> torch.Tensor:
     if not isinstance(module, nn.Conv2d):
         return matrix
     height, width = module.kernel_size
+    if height * width == 1:  # turned axes of size 1 look like channels last, and inputs are copied
+        return matrix.reshape(module.out_channels, -1, 1, 1)
     folded = matrix.reshape(module.out_channels, height, width, -1)
     return folded.permute(0, 3, 1, 2).contiguous()  # [out, channels, kh, kw]
 
