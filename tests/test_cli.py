@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import tiny
 from vqdq.cli import main
+from vqdq.cli.terminal import bar, duration, size
 from vqdq.jobs import compress
 from vqdq.progress import Event
-from vqdq.terminal import bar, duration, size
 
 RULE = {"pattern": "*attn2*", "method": "uniform", "params": {"bits": 4}}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -8,9 +8,8 @@ import json
 import pytest
 
 from tests.models import tiny
-from vqdq import flags
 from vqdq.calibration import CalibrationParams
-from vqdq.cli import main
+from vqdq.cli import flags, main
 from vqdq.jobs import compress
 from vqdq.jobs.plan import concrete
 from vqdq.jobs.results import PlanResult

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vqdq import command_inputs
 from vqdq.calibration import CalibrationParams, FinetuneParams
-from vqdq.command_checks import asking, check_models, in_a_folder, new_path
+from vqdq.cli import inputs as input_words
+from vqdq.cli.checks import asking, check_models, in_a_folder, new_path
+from vqdq.cli.terminal import Output, duration, size, table
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, compress, costs, inputs
 from vqdq.jobs import plan as planning
@@ -20,7 +21,6 @@ from vqdq.jobs.results import CompressResult, PlanResult
 from vqdq.jobs.run import read_json, write_json
 from vqdq.jobs.variants import require_calibration, variant
 from vqdq.params import describe
-from vqdq.terminal import Output, duration, size, table
 
 if TYPE_CHECKING:
     from vqdq.recipe import Plan, Recipe
@@ -49,7 +49,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
             "bits_per_weight": item.bits_per_weight,
             "bytes": item.storage.total_bytes,
             "sensitivity": None if shares is None else shares[item.layer.name],
-            **command_inputs.of_layer(item),
+            **input_words.of_layer(item),
         }
         for item in ready.layers
     ]
@@ -82,7 +82,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         f"  {size(ready.predicted_bytes)} instead of {size(ready.reference_bytes)}"
         f" ({ready.predicted_bytes:,} bytes)",
         f"  {values['calibration']}",
-        *command_inputs.of_plan(ready),
+        *input_words.of_plan(ready),
         "  about "
         + ", ".join(f"{duration(value)} to {_VERBS.get(k, k)}" for k, value in seconds.items())
         + " (estimated)",
@@ -182,7 +182,7 @@ def _resolved(options: argparse.Namespace, output: Output) -> tuple[Plan, PlanRe
     from vqdq.models import compressor, pipelines, sources
 
     with asking():
-        recipe = command_inputs.applied(
+        recipe = input_words.applied(
             options, _asked_recipe(options, compressor.as_recipe(options.recipe))
         )
         sources.locate(options.model)
@@ -190,10 +190,10 @@ def _resolved(options: argparse.Namespace, output: Output) -> tuple[Plan, PlanRe
     with asking():
         ready = compressor.plan(options.model, recipe)
         require_calibration(ready)
-        command_inputs.check_fragile(options, ready)
+        input_words.check_fragile(options, ready)
         request = _target(options, recipe)
     if options.keep_fragile is not None:
-        recipe = command_inputs.protected(options, recipe, output)
+        recipe = input_words.protected(options, recipe, output)
         ready = compressor.plan(options.model, recipe)
         request = _target(options, recipe)
     if request is None:
@@ -270,7 +270,7 @@ def _layer_table(ready: Plan, shares: Mapping[str, float | None] | None) -> list
             item.method or "16-bit",
             f"{item.bits_per_weight:.3f}",
             size(item.storage.total_bytes),
-            *((command_inputs.in_a_word(item),) if ready.activated else ()),
+            *((input_words.in_a_word(item),) if ready.activated else ()),
         )
         part = "" if share is None else f"{100 * share:.2f} %"
         cells.append(row if shares is None else (*row, part))

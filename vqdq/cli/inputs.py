@@ -12,8 +12,8 @@ from vqdq.jobs import arithmetic, inputs
 from vqdq.jobs.variants import plain, variant
 
 if TYPE_CHECKING:
+    from vqdq.cli.terminal import Output
     from vqdq.recipe import Plan, PlannedLayer, Recipe
-    from vqdq.terminal import Output
 
 OFF = "off"
 

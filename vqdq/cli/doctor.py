@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 
+from vqdq.cli.terminal import Output, duration, size
 from vqdq.errors import UserError
 from vqdq.jobs import run as runs
-from vqdq.terminal import Output, duration, size
 
 
 def run(options: argparse.Namespace, output: Output) -> int:

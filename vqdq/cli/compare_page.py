@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vqdq.cli.terminal import duration, size
 from vqdq.jobs import arithmetic
 from vqdq.jobs.results import CompareResult
-from vqdq.terminal import duration, size
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#f7f8fa;--text:#14181f;--muted:#566070;--line:#d9dee6}

@@ -1,28 +1,20 @@
-"""The command line: the same jobs as the page's, for people and for programs (`--json`).
+"""The words of the command line: every command with its flags, told in one place.
 
-Exit codes: 0 done; 2 when nothing was started, because a word, a value, the recipe, the model's
-name or the output is wrong; 1 when the work was started and failed (a damaged checkpoint, a
-full disk); 130 after Ctrl-C. Only light modules are imported before a command runs, so that
-help is immediate.
+Light: `vqdq --help` answers at once, because nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
-from vqdq import flags
+import vqdq.cli.flags as flags
 from vqdq.calibration import CalibrationParams
-from vqdq.errors import UserError
-from vqdq.params import nearest
-from vqdq.terminal import HumanOutput, JsonOutput, WrongUse
+from vqdq.cli.terminal import WrongUse
 
-# Before a hub library reads them: nothing is told to anybody.
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ["DO_NOT_TRACK"] = "1"
+COMMANDS = (
+    "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "verify",
+)  # fmt: skip
 
 EXAMPLES = """examples:
   vqdq plan demo --recipe trellis-3bit
@@ -97,46 +89,3 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", "Check a compressed folder: checksums, sizes, every weight.")
     verify.add_argument("folder", metavar="DIR")
     return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of a command; see the module."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    output = JsonOutput() if "--json" in words else HumanOutput()
-    try:
-        _refuse_unknown_command(words)
-        parser = build_parser()
-        options = parser.parse_args(words)
-        if options.version:
-            from importlib import metadata
-
-            print(f"vqdq {metadata.version('vqdq')}")
-            return 0
-        if options.command is None:
-            parser.print_help()
-            return 2
-        from vqdq import commands
-
-        return commands.run(options, output)
-    except WrongUse as error:
-        output.fault(error)
-        return 2
-    except UserError as error:
-        output.fault(error)
-        return 1
-    except KeyboardInterrupt as stop:
-        output.fault(UserError("stopped.", remedy=str(stop) or "Nothing half-written was left."))
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _refuse_unknown_command(words: Sequence[str]) -> None:
-    known = (
-        "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "verify",
-    )  # fmt: skip
-    if words and not words[0].startswith("-") and words[0] not in known:
-        raise WrongUse(
-            f'unknown command "{words[0]}".', remedy=f"{nearest(words[0], known, 'command')}"
-        )

@@ -6,8 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vqdq.cli.terminal import WrongUse
 from vqdq.errors import UserError
-from vqdq.terminal import WrongUse
 
 
 @contextmanager
