@@ -113,14 +113,14 @@ def test_cancel_leaves_no_half_picture(place, cache, tmp_path):
 def test_inspect_records_both_models(place, cache, tmp_path):
     asked = InspectRequest(
         model=str(place / "tiny"),
-        variant=str(place / "small"),
+        variants=(str(place / "small"),),
         prompt="a red circle",
         steps=2,
         layer=LAYER,
         step=1,
     )
     result = inspect.execute(asked, tmp_path, cache=cache)
-    for found in (result["reference"], result["variant"]):
+    for found in (result["reference"], *result["variants"]):
         record = capture.ActivationRecord.load(tmp_path / found["activations"])
         assert record.layer(LAYER, 1).halves == ("uncond", "cond")
         assert len(record.timesteps) == 2

@@ -26,13 +26,13 @@ from vqdq.ui.look import Look
 PROMPT = "red circle on blue"
 CONV = "down_blocks.1.resnets.0.conv1"
 TEXT = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-INSIDE = Session(inside=True)
+INSIDE = Session().entering("inspect")
 
 
 def _request(**changes) -> InspectRequest:
     given = {
         "model": "demo",
-        "variant": "small",
+        "variants": ("small",),
         "prompt": PROMPT,
         "steps": 3,
         "layer": CONV,
@@ -65,7 +65,7 @@ def _capture(folder: Path, role: str, seed: int, *, attention: bool = True) -> d
 
 def _done(workspace: Workspace, *, variant: bool = True, attention: bool = True) -> str:
     """Returns the id of a finished capture with real records of a toy model."""
-    workspace.submit(_request(variant="small" if variant else None))
+    workspace.submit(_request(variants=("small",) if variant else ()))
     run = workspace.take()
     assert run is not None
     result = {
@@ -75,7 +75,7 @@ def _done(workspace: Workspace, *, variant: bool = True, attention: bool = True)
         "steps": 3,
         "seconds": 1.5,
         "reference": _capture(run.folder, "reference", 0, attention=attention),
-        "variant": _capture(run.folder, "small", 1, attention=attention) if variant else None,
+        "variants": [_capture(run.folder, "small", 1, attention=attention)] if variant else [],
     }
     workspace.finish(run.id, "done", result=result)
     return run.id
@@ -96,7 +96,7 @@ def desk(workspace) -> Desk:
 def _parts(desk: Desk, session: Session = INSIDE) -> dict[str, str]:
     """What the regions of the tab show, by their names."""
     with gr.Blocks(analytics_enabled=False), gr.Tab("Inspect") as tab:
-        regions, _ = inspect.build(desk, gr.State(session), tab)
+        regions = inspect.build(desk, gr.State(session), tab).regions
     found = {region.name: region.render(session)[1] for region in regions}
     assert len(follow(regions, session)) == len(regions) + 1
     return found
@@ -116,13 +116,13 @@ def test_running_failed_and_cancelled_captures_say_so(desk, workspace):
     assert "step 2 of 3" in inspect.status_html(desk, INSIDE)
     error = {"what": "the disk is full.", "where": "runs", "remedy": "Free some space."}
     workspace.finish(run.id, "failed", error=error)
-    shown = inspect.status_html(desk, INSIDE.showing(inspect_run=run.id))
+    shown = inspect.status_html(desk, INSIDE.showing(inspect=run.id))
     assert "The disk is full." in shown
     assert "Free some space." in shown
     assert 'data-act="resume"' in shown
     workspace.resume(run.id)
     workspace.cancel(run.id)
-    shown = inspect.status_html(desk, INSIDE.showing(inspect_run=run.id))
+    shown = inspect.status_html(desk, INSIDE.showing(inspect=run.id))
     assert "Stopped before it was done" in shown
 
 
@@ -182,12 +182,12 @@ def test_another_layer_shows_at_once_or_offers_to_record_it(desk, workspace):
     missing = inspection.layer(capture, Look(layer=TEXT, step=0))
     assert "Not recorded here" in missing
     assert 'data-act="record"' in missing
-    session = INSIDE.showing(inspect_run=run, look=Look(layer=TEXT, step=0))
+    session = INSIDE.showing(inspect=run).looking(Look(layer=TEXT, step=0))
     after, fault = inspect.again(desk, session)
     assert fault == ""
-    made = workspace.run(after.inspect_run).request
+    made = workspace.run(after.run("inspect")).request
     assert isinstance(made, InspectRequest)
-    assert (made.layer, made.step, made.prompt, made.variant) == (TEXT, 0, PROMPT, "small")
+    assert (made.layer, made.step, made.prompt, made.variants) == (TEXT, 0, PROMPT, ("small",))
 
 
 def test_without_variant_or_attention_it_shows_what_there_is(workspace):
@@ -208,7 +208,7 @@ def test_captures_open_again_after_a_restart(desk, workspace):
     desk = Desk(again, "demo")
     cards = _parts(desk)["inspect earlier"]
     assert cards.index(second) < cards.index(first)
-    shown = _parts(desk, INSIDE.showing(inspect_run=first))
+    shown = _parts(desk, INSIDE.showing(inspect=first))
     assert "FP16:" in shown["inspect status"]
     assert "moved" not in shown["inspect words"]
     again.close()
@@ -250,7 +250,7 @@ def test_words_of_strangers_stay_text(workspace, desk):
     _done(workspace)
     run = workspace.runs("inspect")[0]
     result = dict(run.result or {})
-    result["variant"] = {**result["variant"], "label": "<img src=x>"}
+    result["variants"] = [{**result["variants"][0], "label": "<img src=x>"}]
     workspace.submit(_request(prompt="<script>x</script>"))
     taken = workspace.take()
     for name in run.folder.iterdir():

@@ -204,7 +204,7 @@ def test_keys_move_the_divider_flip_and_open_tabs_and_help(tab, studio) -> None:
     assert stage.get_attribute("data-flipped") == "true"
     tab.keyboard.press("ArrowLeft")
     assert stage.get_attribute("data-mode") == "slider"
-    tab.keyboard.press("4")
+    tab.keyboard.press("6")
     assert tab.get_by_role("tab", name="Runs").get_attribute("aria-selected") == "true"
     tab.keyboard.press("?")
     assert tab.locator("dialog.vq-help").is_visible()

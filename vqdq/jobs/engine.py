@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import vqdq.kernels
 from vqdq.errors import UserError
-from vqdq.jobs import compare, compress, generate, inspect, plan
-from vqdq.jobs.requests import (
-    CompareRequest,
-    CompressRequest,
-    GenerateRequest,
-    PlanRequest,
-    Request,
-)
+from vqdq.jobs.requests import Request
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.progress import Report
+
+_JOBS = {
+    "compress": "vqdq.jobs.compress",
+    "plan": "vqdq.jobs.plan",
+    "generate": "vqdq.jobs.generate",
+    "compare": "vqdq.jobs.compare",
+    "inspect": "vqdq.jobs.inspect",
+    "blame": "vqdq.jobs.blame",
+    "grid": "vqdq.jobs.grid",
+    "blind": "vqdq.jobs.pairs",
+}
+"""Kind of request -> the module whose `execute` does it; imported when first needed."""
 
 
 class Engine:
@@ -37,18 +43,8 @@ class Engine:
 
     def execute(self, request: Request, folder: Path, *, report: Report) -> Mapping[str, Any]:
         """Returns the result of a request; see `vqdq.jobs.results`."""
-        match request:
-            case CompressRequest():
-                found = compress.execute(request, folder, report=report, cache=self._cache)
-            case PlanRequest():
-                found = plan.execute(request, folder, report=report, cache=self._cache)
-            case GenerateRequest():
-                found = generate.execute(request, folder, report=report, cache=self._cache)
-            case CompareRequest():
-                found = compare.execute(request, folder, report=report, cache=self._cache)
-            case _:
-                found = inspect.execute(request, folder, report=report, cache=self._cache)
-        return cast(Mapping[str, Any], found)
+        job = importlib.import_module(_JOBS[request.kind])
+        return job.execute(request, folder, report=report, cache=self._cache)
 
     def idle(self) -> bool:
         """Returns True after one step of preparation: a model loaded, or the kernels compiled."""

@@ -32,10 +32,10 @@ def execute(
     reference = _inspect(
         request, cache.get(request.model, report=report), folder, "reference", report
     )
-    variant = None
-    if request.variant is not None:
-        warm = cache.get(request.variant, report=report)
-        variant = _inspect(request, warm, folder, "variant", report)
+    variants: list[InspectedModel] = []
+    for number, name in enumerate(request.variants, start=1):
+        warm = cache.get(name, report=report)
+        variants.append(_inspect(request, warm, folder, f"variant-{number}", report))
     return InspectResult(
         prompt=request.prompt,
         seed=request.seed,
@@ -44,7 +44,7 @@ def execute(
         steps=request.steps,
         guidance=request.guidance,
         reference=reference,
-        variant=variant,
+        variants=variants,
         seconds=time.perf_counter() - start,
     )
 
@@ -89,6 +89,8 @@ def _inspect(
         activations=f"{role}-activations.npz",
         attention=None,
         attention_reason=reason,
+        trajectory=None,
+        weights=None,
     )
     with disk_faults(folder):
         activations.result().save(folder / found["activations"])

@@ -69,7 +69,7 @@ def entries(folder: Path, done: Sequence[RunRecord]) -> tuple[ModelEntry, ...]:
             path=path,
             created=index.parent.stat().st_mtime,
             run_id=run.id if run is not None else None,
-            model=run.request.model if run is not None else facts.get("base_model"),
+            model=facts.get("base_model") if run is None else _model_of(run),
             recipe=facts.get("recipe"),
             title=recipe.get("title") or facts.get("recipe"),
             bits_per_weight=facts.get("bits_per_weight"),
@@ -78,6 +78,10 @@ def entries(folder: Path, done: Sequence[RunRecord]) -> tuple[ModelEntry, ...]:
         )
         found.append(entry)
     return tuple(sorted(found, key=lambda entry: (-entry.created, entry.name)))
+
+
+def _model_of(run: RunRecord) -> str | None:
+    return run.request.model if isinstance(run.request, CompressRequest) else None
 
 
 def locate(folder: Path, reference: str) -> str:

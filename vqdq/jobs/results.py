@@ -229,7 +229,14 @@ class CompareResult(TypedDict):
 
 
 class InspectedModel(TypedDict):
-    """Records of one model: `activations` and `attention` are `.npz` files of `vqdq.capture`."""
+    """Records of one model, as `.npz` files; None where there is nothing to record.
+
+    Attributes:
+        activations: `capture.ActivationRecord`; attention: `capture.AttentionRecord`, or None, and
+            `attention_reason` says why.
+        trajectory: `models.following.Following` against the reference; None for the reference.
+        weights: all layers' `capture.WeightRecord` against the reference; None for the reference.
+    """
 
     variant: str
     label: str
@@ -237,10 +244,12 @@ class InspectedModel(TypedDict):
     activations: str
     attention: str | None
     attention_reason: str | None
+    trajectory: str | None
+    weights: str | None
 
 
 class InspectResult(TypedDict):
-    """What was recorded of the reference and, if there is one, of the variant."""
+    """What was recorded of the reference and of each variant, in the asked order."""
 
     prompt: str
     seed: int
@@ -249,5 +258,5 @@ class InspectResult(TypedDict):
     steps: int
     guidance: float
     reference: InspectedModel
-    variant: InspectedModel | None
+    variants: list[InspectedModel]
     seconds: float

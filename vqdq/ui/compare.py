@@ -16,6 +16,7 @@ from vqdq.ui import comparison, header, settings, viewer
 from vqdq.ui.comparison import Comparison
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk, as_fault
 from vqdq.ui.live import PRIVATE, Region, Session, clicked, html, markup
+from vqdq.ui.look import CompareLook
 from vqdq.ui.wording import escape, file_url, moment, shorten
 
 FIRST_LOOK = ASSETS / "first-look"
@@ -70,12 +71,12 @@ def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
                 error.what, where=error.where, remedy=error.remedy, title="Not drawn"
             )
             return session, gr.skip(), panel
-        return session.showing(compare_run=run, chosen=0), number, ""
+        return session.showing(compare=run).looking(CompareLook()), number, ""
 
     def on_stage(session: Session, event: gr.EventData) -> Any:
         data = clicked(event)
         if data.get("act") == "variant":
-            return session.showing(chosen=int(data.get("index", 0)))
+            return session.looking(CompareLook(chosen=int(data.get("index", 0))))
         if data.get("act") == "cancel":
             desk.workspace.cancel(data["run"])
         elif data.get("act") == "resume":
@@ -84,7 +85,7 @@ def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
 
     def open_earlier(session: Session, event: gr.EventData) -> Any:
         run = clicked(event).get("run", "")
-        return session.showing(compare_run=run, chosen=0) if run else gr.skip()
+        return session.showing(compare=run).looking(CompareLook()) if run else gr.skip()
 
     words.click(example, prompt, prompt, **PRIVATE)
     wiring = {
@@ -139,9 +140,9 @@ def submit(
 
 def shown_run(desk: Desk, session: Session) -> RunRecord | None:
     """Returns the comparison on display: the chosen one, else the newest that is active or done."""
-    if session.compare_run:
+    if session.run("compare"):
         try:
-            return desk.workspace.run(session.compare_run)
+            return desk.workspace.run(session.run("compare"))
         except UserError:
             pass  # it was deleted: show the newest instead
     states = ("queued", "running", "done")
@@ -169,7 +170,7 @@ def stage_html(desk: Desk, session: Session) -> str:
         preview = f"{file_url(run.preview)}?{run.done}" if run.preview else None
         return viewer.loading(header.progress(run), preview)
     if run.state == "done":
-        shown = comparison.light_table(comparison.of_run(run), session.chosen)
+        shown = comparison.light_table(comparison.of_run(run), session.look(CompareLook).chosen)
         return f'<div data-shown-run="{escape(run.id)}">{shown}</div>'
     fault = as_fault(run.error)
     again = (
@@ -192,7 +193,7 @@ def numbers_html(desk: Desk, session: Session) -> str:
     """Returns the numbers beside the light table."""
     run = shown_run(desk, session)
     if run is not None and run.state == "done":
-        return comparison.numbers(comparison.of_run(run), session.chosen)
+        return comparison.numbers(comparison.of_run(run), session.look(CompareLook).chosen)
     found = comparison.first_look(FIRST_LOOK) if run is None and desk.is_demo else None
     return comparison.blank_numbers() if found is None else comparison.numbers(found)
 

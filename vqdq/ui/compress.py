@@ -100,7 +100,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
                 error.what, where=error.where, remedy=error.remedy, title="Not started"
             )
             return session, panel
-        return session.showing(compress_run=run), ""
+        return session.showing(compress=run), ""
 
     def restore(query: Mapping[str, str], *values: Any) -> list[Any]:
         """The settings that the page's address names, and what follows from them."""
@@ -267,7 +267,7 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
     store = desk.workspace
     newest = [*store.runs("compress", limit=20), *store.runs("plan", limit=20)]
     newest.sort(key=lambda run: run.created, reverse=True)
-    chosen = next((run for run in newest if run.id == session.compress_run), None)
+    chosen = next((run for run in newest if run.id == session.run("compress")), None)
     run = chosen or next(iter(newest), None)
     return None if run is None or run.id == session.dismissed else run
 

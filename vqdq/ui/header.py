@@ -211,7 +211,7 @@ def fault(
 HELP = (
     '<dialog class="vq-help" aria-labelledby="vq-help-title"><h2 id="vq-help-title">Keys'
     " and first steps</h2>"
-    "<dl><dt><kbd>1</kbd> – <kbd>4</kbd></dt><dd>Open a tab</dd>"
+    "<dl><dt><kbd>1</kbd> – <kbd>6</kbd></dt><dd>Open a tab</dd>"
     "<dt><kbd>←</kbd> <kbd>→</kbd></dt><dd>Move the divider between the pictures</dd>"
     "<dt><kbd>Space</kbd></dt><dd>Flip between the two pictures</dd>"
     "<dt><kbd>Esc</kbd></dt><dd>Close this window</dd><dt><kbd>?</kbd></dt><dd>Open it</dd></dl>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -16,9 +16,9 @@ from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.jobs.requests import InspectRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.ui import header, settings
+from vqdq.ui import blame, header, settings
 from vqdq.ui.desk import Desk, as_fault
-from vqdq.ui.live import Region, Session, clicked, html, markup
+from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
 from vqdq.ui.look import HALVES, QUANTITIES, Look
 from vqdq.ui.wording import escape, moment, shorten
 
@@ -28,17 +28,8 @@ PREFERRED = ("attn2.to_out.0", "attn2.to_q", "attn2.to_k")
 """The layer offered first is the middle one of the first kind here that the model has."""
 
 
-class Wire(NamedTuple):
-    """An event of this tab, for page.py to connect; afterwards it brings the regions up to date."""
-
-    trigger: Any
-    function: Any
-    inputs: list[Any]
-    outputs: list[Any]
-
-
-def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[list[Region], list[Wire]]:
-    """Returns the regions that follow the store, and the events; both for page.py to connect."""
+def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
+    """Returns the regions that follow the store, and the events."""
     names = layer_names(desk)
     with gr.Column(elem_classes=["vq-inspect"]):
         with gr.Row(elem_classes=["vq-ask"]):
@@ -106,10 +97,10 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[list[Region], lis
             return state, header.fault(
                 error.what, where=error.where, remedy=error.remedy, title="Not recorded"
             )
-        return state.showing(inspect_run=run, look=Look(half=state.look.half)), ""
+        return state.showing(inspect=run).looking(Look(half=state.look(Look).half)), ""
 
     def move(state: Session, name: str | None, at: float) -> Session:
-        return state.showing(look=replace(state.look, layer=name or "", step=int(at) - 1))
+        return state.looking(replace(state.look(Look), layer=name or "", step=int(at) - 1))
 
     def act(state: Session, event: gr.EventData) -> tuple[Session, str]:
         data = clicked(event)
@@ -123,9 +114,9 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[list[Region], lis
                 desk.workspace.cancel(data["run"])
                 return state, ""
             case "open":
-                return state.showing(inspect_run=data.get("run", ""), look=Look()), ""
+                return state.showing(inspect=data.get("run", "")).looking(Look()), ""
             case _:
-                return state.showing(look=looked(state.look, data)), ""
+                return state.looking(looked(state.look(Look), data)), ""
 
     wires = [
         Wire(start.click, begin, [session, *inputs], [session, fault]),
@@ -151,7 +142,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[list[Region], lis
         ),
         Region("inspect earlier", earlier, markup(lambda s: _earlier(desk, s))),
     ]
-    return regions, wires
+    return Part(regions=regions, wires=wires) + blame.build(desk, session)
 
 
 def submit(
@@ -170,7 +161,7 @@ def submit(
         )
     request = InspectRequest(
         model=desk.model,
-        variant=variant or None,
+        variants=(variant,) if variant else (),
         prompt=prompt,
         seed=settings.whole(seed, "seed"),
         steps=STEPS,
@@ -186,13 +177,14 @@ def again(desk: Desk, state: Session) -> tuple[Session, str]:
     run = shown_run(desk, state)
     if run is None or not isinstance(run.request, InspectRequest):
         return state, ""
-    layer = state.look.layer or run.request.layer
-    step = run.request.step if state.look.step < 0 else min(state.look.step, run.request.steps - 1)
+    look = state.look(Look)
+    layer = look.layer or run.request.layer
+    step = run.request.step if look.step < 0 else min(look.step, run.request.steps - 1)
     try:
         made = desk.workspace.submit(replace(run.request, layer=layer, step=step))
     except UserError as error:
         return state, header.fault(error.what, where=error.where, remedy=error.remedy)
-    return state.showing(inspect_run=made), ""
+    return state.showing(inspect=made), ""
 
 
 def looked(look: Look, data: dict[str, str]) -> Look:
@@ -232,9 +224,9 @@ def first_layer(names: tuple[str, ...]) -> str | None:
 
 def shown_run(desk: Desk, session: Session) -> RunRecord | None:
     """Returns the capture on display: the chosen one, else the newest."""
-    if session.inspect_run:
+    if session.run("inspect"):
         try:
-            return desk.workspace.run(session.inspect_run)
+            return desk.workspace.run(session.run("inspect"))
         except UserError:
             pass  # it was deleted: show the newest instead
     runs = desk.workspace.runs("inspect", 20)
@@ -254,7 +246,7 @@ def status_html(desk: Desk, session: Session) -> str:
     if run.state in ("queued", "running"):
         return header.progress(run)
     if run.state == "done":
-        if not session.inside:
+        if "inspect" not in session.opened:
             return ""
         from vqdq.ui import inspection
 
@@ -275,24 +267,24 @@ def status_html(desk: Desk, session: Session) -> str:
 
 
 def _enter(state: Session) -> Session:
-    return state.showing(inside=True)
+    return state.entering("inspect")
 
 
 def _part(desk: Desk, name: str) -> Callable[[Session], tuple[str, str]]:
     """The render function of one part; the parts keep their drawings, so asking again is cheap."""
 
     def render(session: Session) -> tuple[str, str]:
-        run = shown_run(desk, session) if session.inside else None
+        run = shown_run(desk, session) if "inspect" in session.opened else None
         if run is None or run.state != "done":
             return "", ""
         from vqdq.ui import inspection  # heavy: matplotlib; not needed before this tab is opened
 
         draw = getattr(inspection, name)
         try:
-            shown = draw(inspection.of_run(run), session.look)
+            shown = draw(inspection.of_run(run), session.look(Look))
         except UserError:
             return "", ""  # the status line says what is wrong with the files
-        return f"{run.id} {session.look}", shown
+        return f"{run.id} {session.look(Look)}", shown
 
     return render
 
@@ -326,7 +318,7 @@ def _earlier(desk: Desk, session: Session) -> str:
         request = run.request
         assert isinstance(request, InspectRequest)
         on = str(shown is not None and shown.id == run.id).lower()
-        beside = escape(request.variant or "FP16 only")
+        beside = escape(", ".join(request.variants) or "FP16 only")
         cards.append(
             f'<button type="button" class="vq-card" data-act="open" data-run="{escape(run.id)}"'
             f' aria-pressed="{on}"><span>{escape(shorten(request.prompt, 64))}</span>'

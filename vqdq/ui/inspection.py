@@ -71,7 +71,7 @@ def open_capture(folder: Path, stamp: float) -> Capture:
     result = read_json(folder / "result.json")
     if result is None:
         raise UserError("The result is missing.", where=str(folder), remedy="Record again.")
-    parts = [result["reference"], *([result["variant"]] if result.get("variant") else [])]
+    parts = [result["reference"], *result.get("variants", ())]
     sides: list[Side] = []
     for index, part in enumerate(parts):
         try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import gradio as gr
 
-from vqdq.ui.look import Look
+L = TypeVar("L")
 
 PRIVATE: Final[dict[str, Any]] = {
     "show_progress": "hidden",
@@ -42,26 +42,47 @@ class Session:
     """What one open page shows; everything else is in the store.
 
     Attributes:
-        compress_run, compare_run, inspect_run: runs on display; "" is the newest.
-        inside: True once the Inspect tab was opened; its figures are not drawn before.
-        look: what is looked at in the recording on display.
+        runs: kind of run -> the one on display; where there is none, the newest is shown.
         dismissed: a stopped run that a person has put away.
-        chosen: index of the variant on the light table.
+        opened: ids of the tabs that were opened; what is costly to draw waits for that.
+        looks: what is looked at, a frozen dataclass of each tab's own by its type.
         sent: signature of what each region last received.
     """
 
-    compress_run: str = ""
-    compare_run: str = ""
+    runs: Mapping[str, str] = field(default_factory=dict[str, str])
     dismissed: str = ""
-    chosen: int = 0
-    inspect_run: str = ""
-    inside: bool = False
-    look: Look = field(default_factory=Look)
+    opened: frozenset[str] = frozenset()
+    looks: Mapping[type, object] = field(default_factory=dict[type, object])
     sent: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def showing(self, **changes: Any) -> Session:
-        """Returns the session with other things on display."""
-        return replace(self, **changes)
+    def showing(self, **runs: str) -> Session:
+        """Returns the session with other runs on display, by kind."""
+        return replace(self, runs={**self.runs, **runs})
+
+    def run(self, kind: str) -> str:
+        """Returns the id of the run of that kind on display; "" for the newest."""
+        return self.runs.get(kind, "")
+
+    def dismissing(self, run: str) -> Session:
+        """Returns the session with that stopped run put away; "" brings it back."""
+        return replace(self, dismissed=run)
+
+    def entering(self, tab: str) -> Session:
+        """Returns the session after a tab was opened."""
+        return replace(self, opened=self.opened | {tab})
+
+    def look(self, kind: type[L]) -> L:
+        """Returns what a tab looks at; `kind()` until a person chose something."""
+        found = self.looks.get(kind)
+        return found if isinstance(found, kind) else kind()
+
+    def looking(self, *looks: object) -> Session:
+        """Returns the session with other looks, each in the place of its type."""
+        return replace(self, looks={**self.looks, **{type(look): look for look in looks}})
+
+    def fresh(self) -> Session:
+        """Returns the session as a page has it that just opened: nothing was sent to it yet."""
+        return replace(self, sent={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,38 @@ class Region:
     name: str
     component: Any
     render: Callable[[Session], tuple[str, Any]]
+
+
+class Wire(NamedTuple):
+    """An event of a tab, for page.py to connect; afterwards it brings the regions up to date."""
+
+    trigger: Any
+    function: Any
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What a tab, or a part of one, gives to the page.
+
+    Attributes:
+        regions: follow the store.
+        wires: events that change the session.
+        doors: components whose `data-act` clicks are the page's own (`page.ACTS`): "open" shows a
+            run in its tab, "cancel", "resume", "delete" and "reveal" act on it.
+    """
+
+    regions: list[Region] = field(default_factory=list[Region])
+    wires: list[Wire] = field(default_factory=list[Wire])
+    doors: list[Any] = field(default_factory=list[Any])
+
+    def __add__(self, other: Part) -> Part:
+        return Part(
+            regions=[*self.regions, *other.regions],
+            wires=[*self.wires, *other.wires],
+            doors=[*self.doors, *other.doors],
+        )
 
 
 def markup(render: Callable[[Session], str]) -> Callable[[Session], tuple[str, Any]]:

@@ -14,6 +14,13 @@ HALVES = (("cond", "With the prompt"), ("uncond", "Without it"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CompareLook:
+    """What a person looks at in a comparison; chosen: index of the variant on the light table."""
+
+    chosen: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
     """What a person looks at in a capture; a choice that is empty follows the capture.
 

@@ -14,16 +14,26 @@ import gradio as gr
 
 from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
-from vqdq.ui import api, compare, compress, header, inspect, runs, theme
+from vqdq.ui import api, blind, compare, compress, grid, header, inspect, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
-from vqdq.ui.look import Look
+from vqdq.ui.look import CompareLook, Look
 from vqdq.ui.wording import escape, shorten
 
 TICK_SECONDS = 0.7
-TABS = ("compress", "compare", "inspect", "runs")
-HOMES = {"compress": "compress", "plan": "compress", "compare": "compare", "inspect": "inspect"}
-"""The tab that shows a kind of run."""
+TABS = ("compress", "compare", "inspect", "blind", "grid", "runs")
+HOMES = {
+    "compress": "compress",
+    "plan": "compress",
+    "compare": "compare",
+    "inspect": "inspect",
+    "blame": "inspect",
+    "blind": "blind",
+    "grid": "grid",
+}
+"""The tab that shows a kind of run; the others are shown in the history."""
+LOOKS = {"compare": CompareLook, "inspect": Look}
+"""What is looked at begins anew when another run of the kind is opened."""
 
 
 def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.Blocks:
@@ -43,9 +53,13 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             with gr.Tab("Compare", id="compare", render_children=True):
                 compare_regions, drawn = compare.build(desk)
             with gr.Tab("Inspect", id="inspect", render_children=True) as inside:
-                inspect_regions, wires = inspect.build(desk, session, inside)
-            with gr.Tab("Runs", id="runs", render_children=True):
-                history_regions, history = runs.build(desk)
+                parts = inspect.build(desk, session, inside)
+            with gr.Tab("Blind", id="blind", render_children=True) as apart:
+                parts += blind.build(desk, session, apart)
+            with gr.Tab("Grid", id="grid", render_children=True) as wide:
+                parts += grid.build(desk, session, wide)
+            with gr.Tab("Runs", id="runs", render_children=True) as past:
+                parts += runs.build(desk, session, past)
         html(header.HELP, "vq-help")
         clock = gr.Timer(TICK_SECONDS)
         api.build(desk)
@@ -55,8 +69,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             Region("first look", first, markup(lambda _: _first(desk))),
             *compress_regions,
             *compare_regions,
-            *inspect_regions,
-            *history_regions,
+            *parts.regions,
         ]
         targets = [region.component for region in regions]
 
@@ -73,10 +86,11 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             asked = {key: str(value)[:4000] for key, value in request.query_params.items()}
             state = _opened(desk, state, asked.get("run", ""))
             tab = asked.get("tab", "")
-            state = state.showing(inside=state.inside or tab == "inspect")
-            chosen = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
+            chosen = gr.skip()
+            if tab in TABS:
+                state, chosen = state.entering(tab), gr.Tabs(selected=tab)
             card = _identity(desk)
-            fresh = follow(regions, Session(**_shown(state)))
+            fresh = follow(regions, state.fresh())
             return [card, chosen, *restore(asked, *values), *fresh]
 
         outputs = [identity, tabs, *settings, *targets, session]
@@ -96,12 +110,12 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         def act(state: Session, event: gr.EventData, *asked: Any) -> list[Any]:
             return _act(desk, state, clicked(event), asked)
 
-        for component in (pill, made["status"], drawn["first_model"], history):
+        for component in (pill, made["status"], drawn["first_model"], *parts.doors):
             outputs = [session, tabs, drawn["chosen"]]
             then_refresh(component.click(act, [session, *drawn["asked"]], outputs, **ACTION))
         for component, function in (drawn["stage"], drawn["gallery"]):
             then_refresh(component.click(function, session, session, **ACTION))
-        for wire in wires:
+        for wire in parts.wires:
             then_refresh(wire.trigger(wire.function, wire.inputs, wire.outputs, **ACTION))
     return page
 
@@ -190,32 +204,28 @@ def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...
                 desk.workspace.cancel(run)
             case "resume":
                 desk.workspace.resume(run)
-                state = state.showing(dismissed="")
+                state = state.dismissing("")
             case "dismiss":
-                state = state.showing(dismissed=run)
+                state = state.dismissing(run)
             case "delete":
                 desk.workspace.delete(run)
             case "reveal":
                 runs.reveal(desk.workspace.run(run).folder)
             case "open":
-                state, tab = (
-                    _opened(desk, state, run),
-                    gr.Tabs(
-                        selected={"plan": "compress"}.get(kind, kind if kind in TABS else "runs")
-                    ),
-                )
+                state = _opened(desk, state, run)
+                tab = gr.Tabs(selected=HOMES.get(kind, "runs"))
             case "compare":
                 name = data.get("name", "")
                 tab, chosen = gr.Tabs(selected="compare"), gr.update(value=[name])
                 prompt, seed, steps, guidance = asked
                 if str(prompt or "").strip():
                     run = compare.submit(desk, prompt, seed, [name], steps, guidance)
-                    state = state.showing(compare_run=run, chosen=0)
+                    state = state.showing(compare=run).looking(CompareLook())
             case "start":
                 tab = gr.Tabs(selected="compress")
             case "first":
                 goal = data.get("goal", DEFAULT_GOAL)
-                state = state.showing(compress_run=compress.submit(desk, desk.preset(goal)))
+                state = state.showing(compress=compress.submit(desk, desk.preset(goal)))
             case _:
                 pass
     except UserError as error:
@@ -233,19 +243,10 @@ def _opened(desk: Desk, state: Session, run_id: str) -> Session:
         run = desk.workspace.run(run_id)
     except UserError:
         return state  # an old link: the newest is shown instead
-    if run.kind in ("compress", "plan"):
-        return state.showing(compress_run=run.id, dismissed="")
-    if run.kind == "inspect":
-        return state.showing(inspect_run=run.id, inside=True, look=Look())
-    return state.showing(compare_run=run.id, chosen=0) if run.kind == "compare" else state
-
-
-def _shown(state: Session) -> dict[str, Any]:
-    """What a session shows, without the memory of what was sent: a page that opens has received
-    nothing.
-    """
-    names = ("compress_run", "compare_run", "dismissed", "chosen", "inspect_run", "inside", "look")
-    return {name: getattr(state, name) for name in names}
+    kind = {"plan": "compress"}.get(run.kind, run.kind)
+    if kind in LOOKS:
+        state = state.looking(LOOKS[kind]())
+    return state.showing(**{kind: run.id}).dismissing("").entering(HOMES.get(kind, "runs"))
 
 
 def _identity(desk: Desk) -> str:

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+
 from vqdq.jobs import arithmetic
 from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.ui import comparison, header
+from vqdq.ui import comparison, frontier, header
 from vqdq.ui.desk import Desk, as_fault
-from vqdq.ui.live import Region, Session, html, markup
+from vqdq.ui.live import Part, Region, Session, html, markup
 from vqdq.ui.wording import decibels, duration, escape, moment, shorten, size
 
 LIMIT = 60
@@ -26,14 +28,20 @@ KINDS = {
     "compare": "Compare",
     "generate": "Draw",
     "inspect": "Inspect",
+    "blame": "Blame",
+    "grid": "Grid",
+    "blind": "Blind test",
 }
-OPENABLE = ("compress", "plan", "compare", "inspect")
+OPENABLE = ("compress", "plan", "compare", "inspect", "blame", "grid", "blind")
 
 
-def build(desk: Desk) -> tuple[list[Region], Any]:
-    """Returns the region of the history and the component whose clicks page.py answers."""
+def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
+    """Returns the history, whose clicks the page answers, and the frontier."""
+    del tab
+    plotted = frontier.build(desk, session)
     history = html("", "vq-history")
-    return [Region("history", history, markup(lambda s: history_html(desk, s)))], history
+    region = Region("history", history, markup(lambda s: history_html(desk, s)))
+    return Part(regions=[region], doors=[history]) + plotted
 
 
 def history_html(desk: Desk, session: Session) -> str:
@@ -51,17 +59,6 @@ def history_html(desk: Desk, session: Session) -> str:
             "</button></div>"
         )
     return f'<div class="vq-history"><h2>Runs</h2><div>{"".join(map(_row, runs))}</div></div>'
-
-
-def title(run: RunRecord) -> str:
-    """Returns what a run did in a few words."""
-    request = run.request
-    if isinstance(request, CompressRequest):
-        return f"{request.model} with {request.recipe.name}, saved as {request.name}"
-    if isinstance(request, PlanRequest):
-        aim = f"{request.bits:g} bits" if request.bits is not None else size(request.bytes)
-        return f"{request.model} with {request.recipe.name}, {aim}"
-    return f"{request.prompt} · seed {request.seed}"
 
 
 def reveal(folder: Path) -> bool:
@@ -98,7 +95,7 @@ def _row(run: RunRecord) -> str:
         f'<article class="vq-run" data-run-row="{identity}">'
         f'<span class="vq-state vq-state-{escape(run.state)}">{escape(state.capitalize())}</span>'
         f'<div class="vq-run-title">{KINDS.get(run.kind, run.kind)}:'
-        f" {escape(shorten(title(run), 140))}"
+        f" {escape(shorten(run.request.title, 140))}"
         f"<small>{escape(note)}</small></div>"
         f'<div class="vq-run-figure">{escape(figure)}<small>{moment(run.created)}</small></div>'
         f'<div class="vq-actions">{_actions(run)}</div>'

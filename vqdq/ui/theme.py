@@ -15,9 +15,14 @@ from pathlib import Path
 from gradio.themes import Base
 
 STATIC = Path(__file__).parent / "static"
-STYLE_SHEETS = ("gradio.css", "base.css", "compress.css", "viewer.css", "runs.css", "inspect.css")
+STYLE_SHEETS = (
+    "gradio.css", "base.css", "compress.css", "viewer.css", "runs.css", "inspect.css",
+    "blame.css", "blind.css", "grid.css",
+)  # fmt: skip
 """Each is nested below the page's container (CSS nesting), so that our rules win over Gradio's."""
-SCRIPTS = ("page.js", "viewer.js")
+SCRIPTS = (
+    "page.js", "viewer.js", "inspect.js", "blame.js", "blind.js", "grid.js", "runs.js",
+)  # fmt: skip
 
 SANS = (
     'ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,'

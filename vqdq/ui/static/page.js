@@ -151,9 +151,9 @@
     const linked = document.querySelector("[data-link]");
     if (pill && linked && linked.dataset.link !== settings) keep(settings = linked.dataset.link);
     const tab = document.querySelector("#vq-tabs [role=tab][aria-selected=true]");
-    const open = tab ? tab.textContent.trim().toLowerCase() : "";
+    const open = tab ? tab.textContent.trim().toLowerCase().split(" ")[0] : "";
     if (pill && open && open !== (new URLSearchParams(location.search).get("tab") || "compress")) link("tab", open);
-    const shown = document.querySelector("[data-shown-run]");
+    const shown = [...document.querySelectorAll("[data-shown-run]")].find((one) => one.offsetParent);
     const run = shown ? shown.dataset.shownRun : "";
     if ((new URLSearchParams(location.search).get("run") || "") !== run && shown) link("run", run);
   }

@@ -1,0 +1,14 @@
+"""The frontier, a part of the Runs tab: every model by its size and its quality."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from vqdq.ui.desk import Desk
+from vqdq.ui.live import Part
+
+
+def build(desk: Desk, session: gr.State) -> Part:
+    """Returns the regions and events of this part."""
+    del desk, session
+    return Part()
