@@ -45,11 +45,11 @@ from vqdq.activations.base import (
     InputRanges,
     Site,
     at_levels,
-    interpolated,
     ranged,
 )
 from vqdq.activations.kmeans import kmeans
 from vqdq.activations.places import places
+from vqdq.activations.settings import bits_setting, levels_setting, range_at, range_specs
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
 
@@ -61,7 +61,7 @@ CHANNELS, POSITIONS = 0, 1  # values of the tensor "axis"
 class DgqParams(Params):
     """Settings of distribution-aware groups."""
 
-    bits: int = param(8, label="Bits of an activation", unit="bits", low=4, high=8)
+    bits: int = bits_setting()
     groups: int = param(
         8,
         label="Groups",
@@ -69,14 +69,7 @@ class DgqParams(Params):
         choices=(1, 2, 4, 8, 16),
         reference="arXiv 2501.04304, section 5",
     )
-    levels: int = param(
-        8,
-        label="Noise levels",
-        help="Ranges are kept at so many noise levels, and interpolated between them.",
-        low=1,
-        high=64,
-        advanced=True,
-    )
+    levels: int = levels_setting()
     regroup: bool = param(
         False,
         label="Group at each noise level",
@@ -117,11 +110,7 @@ class DgqQuantizer(ActivationQuantizer[DgqParams]):
 
     def layout(self, site: Site) -> tuple[TensorSpec, ...]:
         levels, count = self.params.levels, self._count(site)
-        specs = [
-            TensorSpec(name="timesteps", dtype=torch.float32, shape=(levels,)),
-            TensorSpec(name="low", dtype=torch.float32, shape=(levels, count)),
-            TensorSpec(name="high", dtype=torch.float32, shape=(levels, count)),
-        ]
+        specs = range_specs(levels, count)
         if count > 1:
             groupings = levels if self._regroups else 1
             entries = max(site.channels, site.positions)
@@ -161,18 +150,13 @@ class DgqQuantizer(ActivationQuantizer[DgqParams]):
         timestep: float | None,
         shape: tuple[int, int] | None = None,
     ) -> Grid:
-        low, high, level = stored["low"], stored["high"], 0
+        (low, high), level = range_at(stored, timestep), 0
         count = self._count(site)
-        if timestep is None:
-            low, high = low.amin(0), high.amax(0)
-            if self._regroups and count > 1:  # groups differ: only the tensor's range covers all
-                low, high, count = low.amin(0, keepdim=True), high.amax(0, keepdim=True), 1
-        elif self._regroups:
+        if self._regroups and timestep is not None:
             level = int((stored["timesteps"] - timestep).abs().argmin())
-            low, high = low[level], high[level]
-        else:
-            low = interpolated(stored["timesteps"], low, timestep)
-            high = interpolated(stored["timesteps"], high, timestep)
+            low, high = stored["low"][level], stored["high"][level]
+        elif self._regroups and count > 1:  # groups differ: only the tensor's range covers all
+            low, high, count = low.amin(0, keepdim=True), high.amax(0, keepdim=True), 1
         scale, zero = ranged(low, high, self.bits, with_zero=not self.params.paper_exact)
         if count == 1:
             return Grid(bits=self.bits, axis="tensor", scale=scale[0], zero=zero[0])

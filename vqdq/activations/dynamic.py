@@ -15,6 +15,7 @@ import torch
 
 from vqdq.activations import register
 from vqdq.activations.base import ActivationQuantizer, Axis, Grid, Site, is_small, ranged
+from vqdq.activations.settings import bits_setting, small_setting
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
 
@@ -23,20 +24,14 @@ from vqdq.tensors import TensorSpec
 class DynamicParams(Params):
     """Settings of the dynamic quantizer."""
 
-    bits: int = param(8, label="Bits of an activation", unit="bits", low=4, high=8)
+    bits: int = bits_setting()
     pixels: bool = param(
         False,
         label="A scale for each pixel",
         help="Convolutions too get a scale a pixel, not one a picture: finer, but slower.",
         advanced=True,
     )
-    small: bool = param(
-        True,
-        label="Small layers too",
-        help="Off: layers with fewer than 4 million products a picture, which integers make no"
-        " faster, keep 16 bits.",
-        advanced=True,
-    )
+    small: bool = small_setting()
 
 
 @register

@@ -16,9 +16,9 @@ from vqdq.activations.base import (
     InputRanges,
     Site,
     at_levels,
-    interpolated,
     ranged,
 )
+from vqdq.activations.settings import bits_setting, levels_setting, range_at, range_specs
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
 
@@ -27,21 +27,14 @@ from vqdq.tensors import TensorSpec
 class MinMaxParams(Params):
     """Settings of the calibrated minimum and maximum."""
 
-    bits: int = param(8, label="Bits of an activation", unit="bits", low=4, high=8)
+    bits: int = bits_setting()
     granularity: str = param(
         "tensor",
         label="One range for",
         help="The whole tensor, or each channel: no integer kernel keeps channels apart.",
         choices=("tensor", "channel"),
     )
-    levels: int = param(
-        8,
-        label="Noise levels",
-        help="Ranges are kept at so many noise levels, and interpolated between them.",
-        low=1,
-        high=64,
-        advanced=True,
-    )
+    levels: int = levels_setting()
 
 
 @register
@@ -64,12 +57,8 @@ class MinMaxQuantizer(ActivationQuantizer[MinMaxParams]):
 
     def layout(self, site: Site) -> tuple[TensorSpec, ...]:
         levels = self.params.levels
-        shape = (levels, site.channels) if self._by_channel else (levels,)
-        return (
-            TensorSpec(name="timesteps", dtype=torch.float32, shape=(levels,)),
-            TensorSpec(name="low", dtype=torch.float32, shape=shape),
-            TensorSpec(name="high", dtype=torch.float32, shape=shape),
-        )
+        shape = (site.channels,) if self._by_channel else ()
+        return tuple(range_specs(levels, *shape))
 
     def calibrate(self, ranges: InputRanges, site: Site) -> dict[str, torch.Tensor]:
         del site
@@ -88,12 +77,7 @@ class MinMaxQuantizer(ActivationQuantizer[MinMaxParams]):
         shape: tuple[int, int] | None = None,
     ) -> Grid:
         del rows, site, shape
-        low, high = stored["low"], stored["high"]
-        if timestep is None:
-            low, high = low.amin(0), high.amax(0)
-        else:
-            low = interpolated(stored["timesteps"], low, timestep)
-            high = interpolated(stored["timesteps"], high, timestep)
+        low, high = range_at(stored, timestep)
         scale, zero = ranged(low, high, self.bits)
         axis = "channel" if self._by_channel else "tensor"
         return Grid(bits=self.bits, axis=axis, scale=scale, zero=zero)

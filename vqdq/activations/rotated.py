@@ -12,6 +12,7 @@ from typing import Any
 
 from vqdq.activations import register
 from vqdq.activations.base import ActivationQuantizer, Site, is_small
+from vqdq.activations.settings import bits_setting, levels_setting, scale_setting, small_setting
 from vqdq.activations.turned import TurnedQuantizer, plain_ranges
 from vqdq.codecs import rotation
 from vqdq.codecs.base import WeightShape
@@ -22,7 +23,7 @@ from vqdq.params import Params, param
 class RotatedParams(Params):
     """Settings of rotated inputs."""
 
-    bits: int = param(8, label="Bits of an activation", unit="bits", low=4, high=8)
+    bits: int = bits_setting()
     rotation: int = param(
         128,
         label="Rotation block",
@@ -31,28 +32,9 @@ class RotatedParams(Params):
         choices=(64, 128, 256),
         reference="arXiv 2404.00456, section 4",
     )
-    scale: str = param(
-        "token",
-        label="A range for each",
-        help="Token (before a convolution: picture, or pixel, which is slower) as it comes, or the"
-        " tensor, calibrated.",
-        choices=("token", "pixel", "tensor"),
-    )
-    levels: int = param(
-        8,
-        label="Noise levels",
-        help="Calibrated ranges are kept at so many noise levels, and interpolated between them.",
-        low=1,
-        high=64,
-        advanced=True,
-    )
-    small: bool = param(
-        True,
-        label="Small layers too",
-        help="Off: layers with fewer than 4 million products a picture, which integers make no"
-        " faster, keep 16 bits.",
-        advanced=True,
-    )
+    scale: str = scale_setting()
+    levels: int = levels_setting("Calibrated ranges")
+    small: bool = small_setting()
 
 
 @register

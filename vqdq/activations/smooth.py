@@ -17,6 +17,7 @@ import torch
 from vqdq.activations import register
 from vqdq.activations.base import ActivationQuantizer, InputRanges, Site
 from vqdq.activations.rotated import fitting_block
+from vqdq.activations.settings import bits_setting, levels_setting, scale_setting
 from vqdq.activations.turned import TurnedQuantizer, plain_ranges
 from vqdq.params import Params, param
 
@@ -27,7 +28,7 @@ _FAR = 1e4  # factors stay within 1/_FAR … _FAR: fp16 holds them to 11 bits
 class SmoothParams(Params):
     """Settings of smoothing."""
 
-    bits: int = param(8, label="Bits of an activation", unit="bits", low=4, high=8)
+    bits: int = bits_setting()
     alpha: float = param(
         0.5,
         label="Share of the weight",
@@ -36,13 +37,7 @@ class SmoothParams(Params):
         high=1.0,
         reference="arXiv 2211.10438, section 4",
     )
-    scale: str = param(
-        "token",
-        label="A range for each",
-        help="Token (before a convolution: picture, or pixel, which is slower) as it comes, or the"
-        " tensor, calibrated.",
-        choices=("token", "pixel", "tensor"),
-    )
+    scale: str = scale_setting()
     rotation: int = param(
         0,
         label="Rotation block",
@@ -51,14 +46,7 @@ class SmoothParams(Params):
         choices=(0, 64, 128, 256),
         advanced=True,
     )
-    levels: int = param(
-        8,
-        label="Noise levels",
-        help="Calibrated ranges are kept at so many noise levels, and interpolated between them.",
-        low=1,
-        high=64,
-        advanced=True,
-    )
+    levels: int = levels_setting("Calibrated ranges")
 
 
 @register

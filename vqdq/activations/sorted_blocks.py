@@ -20,9 +20,9 @@ from vqdq.activations.base import (
     InputRanges,
     Site,
     at_levels,
-    interpolated,
     ranged,
 )
+from vqdq.activations.settings import bits_setting, levels_setting, range_at, range_specs
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
 
@@ -31,7 +31,7 @@ from vqdq.tensors import TensorSpec
 class SortedParams(Params):
     """Settings of sorted blocks."""
 
-    bits: int = param(8, label="Bits of an activation", unit="bits", low=4, high=8)
+    bits: int = bits_setting()
     block: int = param(
         128,
         label="Channels in a block",
@@ -39,14 +39,7 @@ class SortedParams(Params):
         unit="channels",
         choices=(32, 64, 128, 256),
     )
-    levels: int = param(
-        8,
-        label="Noise levels",
-        help="Ranges are kept at so many noise levels, and interpolated between them.",
-        low=1,
-        high=64,
-        advanced=True,
-    )
+    levels: int = levels_setting()
 
 
 @register
@@ -68,11 +61,7 @@ class SortedQuantizer(ActivationQuantizer[SortedParams]):
 
     def layout(self, site: Site) -> tuple[TensorSpec, ...]:
         levels, blocks = self.params.levels, self._blocks(site)
-        specs = [
-            TensorSpec(name="timesteps", dtype=torch.float32, shape=(levels,)),
-            TensorSpec(name="low", dtype=torch.float32, shape=(levels, blocks)),
-            TensorSpec(name="high", dtype=torch.float32, shape=(levels, blocks)),
-        ]
+        specs = range_specs(levels, blocks)
         if blocks > 1:
             specs.append(TensorSpec(name="groups", dtype=torch.int16, shape=(site.channels,)))
         return tuple(specs)
@@ -103,12 +92,7 @@ class SortedQuantizer(ActivationQuantizer[SortedParams]):
         shape: tuple[int, int] | None = None,
     ) -> Grid:
         del rows, shape
-        low, high = stored["low"], stored["high"]
-        if timestep is None:
-            low, high = low.amin(0), high.amax(0)
-        else:
-            low = interpolated(stored["timesteps"], low, timestep)
-            high = interpolated(stored["timesteps"], high, timestep)
+        low, high = range_at(stored, timestep)
         scale, zero = ranged(low, high, self.bits)
         if self._blocks(site) == 1:
             return Grid(bits=self.bits, axis="tensor", scale=scale[0], zero=zero[0])
