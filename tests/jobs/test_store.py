@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from tests.jobs.conftest import draw, toy
 from vqdq.errors import Cancelled, UserError
 from vqdq.jobs import run
 from vqdq.jobs.eta import Eta
+from vqdq.jobs.history import Search
 from vqdq.jobs.lock import Lock
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.tracker import Tracker
@@ -75,6 +78,49 @@ def test_reindex_finds_everything_in_the_files(workspace):
         (workspace.path / name).unlink(missing_ok=True)
     again = Workspace.open(workspace.path)
     assert [facts(record) for record in again.runs()] == before
+    again.close()
+
+
+def test_a_name_is_kept_in_the_file_and_every_word_is_found(workspace):
+    plain = finish_one(workspace)
+    named = workspace.submit(draw(prompt="a BLUE Straße ring", seed=77))
+    workspace.rename(named, "  for the\npaper ")
+    made = workspace.submit(toy(name="small"))
+    assert workspace.run(named).title == "for the paper"
+    assert workspace.run(plain).title == workspace.run(plain).request.title
+    for search, found in (
+        (Search(), [made, named, plain]),
+        (Search(words="blue strasse"), [named]),
+        (Search(words="PAPER seed 77"), [named]),
+        (Search(words="100%_"), []),
+        (Search(words="small", kind="compress"), [made]),
+        (Search(kind="generate", state="done"), [plain]),
+    ):
+        records, count = workspace.find(search, limit=9)
+        assert ([record.id for record in records], count) == (found, len(found))
+    assert workspace.find(Search(), limit=1, skip=1)[0][0].id == named
+    assert workspace.reindex() == 3
+    assert workspace.run(named).name == "for the paper"
+    assert workspace.find(Search(words="paper"), limit=9)[1] == 1
+    workspace.rename(named, "")
+    assert workspace.run(named).title == "a BLUE Straße ring · seed 77"
+    with pytest.raises(UserError, match="81 characters"):
+        workspace.rename(named, "n" * 81)
+
+
+def test_an_index_of_version_1_is_taken_over(workspace):
+    run_id = finish_one(workspace, result={"psnr": 30.5})
+    path = workspace.path / "index.sqlite"
+    workspace.close()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        for column in ("name", "words"):
+            old.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        old.execute("UPDATE runs SET message = 'kept'")
+        old.execute("PRAGMA user_version = 1")
+        old.commit()
+    again = Workspace.open(workspace.path)
+    (record,), count = again.find(Search(words="red circle"), limit=5)
+    assert (record.id, record.name, record.message, count) == (run_id, "", "kept", 1)
     again.close()
 
 

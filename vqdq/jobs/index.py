@@ -13,30 +13,32 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import request_from_json
 from vqdq.jobs.run import RunRecord, read_json
 
-_VERSION = 1
-_SCHEMA = """
+_VERSION = 2
+_NEW_IN_2 = ("name TEXT NOT NULL DEFAULT ''", "words TEXT NOT NULL DEFAULT ''")
+_SCHEMA = f"""
 CREATE TABLE runs (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL,
     created REAL NOT NULL, queued REAL NOT NULL, started REAL, finished REAL,
     stage TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0,
     total INTEGER NOT NULL DEFAULT 0,
     message TEXT NOT NULL DEFAULT '', preview TEXT, eta REAL, cancel_at REAL,
-    error TEXT, result TEXT
+    error TEXT, result TEXT, {", ".join(_NEW_IN_2)}
 );
 CREATE INDEX runs_by_state ON runs (state, queued);
 CREATE INDEX runs_by_time ON runs (created);
 CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, born REAL, beat REAL);
 """
+_MAX_WORDS = 8000
 
 
 class Index:
@@ -67,13 +69,15 @@ class Index:
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("BEGIN IMMEDIATE")
             found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found != _VERSION:
+            if found == 1:
+                _from_1(db)
+            elif found != _VERSION:
                 for table in ("runs", "worker"):
                     db.execute(f"DROP TABLE IF EXISTS {table}")
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
-                db.execute(f"PRAGMA user_version = {_VERSION}")
                 self.is_new = True
+            db.execute(f"PRAGMA user_version = {_VERSION}")
             db.execute("COMMIT")
         except BaseException:
             db.close()
@@ -104,6 +108,38 @@ class Index:
             self._db.close()
 
 
+def _from_1(db: sqlite3.Connection) -> None:
+    """Adds what version 2 knows more: a name that a person gave, and the words to search."""
+    for column in _NEW_IN_2:
+        db.execute(f"ALTER TABLE runs ADD COLUMN {column}")
+    for row in db.execute("SELECT id, request FROM runs").fetchall():
+        words = words_of(row["id"], json.loads(row["request"]))
+        db.execute("UPDATE runs SET words = ? WHERE id = ?", (words, row["id"]))
+
+
+def words_of(run_id: str, request: Mapping[str, Any], name: str = "") -> str:
+    """Returns what a search looks through: every text of a request, its recipe by name only."""
+    found = [name, run_id, *_texts(request)]
+    return "\n".join(found).casefold()[:_MAX_WORDS]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in cast(Mapping[str, Any], value).items():
+            if key == "recipe" and isinstance(part, Mapping):
+                recipe = cast(Mapping[str, Any], part)
+                yield from (str(recipe.get(each, "")) for each in ("name", "title"))
+            elif key == "seed":
+                yield f"seed {part}"
+            else:
+                yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in cast(Sequence[Any], value):
+            yield from _texts(part)
+
+
 def values_of(text: str | None) -> Any:
     """Returns the JSON value in a column, or None."""
     return None if text is None else json.loads(text)
@@ -113,16 +149,17 @@ def content_of(row: sqlite3.Row) -> dict[str, Any]:
     """Returns what `run.json` holds at least, from a row."""
     names = ("id", "state", "created", "queued", "started", "finished")
     content = {name: row[name] for name in names}
+    content |= {"name": row["name"]} if row["name"] else {}
     return content | {"request": json.loads(row["request"]), "error": values_of(row["error"])}
 
 
 def insert(db: sqlite3.Connection, content: dict[str, Any], result: dict[str, Any] | None) -> None:
     """Adds a run to the index."""
-    error = content["error"]
+    error, name = content["error"], str(content.get("name") or "")
     db.execute(
         "INSERT INTO runs"
-        " (id, kind, state, request, created, queued, started, finished, error, result)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (id, kind, state, request, created, queued, started, finished, error, result,"
+        " name, words) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             content["id"],
             content["request"]["kind"],
@@ -134,6 +171,8 @@ def insert(db: sqlite3.Connection, content: dict[str, Any], result: dict[str, An
             content["finished"],
             None if error is None else json.dumps(error),
             None if result is None else json.dumps(result),
+            name,
+            words_of(content["id"], content["request"], name),
         ),
     )
 
@@ -175,4 +214,5 @@ def record_of(row: sqlite3.Row, folder: Path) -> RunRecord:
         error=values_of(row["error"]),
         folder=folder,
         result=values_of(row["result"]),
+        name=row["name"],
     )

@@ -33,7 +33,7 @@ class RunRecord:
 
     Attributes:
         id: sortable by time; also the name of its folder.
-        kind: "compress", "generate", "compare" or "inspect".
+        kind: see `vqdq.jobs.requests.KINDS`.
         state: "queued", "running", "done", "failed", "cancelled" or "interrupted".
         request: what was asked.
         created, started, finished: seconds since the epoch; None while it has not happened.
@@ -45,6 +45,7 @@ class RunRecord:
         error: {"what", "where", "remedy"} of a failed or interrupted run.
         folder: the run's folder.
         result: what the job returned; names of files are relative to `folder`.
+        name: what a person called it, or "".
     """
 
     id: str
@@ -65,6 +66,12 @@ class RunRecord:
     error: dict[str, str] | None
     folder: Path
     result: dict[str, Any] | None
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What a person called it, else what was asked in a few words."""
+        return self.name or self.request.title
 
     @property
     def resumable(self) -> bool:

@@ -19,7 +19,8 @@ from typing import Any, Self
 from vqdq.errors import UserError
 from vqdq.jobs import models, run
 from vqdq.jobs.faults import disk_faults
-from vqdq.jobs.index import Index, content_of, insert, insert_file, record_of
+from vqdq.jobs.history import Search, name_of
+from vqdq.jobs.index import Index, content_of, insert, insert_file, record_of, words_of
 from vqdq.jobs.models import ModelEntry
 from vqdq.jobs.requests import CompressRequest, Request
 from vqdq.jobs.run import RunRecord
@@ -107,11 +108,34 @@ class Workspace:
 
     def runs(self, kind: str | None = None, limit: int = 50) -> tuple[RunRecord, ...]:
         """Returns the newest runs first, of one kind or of all."""
-        where, values = ("WHERE kind = ?", (kind,)) if kind else ("", ())
+        return self.find(Search(kind=kind or ""), limit=limit)[0]
+
+    def find(
+        self, search: Search, *, limit: int, skip: int = 0
+    ) -> tuple[tuple[RunRecord, ...], int]:
+        """Returns the newest runs that a search finds, after `skip`, and how many there are."""
+        where, values = search.where()
         rows = self._index.rows(
-            f"SELECT * FROM runs {where} ORDER BY created DESC, id DESC LIMIT ?", *values, limit
-        )
-        return tuple(self._record(row) for row in rows)
+            f"SELECT * FROM runs WHERE {where} ORDER BY created DESC, id DESC LIMIT ? OFFSET ?",
+            *values, limit, skip,
+        )  # fmt: skip
+        count = self._index.rows(f"SELECT count(*) FROM runs WHERE {where}", *values)[0][0]
+        return tuple(self._record(row) for row in rows), count
+
+    def rename(self, run_id: str, name: str) -> None:
+        """Gives a run another name; "" takes it away.
+
+        Raises:
+            UserError: no such run, or the name is too long.
+        """
+        name = name_of(name)
+        folder = self.run(run_id).folder
+        with self._index.transaction() as db, disk_faults(folder):
+            row = db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+            content = run.read_json(folder / "run.json") or content_of(row)
+            run.write_json(folder / "run.json", content | {"name": name})
+            words = words_of(run_id, content["request"], name)
+            db.execute("UPDATE runs SET name = ?, words = ? WHERE id = ?", (name, words, run_id))
 
     def active(self) -> RunRecord | None:
         """Returns the running run, or else the next one in the queue, or None."""
@@ -262,16 +286,9 @@ class Workspace:
             db.execute(
                 "UPDATE runs SET stage = ?, done = ?, total = ?, message = ?,"
                 " preview = coalesce(?, preview), eta = ? WHERE id = ? AND state = 'running'",
-                (
-                    event.stage,
-                    event.done,
-                    event.total,
-                    event.message,
-                    event.preview,
-                    eta_seconds,
-                    run_id,
-                ),
-            )
+                (event.stage, event.done, event.total, event.message, event.preview, eta_seconds,
+                 run_id),
+            )  # fmt: skip
 
     def stop_asked(self, run_id: str) -> bool:
         """Returns whether a running run was asked to stop, or is no longer ours to run."""
