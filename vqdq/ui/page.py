@@ -144,7 +144,7 @@ def launch_options(
         "enable_monitoring": False,
         "footer_links": [],
         "show_error": False,
-        "max_file_size": "1mb",
+        "max_file_size": "100mb",  # COCO's captions are 92 MB
         "quiet": True,
         "pwa": False,
     }
