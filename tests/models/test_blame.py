@@ -272,6 +272,9 @@ def test_models_that_do_not_belong_together(
 ) -> None:
     with pytest.raises(UserError, match="no packed layer"):
         blame(pipe, pipe, calls)
+    stranger: Any = tiny.pipeline(tmp_path, seed=1)
+    with pytest.raises(UserError, match="nothing in common"):
+        blame(stranger, variant, calls)
     reference = _Halves()
     with pytest.raises(UserError, match="no such layer of this shape"):
         blamed(

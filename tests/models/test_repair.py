@@ -13,10 +13,12 @@ import torch
 from tests.models.test_blame import INPUT, PLANTED, RECIPE, calls, found, pipe, variant
 from vqdq.errors import UserError
 from vqdq.metrics.trajectory import decibel, energy
-from vqdq.models.blame_report import BlameReport
+from vqdq.models.blame import blame
+from vqdq.models.blame_report import REGION, BlameReport
 from vqdq.models.compressor import compress
 from vqdq.models.pipelines import component
-from vqdq.models.repair import Repair, choose, left_over, measured, repair, repairs
+from vqdq.models.repair import left_over, measured, repair
+from vqdq.models.repair_ways import Repair, choose, repairs
 from vqdq.models.trajectory import Trajectories, replay
 from vqdq.recipe import Plan, Recipe, resolve
 
@@ -195,3 +197,19 @@ def test_what_is_left_of_errors_that_add_up() -> None:
     few = replace(found, alone=np.where(np.arange(3) == 1, np.nan, found.alone))
     # b was not measured: its part is what the others do not explain, and it stays.
     assert left_over(few, [way("a"), way("c")]) == pytest.approx(4 / 20)
+
+
+def test_a_region_is_repaired_by_what_the_layers_do_in_it(
+    pipe: Any, variant: Any, calls: Trajectories
+) -> None:
+    mask = torch.zeros(16, 16)
+    mask[:, :8] = 1
+    seen = blame(pipe, variant, calls, calls=1, worst=4, mask=mask)
+    made = repair(seen, pipe, RECIPE, layers=1, bits=16, area=REGION)
+    best = max(np.flatnonzero(seen.measured), key=lambda place: seen.share(REGION)[place])
+    assert made.repairs[0].name == seen.names[best]
+    assert made.before_db == pytest.approx(seen.sqnr_db(REGION))
+    done = measured(made, pipe, variant, calls, calls=1, mask=mask)
+    # One layer alone was measured already, in the region and in the whole picture.
+    assert done.gain_db == pytest.approx(seen.gain_db(REGION)[best], abs=1e-3)
+    assert done.everywhere_db == pytest.approx(seen.sqnr_db() + seen.gain_db()[best], abs=1e-3)

@@ -32,9 +32,9 @@ from vqdq.models.denoisers import denoiser
 from vqdq.models.fragility import input_costs
 from vqdq.models.memo import exchanged, remembering
 from vqdq.models.prompts import prompts_for
-from vqdq.models.region import region_weights
+from vqdq.models.region import Judge
 from vqdq.models.sensitivity import measure, spread_calls
-from vqdq.models.trajectory import Call, Trajectories, guided, record, replay
+from vqdq.models.trajectory import Call, Trajectories, record, replay
 from vqdq.progress import Event, Report, silent
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _PROMPTS, _STEPS, _GUIDANCE, _SEED = 2, 20, 3.0, 5_000_011
 _ESTIMATING = 10  # calls of the estimate
+_STRANGE = 0.8  # relative error of a weight that has next to nothing of the other one
 _SAME = 1e-3  # energies that differ by less are of one measurement, on other kernels perhaps
 
 
@@ -115,7 +116,7 @@ def blamed(
 ) -> BlameReport:
     """Returns what `blame` returns, of two denoisers."""
     chosen = spread_calls(trajectories, calls)
-    judge = _Judge.of(trajectories, chosen[0], mask)
+    judge = Judge.of(trajectories, chosen[0], mask)
     models = _Models(reference=reference, variant=variant)
     names = models.names(chosen[0])
     found = _empty(models, names, chosen, judge)
@@ -141,33 +142,6 @@ def blamed(
             found.save(keep)
     report(Event(stage="blame", done=total, total=total))
     return found
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Judge:
-    """The squared error of a prediction, in the whole picture and in the region."""
-
-    guidance: float
-    weights: torch.Tensor | None
-
-    @classmethod
-    def of(cls, trajectories: Trajectories, call: Call, mask: torch.Tensor | None) -> _Judge:
-        weights = None if mask is None else region_weights(mask, tuple(call.output.shape))
-        return cls(guidance=trajectories.guidance, weights=weights)
-
-    def energies(self, values: torch.Tensor, call: Call) -> list[float]:
-        """Returns the squared norms of a prediction or a difference, one an area."""
-        seen = guided(values.detach().to("cpu", torch.float32), call, self.guidance).double()
-        squares = seen.square()
-        found = [float(squares.sum())]
-        if self.weights is not None:
-            found.append(float((squares * self.weights).sum()))
-        return found
-
-    def error(self, module: nn.Module, call: Call) -> list[float]:
-        """Returns the energies of what `module` predicts otherwise than was recorded."""
-        output = replay(module, call).detach().to("cpu", torch.float32)
-        return self.energies(output - call.output.float().cpu(), call)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,7 +217,7 @@ def _measure(
     found: BlameReport,
     number: int,
     call: Call,
-    judge: _Judge,
+    judge: Judge,
     places: Sequence[int],
     progress: _Progress,
 ) -> None:
@@ -283,7 +257,7 @@ def _measure(
                     found.alone[:, number, place] = judge.error(models.reference, call)
 
 
-def _unrounded(layer: QuantizedLayer, models: _Models, call: Call, judge: _Judge) -> list[float]:
+def _unrounded(layer: QuantizedLayer, models: _Models, call: Call, judge: Judge) -> list[float]:
     """Returns the error of the variant while one layer takes its input as it comes."""
     given = layer.input
     assert given is not None
@@ -296,17 +270,24 @@ def _unrounded(layer: QuantizedLayer, models: _Models, call: Call, judge: _Judge
 
 
 def _empty(
-    models: _Models, names: tuple[str, ...], calls: Sequence[Call], judge: _Judge
+    models: _Models, names: tuple[str, ...], calls: Sequence[Call], judge: Judge
 ) -> BlameReport:
     """Returns a report without any measurement."""
     layers = [models.packed(name) for name in names]
-    shape = (1 if judge.weights is None else 2, len(calls), len(names))
+    shape = (judge.areas, len(calls), len(names))
     signal = np.array([judge.energies(call.output, call) for call in calls]).T
     if not np.isfinite(signal).all() or not (signal[0] > 0).all():
         raise UserError(
             "the reference's predictions are zero or not finite.",
             where="reference",
             remedy="Check that the model draws pictures in 32 bits.",
+        )
+    relative = np.array([_relative(models, name) for name in names])
+    if float(np.median(relative)) > _STRANGE:
+        raise UserError(
+            "its weights have nothing in common with the reference's.",
+            where="variant",
+            remedy="Compare a variant with the very model that it was made from.",
         )
     activations = ["" if (given := layer.input) is None else given.quantizer.name
                    for layer in layers]  # fmt: skip
@@ -316,7 +297,7 @@ def _empty(
         activations=tuple(activations),
         weights=tuple(layer.packed.shape.count for layer in layers),
         bytes=tuple(_bytes(layer) for layer in layers),
-        relative_error=np.array([_relative(models, name) for name in names]),
+        relative_error=relative,
         estimate=np.full(len(names), np.nan),
         steps=tuple(call.step for call in calls),
         timesteps=tuple(call.timestep for call in calls),

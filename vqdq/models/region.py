@@ -1,13 +1,53 @@
-"""A part of the picture that a person marked, as weights on what the denoiser predicts."""
+"""A part of the picture that a person marked: weights on the prediction, and errors there."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from vqdq.errors import UserError
+from vqdq.models.trajectory import Call, Trajectories, guided, replay
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judge:
+    """The squared error of a prediction, in the whole picture and in the region.
+
+    Attributes:
+        guidance: of the sampler; `weights`: of the places, see `region_weights`; None for all.
+    """
+
+    guidance: float
+    weights: torch.Tensor | None
+
+    @classmethod
+    def of(cls, trajectories: Trajectories, call: Call, mask: torch.Tensor | None) -> Judge:
+        """Returns the judge of calls like this one."""
+        weights = None if mask is None else region_weights(mask, tuple(call.output.shape))
+        return cls(guidance=trajectories.guidance, weights=weights)
+
+    @property
+    def areas(self) -> int:
+        """2 with a region, else 1."""
+        return 1 if self.weights is None else 2
+
+    def energies(self, values: torch.Tensor, call: Call) -> list[float]:
+        """Returns the squared norms of a prediction or a difference, one an area."""
+        seen = guided(values.detach().to("cpu", torch.float32), call, self.guidance).double()
+        squares = seen.square()
+        found = [float(squares.sum())]
+        if self.weights is not None:
+            found.append(float((squares * self.weights).sum()))
+        return found
+
+    def error(self, module: nn.Module, call: Call) -> list[float]:
+        """Returns the energies of what `module` predicts otherwise than was recorded."""
+        output = replay(module, call).detach().to("cpu", torch.float32)
+        return self.energies(output - call.output.float().cpu(), call)
 
 
 def region_weights(mask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
