@@ -60,7 +60,7 @@ def compare(a: Picture, b: Picture) -> ImageMetrics:
     Raises:
         UserError: sizes that differ, or pictures smaller than the SSIM window.
     """
-    first, second = _pair(a, b)
+    first, second = pair(a, b)
     difference = np.abs(first - second)
     return ImageMetrics(
         psnr_db=psnr(first, second),
@@ -77,7 +77,7 @@ def psnr(a: Picture, b: Picture) -> float:
     Raises:
         UserError: sizes that differ.
     """
-    first, second = _pair(a, b)
+    first, second = pair(a, b)
     error = float(np.square(first - second).mean())
     return math.inf if error == 0 else -10 * math.log10(error)
 
@@ -101,7 +101,7 @@ def ssim_map(a: Picture, b: Picture) -> Map:
     Raises:
         UserError: as `ssim`.
     """
-    first, second = _pair(a, b)
+    first, second = pair(a, b)
     if min(first.shape[:2]) < _WINDOW:
         raise UserError(
             f"SSIM looks at windows of {_WINDOW} pixels, the picture has "
@@ -125,7 +125,7 @@ def error_map(a: Picture, b: Picture) -> Map:
     Raises:
         UserError: sizes that differ.
     """
-    first, second = _pair(a, b)
+    first, second = pair(a, b)
     return np.abs(first - second).mean(axis=2)
 
 
@@ -146,7 +146,12 @@ def sqnr_db(reference: Tensor, changed: Tensor) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def _pair(a: Picture, b: Picture) -> tuple[Map, Map]:
+def pair(a: Picture, b: Picture) -> tuple[Map, Map]:
+    """Returns both pictures as float64 in 0 ... 1, [h, w, channels].
+
+    Raises:
+        UserError: sizes that differ.
+    """
     first, second = _values(a), _values(b)
     if first.shape != second.shape:
         sizes = [f"{x.shape[1]} × {x.shape[0]} × {x.shape[2]}" for x in (first, second)]
