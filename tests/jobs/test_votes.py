@@ -160,7 +160,7 @@ def test_no_vote_is_lost_when_the_writer_is_killed(store, test):
         assert [v.id for v in kept][: len(ids)] == ids
         assert len(kept) - len(ids) in (0, 1)  # one may be on the disk and not yet confirmed
         assert [v.shown["pair"] for v in kept] == list(range(len(kept)))
-    check = again._rows("PRAGMA integrity_check")
+    check = again.rows("PRAGMA integrity_check")
     assert check[0][0] == "ok"
     add(again, test, person="Ana", ballot="after")
     again.close()

@@ -1,25 +1,20 @@
 """The SQLite index over the run folders: fast to query, safe for two processes, never the only
 copy.
 
-The page's process and the worker's process each hold one connection in WAL mode. Every
-transaction is short and takes the write lock at once, so that waiting (`busy_timeout`) cannot
-deadlock.
+The page's process and the worker's process each hold one connection.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
-import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from vqdq.errors import UserError
-from vqdq.jobs.faults import disk_faults
+from vqdq.jobs.database import DamagedFileError, Database, version_of
 from vqdq.jobs.requests import request_from_json
 from vqdq.jobs.run import RunRecord, read_json
 
@@ -41,71 +36,34 @@ CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, born RE
 _MAX_WORDS = 8000
 
 
-class Index:
-    """One connection, shared by the threads of a process behind a lock."""
+class Index(Database):
+    """The index in the file `path`; one that cannot be read is made anew, for the files are the
+    truth.
+
+    Attributes:
+        is_new: True when it was made just now and knows no run.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.RLock()
         self.is_new = False
-        with disk_faults(path):
-            self._db = self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
         try:
-            return self._ready()
-        except sqlite3.DatabaseError as error:
-            if "not a database" not in str(error) and "malformed" not in str(error):
-                raise
-        for name in (self.path.name, f"{self.path.name}-wal", f"{self.path.name}-shm"):
-            self.path.with_name(name).unlink(missing_ok=True)
-        return self._ready()
+            super().__init__(path, self._prepare, durable=False, patience_seconds=5.0)
+        except DamagedFileError:
+            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+                path.with_name(name).unlink(missing_ok=True)
+            super().__init__(path, self._prepare, durable=False, patience_seconds=5.0)
 
-    def _ready(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        try:
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("BEGIN IMMEDIATE")
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 1:
-                _from_1(db)
-            elif found != _VERSION:
-                for table in ("runs", "worker"):
-                    db.execute(f"DROP TABLE IF EXISTS {table}")
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-                self.is_new = True
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-            db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    @contextmanager
-    def transaction(self) -> Generator[sqlite3.Connection]:
-        """Yields the connection in a write transaction; commits, or rolls back when it raises."""
-        with self._lock, disk_faults(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.OperationalError):  # SQLite may have rolled back
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        """Returns all rows of a query."""
-        with self._lock, disk_faults(self.path):
-            return self._db.execute(sql, values).fetchall()
-
-    def close(self) -> None:
-        """Closes the connection."""
-        with self._lock:
-            self._db.close()
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        found = version_of(db)
+        if found == 1:
+            _from_1(db)
+        elif found != _VERSION:
+            for table in ("runs", "worker"):
+                db.execute(f"DROP TABLE IF EXISTS {table}")
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            self.is_new = True
+        db.execute(f"PRAGMA user_version = {_VERSION}")
 
 
 def _from_1(db: sqlite3.Connection) -> None:

@@ -63,11 +63,18 @@ class Entrant:
         name: shown after the test.
         digest: hash of what draws the pictures (a recipe's, a file's).
         bits: bits a weight; a staircase needs it.
+        model: what draws the pictures, as a request names it; "" for the name itself.
     """
 
     name: str
     digest: str
     bits: float | None = None
+    model: str = ""
+
+    @property
+    def reference(self) -> str:
+        """What draws the pictures."""
+        return self.model or self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,7 +279,8 @@ class Protocol:
 
 
 def _entrant_json(entrant: Entrant) -> dict[str, Any]:
-    return {"name": entrant.name, "digest": entrant.digest, "bits": entrant.bits}
+    plain = {"name": entrant.name, "digest": entrant.digest, "bits": entrant.bits}
+    return plain | ({"model": entrant.model} if entrant.model else {})
 
 
 def _is_hex(text: str) -> bool:

@@ -7,21 +7,22 @@ kill and a power cut, and a file that cannot be read is left as it is.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
-import threading
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from vqdq.errors import UserError
 from vqdq.jobs.ballots import assessor_key, assessor_name
+from vqdq.jobs.database import DamagedFileError, Database, version_of
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.protocol import Protocol
+
+FOLDER = "votes"
+"""Of a workspace, where the votes file lies."""
 
 _VERSION = 1
 _APPEND_ONLY = ("tests", "votes", "withdrawals", "reveals")
@@ -81,14 +82,18 @@ class Reveal:
     time: float
 
 
-class VoteStore:
+class VoteStore(Database):
     """The votes file of a workspace. Safe for threads and for several processes."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.RLock()
-        with disk_faults(path):
-            self._db = self._ready()
+        try:
+            super().__init__(path, self._prepare, durable=True, patience_seconds=10.0)
+        except DamagedFileError as error:
+            raise UserError(
+                "is damaged; nothing in it was changed.",
+                where=str(path),
+                remedy="Put a copy in its place, or move it away to start anew.",
+            ) from error
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -99,15 +104,35 @@ class VoteStore:
         """
         return cls(Path(path).expanduser().resolve())
 
-    def close(self) -> None:
-        """Closes the connection."""
-        with self._lock:
-            self._db.close()
+    @classmethod
+    def of(cls, workspace: Path) -> Self:
+        """Returns the store of the workspace in that folder, made when absent.
+
+        It lies in a folder of its own, which the page never serves from: whoever reads it can undo
+        the blinding.
+        """
+        folder = workspace / FOLDER
+        with disk_faults(folder):
+            folder.mkdir(exist_ok=True)
+        return cls.open(folder / "votes.sqlite")
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        found = version_of(db)
+        if found > _VERSION:
+            raise UserError(
+                f"has version {found}; this program reads {_VERSION}.",
+                where=str(self.path),
+                remedy="Use the newer program.",
+            )
+        if found == 0:
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
 
     def freeze(self, protocol: Protocol) -> str:
         """Returns the digest of `protocol` after storing it; storing it twice changes nothing."""
         text = json.dumps(protocol.to_json(), ensure_ascii=False, allow_nan=False)
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO tests VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 (protocol.digest, text, time.time()),
@@ -116,7 +141,7 @@ class VoteStore:
 
     def tests(self) -> tuple[tuple[str, float], ...]:
         """Returns digest and time of every frozen test, newest first."""
-        rows = self._rows("SELECT digest, created FROM tests ORDER BY created DESC, digest")
+        rows = self.rows("SELECT digest, created FROM tests ORDER BY created DESC, digest")
         return tuple((row["digest"], row["created"]) for row in rows)
 
     def protocol(self, test: str) -> Protocol:
@@ -125,7 +150,7 @@ class VoteStore:
         Raises:
             UserError: no such test, or its record was changed.
         """
-        rows = self._rows("SELECT protocol FROM tests WHERE digest = ?", test)
+        rows = self.rows("SELECT protocol FROM tests WHERE digest = ?", test)
         if not rows:
             raise UserError("there is no such test.", where=test[:12], remedy="Choose another.")
         return Protocol.from_json(json.loads(rows[0]["protocol"]), digest=test)
@@ -147,7 +172,7 @@ class VoteStore:
             UserError: already answered, the test was opened, or the disk refuses.
         """
         key = assessor_key(assessor)
-        with self._transaction() as db:
+        with self.transaction() as db:
             self._check_closed(db, test)
             given = db.execute(
                 "SELECT id FROM votes LEFT JOIN withdrawals ON vote = id WHERE test = ?"
@@ -174,7 +199,7 @@ class VoteStore:
         Raises:
             UserError: nothing to take back, or the test was opened.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             self._check_closed(db, test)
             row = db.execute(
                 f"{_SELECT} WHERE test = ? AND key = ? AND vote IS NULL ORDER BY id DESC LIMIT 1",
@@ -192,15 +217,15 @@ class VoteStore:
     def log(self, test: str, assessor: str | None = None) -> tuple[Vote, ...]:
         """Returns every vote ever given, the withdrawn ones too, oldest first."""
         if assessor is None:
-            rows = self._rows(f"{_SELECT} WHERE test = ? ORDER BY id", test)
+            rows = self.rows(f"{_SELECT} WHERE test = ? ORDER BY id", test)
         else:
             key = assessor_key(assessor)
-            rows = self._rows(f"{_SELECT} WHERE test = ? AND key = ? ORDER BY id", test, key)
+            rows = self.rows(f"{_SELECT} WHERE test = ? AND key = ? ORDER BY id", test, key)
         return tuple(_vote(row, withdrawn=row["vote"] is not None) for row in rows)
 
     def assessors(self, test: str) -> tuple[str, ...]:
         """Returns who has voted, in order of their first vote, as first written."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT assessor, min(id) AS first FROM votes WHERE test = ? GROUP BY key"
             " ORDER BY first",
             test,
@@ -210,7 +235,7 @@ class VoteStore:
     def reveal(self, test: str, *, early: bool) -> None:
         """Opens a test: from now on no vote is taken or taken back. A second time is no change."""
         self.protocol(test)
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO reveals VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 (test, int(early), time.time()),
@@ -218,7 +243,7 @@ class VoteStore:
 
     def revealed(self, test: str) -> Reveal | None:
         """Returns when a test was opened, or None."""
-        rows = self._rows("SELECT early, time FROM reveals WHERE test = ?", test)
+        rows = self.rows("SELECT early, time FROM reveals WHERE test = ?", test)
         return Reveal(early=bool(rows[0]["early"]), time=rows[0]["time"]) if rows else None
 
     def _check_closed(self, db: sqlite3.Connection, test: str) -> None:
@@ -230,56 +255,6 @@ class VoteStore:
                 where="blind test",
                 remedy="Make a new test.",
             )
-
-    def _ready(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        try:
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("BEGIN IMMEDIATE")
-            found = int(db.execute("PRAGMA user_version").fetchone()[0])
-            if found > _VERSION:
-                raise UserError(
-                    f"has version {found}; this program reads {_VERSION}.",
-                    where=str(self.path),
-                    remedy="Use the newer program.",
-                )
-            if found == 0:
-                for statement in _SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {_VERSION}")
-            db.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            db.close()
-            if "not a database" not in str(error) and "malformed" not in str(error):
-                raise
-            raise UserError(
-                "is damaged; nothing in it was changed.",
-                where=str(self.path),
-                remedy="Put a copy in its place, or move it away to start anew.",
-            ) from error
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    @contextmanager
-    def _transaction(self) -> Generator[sqlite3.Connection]:
-        with self._lock, disk_faults(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.OperationalError):  # SQLite may have rolled back
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _rows(self, sql: str, *values: str) -> list[sqlite3.Row]:
-        with self._lock, disk_faults(self.path):
-            return self._db.execute(sql, values).fetchall()
 
 
 _SELECT = "SELECT votes.*, vote FROM votes LEFT JOIN withdrawals ON vote = id"
