@@ -225,8 +225,11 @@ def test_sketch_has_the_error_it_claims():
     for _ in range(60):
         a = torch.randn(1, 40, 64, generator=generator)
         b = a + 0.1 * torch.randn(1, 40, 64, generator=generator)
-        found = sketch.Sketch()
-        difference = found.of(a.flatten(1), sample=0)[0] - found.of(b.flatten(1), sample=0)[0]
+        total, energy = np.zeros((2, 1, sketch.Sketch.WIDTH)), np.zeros((2, 1))
+        for index, y in enumerate((a, b)):
+            sketch.Sketch().add(y.flatten(1), sample=0, total=total[index], energy=energy[index])
+        difference = total[0] - total[1]
+        assert energy[0, 0] == pytest.approx(float(a.double().square().sum()))
         errors.append((difference**2).sum() / float((a - b).double().square().sum()) - 1)
     assert abs(np.mean(errors)) < 0.04
     assert np.std(errors) == pytest.approx((2 / sketch.Sketch.WIDTH) ** 0.5, rel=0.3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vqdq import kernels, packing
-from vqdq.kernels import cpu, int8, int8_reference, reference
+from vqdq.kernels import cpu, int8, int8_reference, reference, statistics, statistics_reference
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +153,7 @@ def test_every_operation_has_one_backend_and_one_compiled_version() -> None:
         assert status.backend == "cpu", status.reason
         assert callable(getattr(kernels, status.op))
         plain = int8_reference if status.op in int8.OPERATIONS else reference
+        plain = statistics_reference if status.op in statistics.OPERATIONS else plain
         assert callable(getattr(plain, status.op))
     assert kernels.status()[-1].op == kernels.PRODUCTS
     from vqdq.kernels import beam, lookup, sums, viterbi

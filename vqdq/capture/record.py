@@ -10,12 +10,14 @@ request.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 import vqdq.capture.codes as codes
@@ -24,10 +26,9 @@ from vqdq.capture.codes import Codes
 from vqdq.capture.kept import KEPT_BYTES, Keeper, KeptTensor
 from vqdq.capture.records import ActivationRecord, LayerRecord, LayerSeries
 from vqdq.capture.scalars import Scalars
-from vqdq.capture.scratch import Scratch
 from vqdq.capture.sketch import Sketch, SketchStream
 from vqdq.capture.steps import StepClock
-from vqdq.capture.streams import BINS, Detail, Measured, Summary
+from vqdq.capture.streams import BINS, Detail, Measured, Overview, Summary
 from vqdq.errors import UserError
 from vqdq.layers.inputs import LayerInput
 from vqdq.layers.quantized import QuantizedLayer
@@ -74,61 +75,73 @@ class Recorder:
         self._step = 0
         self._last: tuple[Tensor, int, Measured] | None = None
         self._kinds: dict[str, str] = {}  # in the order of the first call
+        self._shapes: dict[str, torch.Size] = {}  # of the last call
         self._positions: dict[str, tuple[int, ...]] = {}
         self._channels: dict[str, int] = {}
         self._summaries: dict[tuple[str, int], Summary] = {}
         self._outputs: dict[tuple[str, int], SketchStream] = {}
-        self._details: dict[tuple[str, int], list[Detail]] = {}
-        self._turned: dict[tuple[str, int], tuple[Summary, list[Detail]]] = {}
+        self._details: dict[tuple[str, int], Detail] = {}
+        self._turned: dict[tuple[str, int], tuple[Summary, Detail]] = {}
         self._codes: dict[tuple[str, int], Codes] = {}
-        self._scratch = Scratch()
-        self._sketch = Sketch(self._scratch)
+        self._sketch = Sketch()
 
     def see(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         """Adds one call of the layer `name` with input `x` and output `y`."""
-        clock, conv = self.clock, x.ndim == 4
-        positions = clock.positions(x, conv=conv)
+        if self._shapes.get(name) != x.shape:
+            self._learn(name, x)
+        step = max(self.clock.step, 0)
+        key = (name, step)
+        if step != self._step:  # a step ends, and with it the inputs that may come again
+            self._last = None
+            self._release_step(self._step)
+            self._step = step
+        found = self._measured(x)
+        if key not in self._summaries:
+            self._summaries[key] = Summary(found)
+            self._outputs[key] = SketchStream(self._sketch, len(self.clock.halves))
+        else:
+            self._summaries[key].add(found)
+        self._outputs[key].add(self.clock.whole(y.detach().flatten(1)))
+        detailed = name in self._detail or step in self._detail_steps
+        if detailed:
+            self._add_detail(key, found)
+        if key == self._keep:
+            self._keeper.add(found.rows)
+        given = codes.quantized_input(layer)
+        if given is not None:
+            self._see_codes(key, given, cast(QuantizedLayer, layer), x.detach(), detailed=detailed)
+
+    def _learn(self, name: str, x: Tensor) -> None:
+        """Remembers what the inputs of a layer look like."""
+        conv = x.ndim == 4
+        positions = self.clock.positions(x, conv=conv)
         if self._positions.setdefault(name, positions) != positions:
             raise UserError(
                 f"The input has {positions} positions, earlier {self._positions[name]}.",
                 where=name,
                 remedy="Record pictures of one size together.",
             )
-        self._kinds.setdefault(name, "conv" if conv else "linear")
-        self._channels.setdefault(name, int(x.shape[1 if conv else -1]))
-        key = (name, max(clock.step, 0))
-        count = len(clock.halves)
-        if key[1] != self._step:  # a step ends, and with it the inputs that may come again
-            self._last = None
-            self._release_step(self._step)
-            self._step = key[1]
-        if key not in self._summaries:
-            self._summaries[key] = Summary(count)
-        found = self._measured(x, conv=conv)
-        self._summaries[key].add(found)
-        rows = (
-            found.values.transpose(2, 3) if conv else found.values
-        )  # [halves, samples, positions, channels]
-        detailed = key[0] in self._detail or key[1] in self._detail_steps
-        if detailed:
-            self._add_detail(self._details.setdefault(key, []), rows)
-        if key == self._keep:
-            self._keeper.add(rows)
-        if key not in self._outputs:
-            self._outputs[key] = SketchStream(self._sketch, count)
-        self._outputs[key].add(clock.halved(y.detach().flatten(1)))
-        given = codes.quantized_input(layer)
-        if given is not None:
-            self._see_codes(key, given, cast(QuantizedLayer, layer), x.detach(), detailed=detailed)
+        self._kinds[name] = "conv" if conv else "linear"
+        self._channels[name] = int(x.shape[1 if conv else -1])
+        self._shapes[name] = x.shape
 
-    def _measured(self, x: Tensor, *, conv: bool) -> Measured:
+    def _measured(self, x: Tensor) -> Measured:
         """Returns the numbers of an input; q, k and v are given the very same one."""
         version = -1 if x.is_inference() else x._version
         if self._last is None or self._last[0] is not x or self._last[1] != version:
-            flat = x.detach().flatten(2) if conv else x.detach().reshape(len(x), -1, x.shape[-1])
-            found = streams.measure(self.clock.halved(flat), self._scratch, conv=conv)
-            self._last = (x, version, found)
+            values, conv = x.detach(), x.ndim == 4
+            if conv and not values.is_contiguous():
+                values, conv = values.permute(0, 2, 3, 1), False  # what is channels last in memory
+            flat = values.flatten(2) if conv else values.reshape(len(x), -1, values.shape[-1])
+            whole, halves = self.clock.whole(flat), len(self.clock.halves)
+            self._last = (x, version, streams.measure(whole, halves, conv=conv))
         return self._last[2]
+
+    def _add_detail(self, key: tuple[str, int], found: Measured) -> None:
+        if key in self._details:
+            self._details[key].add(found)
+        else:
+            self._details[key] = Detail(found)
 
     def _see_codes(
         self,
@@ -144,19 +157,14 @@ class Recorder:
         if key not in self._codes:
             self._codes[key] = Codes(halves, given.quantizer.name, grid.bits)
         self._codes[key].update(rows, grid, halves)
-        if detailed and codes.turned(given):
-            summary, details = self._turned.setdefault(key, (Summary(halves), []))
-            found = streams.measure(self.clock.halved(rows), self._scratch, conv=False)
-            summary.add(found)
-            self._add_detail(details, found.values)
-
-    @staticmethod
-    def _add_detail(details: list[Detail], rows: Tensor) -> None:
-        if not details:
-            shape = {"positions": rows.shape[2], "channels": rows.shape[3]}
-            details += [Detail(**shape) for _ in rows]
-        for stream, part in zip(details, rows, strict=True):
-            stream.update(part)
+        if not detailed or not codes.turned(given):
+            return
+        found = streams.measure(self.clock.whole(rows), halves, conv=False)
+        if key in self._turned:
+            for stream in self._turned[key]:
+                stream.add(found)
+        else:
+            self._turned[key] = (Summary(found), Detail(found))
 
     def _release_step(self, step: int) -> None:
         """Gives up what a step knows by channel and position, unless the budget holds it."""
@@ -179,21 +187,7 @@ class Recorder:
         halves = self.clock.halves
         scalars = Scalars.empty(halves=len(halves), layers=len(layers), steps=steps)
         row = {name: index for index, name in enumerate(layers)}
-        for (name, step), stream in self._summaries.items():
-            place = (slice(None), row[name], step)
-            scalars.absmax[place] = stream.absmax
-            scalars.minimum[place] = stream.minimum
-            scalars.maximum[place] = stream.maximum
-            scalars.mean[place] = stream.mean
-            scalars.rms[place] = stream.rms
-            scalars.kurtosis[place] = stream.kurtosis
-            scalars.outliers[place] = stream.outliers
-            scalars.nonfinite[place] = stream.nonfinite
-            scalars.channel_spread[place], scalars.position_spread[place] = stream.spread
-            outputs = self._outputs[name, step]
-            scalars.output_energy[place] = outputs.energy
-            scalars.output_sketch[place] = outputs.total
-        self._fill_quantiles(scalars, row)
+        self._fill(scalars, row)
         found = {key: stream.result() for key, stream in self._codes.items()}
         for (name, step), used in found.items():
             scalars.clipped[:, row[name], step] = used.clipped
@@ -206,39 +200,44 @@ class Recorder:
             scalars=scalars,
             series={name: self._series(name, steps) for name in layers},
             details={
-                key: self._layer(key, self._summaries[key], details)
-                for key, details in self._details.items()
+                key: self._layer(key, self._summaries[key], detail)
+                for key, detail in self._details.items()
             },
             turned={
-                key: self._layer(key, summary, details)
-                for key, (summary, details) in self._turned.items()
+                key: self._layer(key, summary, detail)
+                for key, (summary, detail) in self._turned.items()
             },
             codes={key: used for key, used in found.items() if key in self._details},
             kept=self._kept(),
             context=self._context,
         )
 
-    def _fill_quantiles(self, scalars: Scalars, row: Mapping[str, int]) -> None:
-        """Fills in the quantiles of all layers and steps together: one by one takes a second."""
+    def _fill(self, scalars: Scalars, row: Mapping[str, int]) -> None:
+        """Fills in what is known of the whole inputs and outputs, all of them together."""
         if not self._summaries:
             return
-        halves = len(self.clock.halves)
-        counts = np.concatenate([stream.histogram for stream in self._summaries.values()])
-        largest = np.concatenate([stream.absmax for stream in self._summaries.values()])
-        found = streams.magnitude_quantiles(counts, largest, (0.5, 0.99, 0.9999))
-        found = found.reshape(3, -1, halves)  # [levels, layers and steps, halves]
-        for index, (name, step) in enumerate(self._summaries):
-            place = (slice(None), row[name], step)
-            scalars.median[place], scalars.p99[place], scalars.p9999[place] = found[:, index]
+        found = Overview.of(list(self._summaries.values()))
+        steps = np.array([step for _, step in self._summaries])
+        place = (slice(None), np.array([row[name] for name, _ in self._summaries]), steps)
+        for field in dataclasses.fields(found):
+            if field.name != "histogram":
+                getattr(scalars, field.name)[place] = getattr(found, field.name).T
+        levels = streams.magnitude_quantiles(
+            found.histogram.reshape(-1, BINS), found.absmax.reshape(-1), (0.5, 0.99, 0.9999)
+        ).reshape(3, len(steps), -1)  # [levels, layers and steps, halves]
+        scalars.median[place], scalars.p99[place], scalars.p9999[place] = levels.mT
+        outputs = list(self._outputs.values())
+        scalars.output_energy[place] = np.stack([each.energy for each in outputs], axis=1)
+        scalars.output_sketch[place] = np.stack([each.total for each in outputs], axis=1)
 
-    def _layer(self, key: tuple[str, int], summary: Summary, details: list[Detail]) -> LayerRecord:
+    def _layer(self, key: tuple[str, int], summary: Summary, detail: Detail) -> LayerRecord:
         return LayerRecord.of(
             name=key[0],
             kind=self._kinds[key[0]],
             step=key[1],
             halves=self.clock.halves,
             positions=self._positions[key[0]],
-            details=details,
+            detail=detail,
             summary=summary,
         )
 
@@ -272,13 +271,13 @@ class Recorder:
             if stream is None:
                 continue
             series.histogram[:, step] = stream.histogram
-            if stream.extremes:
+            if stream.limits is not None:
                 (
                     series.channel_low[:, step],
                     series.channel_high[:, step],
                     series.position_low[:, step],
                     series.position_high[:, step],
-                ) = stream.extremes
+                ) = streams.cut(stream.limits, channels)
         return series
 
 
@@ -351,7 +350,7 @@ def _check_memory(modules: list[nn.Module], steps: int, *, halves: int) -> None:
         int(getattr(module, "in_features", 0) or getattr(module, "in_channels", 0))
         for module in modules
     )
-    needed = channels * BINS * 8 * steps * halves
+    needed = channels * BINS * 4 * steps * halves
     if needed > MAX_BYTES:
         raise UserError(
             f"Every layer in detail at {steps} steps would take {needed / 1e6:.0f} MB of memory.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 import vqdq.capture.archive as archive
+import vqdq.capture.streams as streams
 from vqdq.capture.codes import CodesRecord
 from vqdq.capture.kept import KeptTensor
 from vqdq.capture.scalars import Scalars
-from vqdq.capture.streams import OUTLIER, Detail, Summary, magnitude_quantiles
+from vqdq.capture.streams import OUTLIER, Detail, Summary
 from vqdq.errors import UserError
 from vqdq.params import nearest
 
@@ -73,38 +74,37 @@ class LayerRecord:
         step: int,
         halves: tuple[str, ...],
         positions: tuple[int, ...],
-        details: Sequence[Detail],
+        detail: Detail,
         summary: Summary,
     ) -> Self:
-        """Returns the record of the streams of each half."""
-        levels = np.stack([stream.percentiles() for stream in details])  # [halves, 3, channels]
-
-        def floats(values: Sequence[object]) -> Floats:
-            return np.stack([np.asarray(value) for value in values]).astype(np.float32)
-
+        """Returns the record of the streams."""
+        low, high, first, last = streams.cut(detail.limits, detail.channels)
+        count = max(summary.count // detail.channels, 1)  # values of a channel
+        flat = detail.histogram.reshape(-1, streams.BINS)
+        levels = streams.quantiles(
+            flat, low.astype(np.float64).ravel(), high.astype(np.float64).ravel(), (0.01, 0.5, 0.99)
+        ).reshape(3, *low.shape)  # [levels, halves, channels]
+        largest = np.maximum(summary.span[:2].max(axis=0), 0.0)
+        middle = streams.magnitude_quantiles(summary.histogram, largest, (0.5,))
         return cls(
             name=name,
             kind=kind,
             step=step,
             halves=halves,
             positions=positions,
-            minimum=floats([stream.minimum for stream in details]),
-            maximum=floats([stream.maximum for stream in details]),
-            mean=floats([stream.total / max(stream.count, 1) for stream in details]),
-            p01=levels[:, 0].astype(np.float32),
-            median=levels[:, 1].astype(np.float32),
-            p99=levels[:, 2].astype(np.float32),
-            outliers=np.stack([stream.outliers for stream in details]),
-            position_absmax=floats(
-                [stream.position_absmax.reshape(positions) for stream in details]
-            ),
-            surface=floats([stream.surface for stream in details]),
-            histogram=np.stack([stream.histogram.sum(axis=0) for stream in details]),
+            minimum=low,
+            maximum=high,
+            mean=(detail.total / count).astype(np.float32),
+            p01=levels[0].astype(np.float32),
+            median=levels[1].astype(np.float32),
+            p99=levels[2].astype(np.float32),
+            outliers=streams.outlier_counts(flat).reshape(low.shape),
+            position_absmax=np.maximum(-first, last).reshape(len(halves), *positions),
+            surface=detail.surface,
+            histogram=detail.histogram.sum(axis=1, dtype=np.int64),
             count=np.full(len(halves), summary.count, dtype=np.int64),
-            kurtosis=summary.kurtosis.astype(np.float32),
-            median_abs=magnitude_quantiles(summary.histogram, summary.absmax, (0.5,))[0].astype(
-                np.float32
-            ),
+            kurtosis=streams.kurtosis(summary.power / max(summary.counted, 1)).astype(np.float32),
+            median_abs=middle[0].astype(np.float32),
         )
 
     @property

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vqdq.capture.scratch import Scratch
-from vqdq.capture.streams import evenly
+from vqdq.capture.streams import stride_of
+from vqdq.kernels import statistics
 
 Floats = npt.NDArray[np.float64]
 _TAKEN = 1 << 12  # values of a sample: fewer would add to the error of the sketch itself
@@ -25,39 +25,29 @@ class Sketch:
 
     WIDTH = 251  # relative error √(2/251) = 8.9 %, 0.37 dB
 
-    def __init__(self, scratch: Scratch | None = None) -> None:
-        self._scratch = scratch or Scratch()
+    def __init__(self) -> None:
         self._signs: dict[tuple[int, torch.device], Tensor] = {}
 
-    def of(self, rows: Tensor, *, sample: int) -> tuple[Floats, Floats]:
-        """Returns the sketches of `rows`, [rows, WIDTH], and their energies ‖y‖², [rows].
+    def add(self, y: Tensor, *, sample: int, total: Floats, energy: Floats) -> None:
+        """Adds samples to `total`, [halves, WIDTH], and ‖y‖² to `energy`, [halves].
 
         Args:
-            rows: [rows, n], each compared with the same row of another run; of many values, evenly
-                many are taken, for the energy too.
-            sample: each sample of a stream has signs of its own: runs are paired sample by sample.
+            y: [halves · samples, n], each compared with the same row of another run; of many
+                values, evenly many are taken, for the energy too.
+            sample: number of the first one; each sample of a stream has signs of its own, for runs
+                are paired sample by sample.
         """
-        flat = evenly(rows.detach(), _TAKEN).float().contiguous()
-        mixed = torch.mul(flat, self._of(flat, sample), out=self._scratch.floats(flat))
-        whole = mixed.shape[1] // self.WIDTH * self.WIDTH
-        total = mixed[:, :whole].unflatten(1, (-1, self.WIDTH)).sum(dim=1)
-        total[:, : mixed.shape[1] - whole] += mixed[:, whole:]
-        power = torch.linalg.vecdot(flat, flat)
-        found = torch.cat([total, power[:, None]], dim=1).cpu().numpy().astype(np.float64)
-        if not np.isfinite(found[:, -1]).all() and not bool(torch.isfinite(flat).all()):
-            return self.of(torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0), sample=sample)
-        return found[:, :-1], found[:, -1]
+        stride = stride_of(y.shape[1], _TAKEN)
+        signs = self._of(-(-y.shape[1] // stride), y.device)
+        statistics.add_sketch(y, signs, sample, stride, total, energy)
 
-    def _of(self, flat: Tensor, sample: int) -> Tensor:
-        length = flat.shape[1]
-        key = (length, flat.device)
+    def _of(self, length: int, device: torch.device) -> Tensor:
+        key = (length, device)
         if key not in self._signs:
             generator = torch.Generator().manual_seed(0)
             bits = torch.randint(0, 2, (length,), generator=generator, dtype=torch.int8)
-            # Multiplying float by float is three times as fast as by bytes.
-            self._signs[key] = (bits * 2 - 1).float().to(flat.device)
-        signs = self._signs[key]
-        return signs.roll(7919 * sample) if sample else signs
+            self._signs[key] = (bits * 2 - 1).float().to(device)
+        return self._signs[key]
 
 
 class SketchStream:
@@ -67,6 +57,8 @@ class SketchStream:
         total: [halves, WIDTH]; `energy`: [halves].
     """
 
+    __slots__ = ("_samples", "_sketch", "energy", "total")
+
     def __init__(self, sketch: Sketch, halves: int) -> None:
         self.total: Floats = np.zeros((halves, Sketch.WIDTH))
         self.energy: Floats = np.zeros(halves)
@@ -74,9 +66,6 @@ class SketchStream:
         self._samples = 0
 
     def add(self, y: Tensor) -> None:
-        """Adds outputs [halves, samples, n]."""
-        for index in range(y.shape[1]):
-            total, energy = self._sketch.of(y[:, index], sample=self._samples)
-            self.total += total
-            self.energy += energy
-            self._samples += 1
+        """Adds outputs [halves · samples, n]."""
+        self._sketch.add(y, sample=self._samples, total=self.total, energy=self.energy)
+        self._samples += len(y) // len(self.energy)

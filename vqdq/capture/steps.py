@@ -60,13 +60,9 @@ class StepClock:
             return [x, x]
         return list(x.chunk(2))
 
-    def halved(self, x: Tensor) -> Tensor:
-        """Returns the halves of a batch stacked, [halves, samples, ...]."""
-        if len(self.halves) == 1:
-            return x[None]
-        if x.shape[0] % 2:
-            return torch.stack([x, x])
-        return x.unflatten(0, (2, -1))
+    def whole(self, x: Tensor) -> Tensor:
+        """Returns a batch that can be cut into halves; see `split`."""
+        return torch.cat([x, x]) if len(x) % len(self.halves) else x
 
     def positions(self, x: Tensor, *, conv: bool) -> tuple[int, ...]:
         """Returns a layer input's positions: (h, w), (tokens,) or () for a single vector."""

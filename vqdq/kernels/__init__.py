@@ -3,7 +3,7 @@
 `reference` (plain torch) is the definition of truth; `cpu` (numba) returns the same bits faster.
 Every operation here is exact: inputs are integers, or floats whose sums and products are exact, or
 elementwise IEEE arithmetic in a stated order. So what is stored never depends on the kernel, the
-number of threads or the machine.
+number of threads or the machine. (`statistics`, which store nothing, say where they are not.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from vqdq.kernels import int8, int8_products
+from vqdq.kernels import int8, int8_products, statistics
 from vqdq.kernels.backend import chosen
 from vqdq.kernels.int8 import add_rows as add_rows
 from vqdq.kernels.int8 import group_codes as group_codes
@@ -23,6 +23,11 @@ from vqdq.kernels.int8 import row_codes as row_codes
 from vqdq.kernels.int8 import scaled_rows as scaled_rows
 from vqdq.kernels.int8 import stacked_codes as stacked_codes
 from vqdq.kernels.int8 import summed_groups as summed_groups
+from vqdq.kernels.statistics import add_counts as add_counts
+from vqdq.kernels.statistics import add_sketch as add_sketch
+from vqdq.kernels.statistics import bin_quantiles as bin_quantiles
+from vqdq.kernels.statistics import block_statistics as block_statistics
+from vqdq.kernels.statistics import score_counts as score_counts
 
 PRODUCTS = "integer_products"
 OPERATIONS = (
@@ -43,6 +48,7 @@ OPERATIONS = (
     "additive_decode_rotated",
     "additive_gradient",
     *int8.OPERATIONS,
+    *statistics.OPERATIONS,
     PRODUCTS,
 )
 COST_UNITS = 8  # trellis targets are given in 1/8 of a table step
@@ -96,6 +102,7 @@ def warm() -> None:
     grid, group = torch.ones(1, 16), torch.zeros(2, dtype=torch.int32)
     round_columns(rest, rest, torch.eye(2), grid, grid, group, torch.arange(4.0))
     int8.warm()
+    statistics.warm()
     int8_products.support()
 
 

@@ -41,22 +41,27 @@ class Block(NamedTuple):
     """One tensor in numbers; values that are no numbers are counted and taken as 0.
 
     Attributes:
-        limits: least and largest by row, then by column, of all samples, float32
-            [halves, 2 rows + 2 columns].
+        limits: least and largest of each channel, then of each position, of all samples, float32
+            [halves, 2 channels + 2 positions].
         sums: of x, x², x³, x⁴ of every `stride`-th value, [halves, 4].
         counts: of the same values by bin, [halves, BINS].
-        nonfinite: how many values were NaN or infinite, [halves].
+        nonfinite: how many values were NaN or infinite, [halves]; None where all are numbers.
     """
 
     limits: npt.NDArray[np.float32]
     sums: Floats
     counts: Counts
-    nonfinite: Counts
+    nonfinite: Counts | None
 
 
-def block_statistics(x: torch.Tensor, stride: int) -> Block:
-    """Returns the numbers of float32 values [halves, samples, rows, columns], none of them 0."""
-    return _backend(x).block_statistics(x, stride)
+def block_statistics(x: torch.Tensor, halves: int, stride: int, *, channels_first: bool) -> Block:
+    """Returns the numbers of each half of a batch.
+
+    Args:
+        x: float32 [halves · samples, positions, channels], or […, channels, positions]; not empty.
+        channels_first: the second.
+    """
+    return _backend(x).block_statistics(x, halves, stride, channels_first=channels_first)
 
 
 def add_counts(values: torch.Tensor, counts: npt.NDArray[np.int32]) -> None:
@@ -79,7 +84,7 @@ def add_sketch(
     Values that are no numbers count as 0.
 
     Args:
-        y: [halves, samples, n] of any float type.
+        y: [halves · samples, n] of any float type.
         signs: float32 ±1, one for each value taken of a sample.
         sample: number of the first of these samples.
         total: [halves, buckets]; `energy`: [halves].
@@ -116,15 +121,15 @@ def score_counts(
 
 def warm() -> None:
     """Compiles every loop of this module, or loads it from the cache."""
-    values = torch.zeros(1, 1, 2, 2)
-    block_statistics(values, 1)
-    add_counts(values[0, 0], np.zeros((2, BINS), np.int32))
-    add_counts(values[0, 0].T, np.zeros((2, BINS), np.int32))
+    values = torch.zeros(1, 2, 2)
+    block_statistics(values, 1, 1, channels_first=False)
+    add_counts(values[0], np.zeros((2, BINS), np.int32))
+    add_counts(values[0].T, np.zeros((2, BINS), np.int32))
     add_sketch(values[0], torch.ones(2), 0, 1, np.zeros((1, 2)), np.zeros(1))
     edges, one = np.arange(3.0), np.ones(1)
     for kind in (np.int32, np.int64):
         bin_quantiles(np.ones((1, 2), kind), one, one, edges, one)
-    score_counts(values[0, 0], np.zeros(2, np.int64), 1)
+    score_counts(values[0], np.zeros(2, np.int64), 1)
 
 
 def _backend(x: torch.Tensor) -> Any:

@@ -32,20 +32,18 @@ _LARGEST, _LEAST = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
 _INFINITE, _LESS = np.int32(0x7F800000), np.int32(-0x00800000)  # bits of inf and of −inf
 
 
-def block_statistics(x: torch.Tensor, stride: int) -> Block:
+def block_statistics(x: torch.Tensor, halves: int, stride: int, *, channels_first: bool) -> Block:
     """See `vqdq.kernels.statistics.block_statistics`."""
-    bits = x.contiguous().view(torch.int32).numpy()
-    halves, _, rows, columns = bits.shape
+    batch, rows, columns = x.shape
+    values = x.contiguous().numpy().reshape(halves, batch // halves, rows, columns)
     limits = np.empty((halves, 2 * (rows + columns)), np.int32)
-    if not _extremes(bits, limits):
-        good = torch.isfinite(x)
-        found = block_statistics(torch.where(good, x, 0.0), stride)
-        return found._replace(nonfinite=(~good).flatten(1).sum(1).numpy())
     sums, counts = np.zeros((halves, 4)), np.zeros((halves, BINS), np.int64)
-    flat = bits.reshape(halves, -1)
-    _powers(flat.view(np.float32), stride, sums)
-    _count_all(flat, stride, counts)
-    return Block(limits.view(np.float32), sums, counts, np.zeros(halves, np.int64))
+    if not _block(values.view(np.int32), values, stride, channels_first, limits, sums, counts):
+        good = torch.isfinite(x)
+        mended = torch.where(good, x, 0.0)
+        found = block_statistics(mended, halves, stride, channels_first=channels_first)
+        return found._replace(nonfinite=(~good).reshape(halves, -1).sum(1).numpy())
+    return Block(limits.view(np.float32), sums, counts, None)
 
 
 def add_counts(values: torch.Tensor, counts: npt.NDArray[np.int32]) -> None:
@@ -61,9 +59,10 @@ def add_sketch(
 ) -> None:
     """See `vqdq.kernels.statistics.add_sketch`."""
     values = y.float().contiguous()
-    if not _sketch(values.numpy(), signs.numpy(), sample, stride, total, energy):
-        mended = values.nan_to_num(0.0, posinf=0.0, neginf=0.0)
-        _sketch(mended.numpy(), signs.numpy(), sample, stride, total, energy)
+    rows = values.numpy().reshape(len(total), -1, y.shape[1])
+    if not _sketch(rows, signs.numpy(), sample, stride, total, energy):
+        mended = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
+        _sketch(mended, signs.numpy(), sample, stride, total, energy)
 
 
 def bin_quantiles(
@@ -86,13 +85,13 @@ def score_counts(
 
 
 @njit(nogil=True, cache=True)
-def _key(bits: int) -> int:
+def _key(bits: Any) -> Any:
     """Returns an integer in the order of the floats, from the bits of one, and back."""
     return bits ^ ((bits >> np.int32(31)) & _LARGEST)
 
 
 @njit(nogil=True, cache=True)
-def _row_extremes(line: Array) -> tuple[int, int]:
+def _row_extremes(line: Array) -> Any:
     low, high = _LARGEST, _LEAST
     for index in range(line.shape[0]):
         key = _key(line[index])
@@ -113,7 +112,7 @@ def _raise(line: Array, high: Array) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _extremes(bits: Array, limits: Array) -> bool:
+def _extremes(bits: Array, channels_first: bool, limits: Array) -> bool:
     """Writes the extremes by row and by column, and returns whether all values are finite.
 
     As integers, after the other bits of negative values are turned round, floats have their own
@@ -123,9 +122,10 @@ def _extremes(bits: Array, limits: Array) -> bool:
     finite = True
     for half in range(halves):
         line = limits[half]
-        row_low, row_high = line[:rows], line[rows : 2 * rows]
-        column_low = line[2 * rows : 2 * rows + columns]
-        column_high = line[2 * rows + columns :]
+        first, second = (0, 2 * rows) if channels_first else (2 * columns, 0)
+        row_low, row_high = line[first : first + rows], line[first + rows : first + 2 * rows]
+        column_low = line[second : second + columns]
+        column_high = line[second + columns : second + 2 * columns]
         row_low[:], row_high[:] = _LARGEST, _LEAST
         column_low[:], column_high[:] = _LARGEST, _LEAST
         for sample in range(samples):
@@ -196,6 +196,23 @@ def _count_all(bits: Array, stride: int, counts: Array) -> None:
         for key in range(2 * _KEYS):
             if room[key]:
                 counts[half, _cell((key - _KEYS) << SHIFT)] += room[key]
+
+
+@njit(nogil=True, cache=True)
+def _block(
+    bits: Array,
+    values: Array,
+    stride: int,
+    channels_first: bool,
+    limits: Array,
+    sums: Array,
+    counts: Array,
+) -> bool:
+    if not _extremes(bits, channels_first, limits):
+        return False
+    _powers(values.reshape(values.shape[0], -1), stride, sums)
+    _count_all(bits.reshape(bits.shape[0], -1), stride, counts)
+    return True
 
 
 @njit(nogil=True, cache=True)

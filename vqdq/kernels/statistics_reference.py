@@ -23,25 +23,25 @@ from vqdq.kernels.statistics import (
 )
 
 
-def block_statistics(x: torch.Tensor, stride: int) -> Block:
+def block_statistics(x: torch.Tensor, halves: int, stride: int, *, channels_first: bool) -> Block:
     """See `vqdq.kernels.statistics.block_statistics`."""
-    rows = [x.amin(3).amin(1), x.amax(3).amax(1)]
-    columns = [x.amin((1, 2)), x.amax((1, 2))]
-    limits = torch.cat([*rows, *columns], dim=1).cpu().numpy()
+    values = x.unflatten(0, (halves, -1))  # [halves, samples, rows, columns]
+    rows = [values.amin(3).amin(1), values.amax(3).amax(1)]
+    columns = [values.amin((1, 2)), values.amax((1, 2))]
+    both = [*rows, *columns] if channels_first else [*columns, *rows]
+    limits = torch.cat(both, dim=1).cpu().numpy()
     if not np.isfinite(limits).all():
         good = torch.isfinite(x)
-        found = block_statistics(torch.where(good, x, 0.0), stride)
-        return found._replace(nonfinite=(~good).flatten(1).sum(1).cpu().numpy())
-    chosen = x.flatten(1)[:, ::stride]
+        mended = torch.where(good, x, 0.0)
+        found = block_statistics(mended, halves, stride, channels_first=channels_first)
+        bad = (~good).reshape(halves, -1).sum(1)
+        return found._replace(nonfinite=bad.cpu().numpy())
+    chosen = values.flatten(1)[:, ::stride]
     wide = _wide(chosen)
     square = wide * wide
     parts = [wide.sum(1), square.sum(1), (square * wide).sum(1), (square * square).sum(1)]
-    return Block(
-        limits=limits,
-        sums=torch.stack(parts, dim=1).cpu().double().numpy(),
-        counts=_counts(chosen),
-        nonfinite=np.zeros(len(x), np.int64),
-    )
+    sums = torch.stack(parts, dim=1).cpu().double().numpy()
+    return Block(limits, sums, _counts(chosen), None)
 
 
 def add_counts(values: torch.Tensor, counts: npt.NDArray[np.int32]) -> None:
@@ -54,8 +54,9 @@ def add_sketch(
 ) -> None:
     """See `vqdq.kernels.statistics.add_sketch`."""
     buckets = total.shape[1]
-    for index in range(y.shape[1]):
-        taken = y[:, index, ::stride].float().nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    rows = y.unflatten(0, (len(total), -1))
+    for index in range(rows.shape[1]):
+        taken = rows[:, index, ::stride].float().nan_to_num(0.0, posinf=0.0, neginf=0.0)
         mixed = _wide(taken * signs.roll(7919 * (sample + index)))
         padded = torch.nn.functional.pad(mixed, (0, -mixed.shape[1] % buckets))
         total += padded.unflatten(1, (-1, buckets)).sum(dim=1).cpu().double().numpy()
