@@ -42,13 +42,14 @@ def variant(pipe: Any) -> Any:
 def test_ways_end_where_the_pipelines_draw(pipe: Any, variant: Any, tmp_path: Path) -> None:
     same = with_denoiser(pipe, "unet", pipe.unet)
     events: list[Event] = []
-    found, records = follow(
+    found = follow(
         pipe,
         {"coarse": variant, "same": same},
         PROMPTS,
         steps=3,
         guidance=3.0,
         seed=5,
+        preview_seconds=np.inf,
         report=events.append,
     )
     assert found.labels == ("reference", "coarse", "same")
@@ -57,7 +58,7 @@ def test_ways_end_where_the_pipelines_draw(pipe: Any, variant: Any, tmp_path: Pa
         end = draw(model, PROMPTS, steps=3, guidance=3.0, seed=5)
         assert torch.equal(torch.from_numpy(way[:, -1]), end)
     assert found.timesteps == tuple(float(t) for t in pipe.scheduler.timesteps)
-    coarse, equal = records
+    coarse, equal = found.errors
     assert (coarse.label, coarse.samples) == ("coarse", 2)
     # The first step is the same either way, and only there.
     assert coarse.forced_sqnr_db[0] == pytest.approx(coarse.free_sqnr_db[0], abs=1e-3)
@@ -84,6 +85,9 @@ def test_ways_end_where_the_pipelines_draw(pipe: Any, variant: Any, tmp_path: Pa
     assert (again.labels, again.prompts, again.shown) == (found.labels, PROMPTS, (0, 1, 2))
     assert np.array_equal(again.latents, found.latents)
     assert np.array_equal(again.previews, found.previews)
+    assert again.previewed == "decoded"
+    assert [each.label for each in again.errors] == ["coarse", "same"]
+    assert np.array_equal(again.errors[0].free_sqnr_db, coarse.free_sqnr_db)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +97,10 @@ def test_previews_keep_their_budget(
     pipe: Any, variant: Any, budget: int, shown: tuple[int, ...]
 ) -> None:
     """Two models of 16 x 16 x 3 bytes a step."""
-    found, _ = follow(
-        pipe, {"v": variant}, PROMPTS[:1], steps=3, guidance=1.0, preview_bytes=budget
-    )
+    found = follow(
+        pipe, {"v": variant}, PROMPTS[:1], steps=3, guidance=1.0,
+        preview_bytes=budget, preview_seconds=np.inf,
+    )  # fmt: skip
     assert found.shown == shown
     assert found.previews.nbytes == 1536 * len(shown) <= budget
 
@@ -114,10 +119,10 @@ def test_a_step_is_taken_again_with_its_memory_and_its_noise(pipe: Any, kind: An
         assert torch.equal(turn.again(turn.prediction), turn.after)
         assert not torch.equal(turn.again(turn.prediction * 1.1), turn.after)
     assert "step" not in other.scheduler.__dict__
-    found, records = follow(
+    found = follow(
         other, {"same": with_denoiser(other, "unet", pipe.unet)}, PROMPTS, steps=4, guidance=3.0
     )
-    assert records[0].forced_cosine == pytest.approx([1.0] * 4)
+    assert found.errors[0].forced_cosine == pytest.approx([1.0] * 4)
     assert np.array_equal(found.latents[0], found.latents[1])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from vqdq.capture import archive
 from vqdq.capture.along import Along, TrajectoryRecord
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 PREVIEW_BYTES = 32_000_000
-_KIND, _VERSION = "following", 1
+PREVIEW_SECONDS = 3.0
+_KIND, _VERSION = "following", 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,9 +44,12 @@ class Following:
         prompts: what was drawn; prompt i from the noise of `seed` + i.
         steps, guidance, seed: of the drawing; `timesteps`: of each step.
         latents: after each step, float32 [models, prompts, steps, ...].
-        shown: the steps that were decoded, from 0; the last is always among them.
-        previews: the latents of the first prompt after those steps, decoded, uint8
+        shown: the steps that have a preview, from 0; the last is always among them.
+        previews: of the latents of the first prompt after those steps, uint8
             [models, shown, h, w, 3]; nothing where the pipeline's latents are no map.
+        previewed: how: "decoded" by the autoencoder, or "linear": a linear map from the channels of
+            the latents to colours, fitted to the decoded end, one pixel for each latent one.
+        errors: of each variant, along the way.
     """
 
     labels: tuple[str, ...]
@@ -57,10 +61,18 @@ class Following:
     latents: npt.NDArray[np.float32]
     shown: tuple[int, ...]
     previews: npt.NDArray[np.uint8]
+    previewed: str
+    errors: tuple[TrajectoryRecord, ...]
 
     def save(self, path: Path) -> None:
         """Writes the record to one `.npz` file, atomically."""
         entry, arrays = archive.flatten(self, "way")
+        entry["errors"] = []
+        for index, each in enumerate(self.errors):
+            found, more = archive.flatten(each, f"errors/{index}")
+            found["context"] = dict(each.context)
+            entry["errors"].append(found)
+            arrays |= more
         archive.save(path, {"kind": _KIND, "version": _VERSION, "record": entry}, arrays)
 
     @classmethod
@@ -71,7 +83,12 @@ class Following:
             UserError: no record, a damaged one, or one of another version.
         """
         header, arrays = archive.load(path, kind=_KIND, version=_VERSION)
-        return archive.restore(cls, header["record"], arrays, "way")
+        entry = dict(header["record"])
+        errors = [
+            archive.restore(TrajectoryRecord, each, arrays, f"errors/{index}")
+            for index, each in enumerate(entry.pop("errors"))
+        ]
+        return archive.restore(cls, entry | {"errors": errors}, arrays, "way")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,16 +117,16 @@ def follow(
     guidance: float,
     seed: int = 0,
     preview_bytes: int = PREVIEW_BYTES,
+    preview_seconds: float = PREVIEW_SECONDS,
     report: Report = silent,
-) -> tuple[Following, tuple[TrajectoryRecord, ...]]:
+) -> Following:
     """Returns the ways of all models, and each variant's error along them; models stay as they are.
 
     All prompts are drawn in one batch, the same for every model.
 
     Args:
         variants: by label.
-        preview_bytes: of decoded pictures, over all models. Where every step does not fit, steps
-            are left out evenly; the last always stays. 0 decodes nothing.
+        preview_bytes, preview_seconds: see `together`.
         report: stage "follow", one unit a model and way; may raise `Cancelled`.
 
     Raises:
@@ -124,38 +141,122 @@ def follow(
             reference, prompts, steps=steps, guidance=guidance, seed=seed, batch_size=len(prompts)
         )
     calls = drawn.calls
-    if len(own) != len(calls):
-        raise UserError(
-            f"the sampler was called {len(own)} times, the denoiser {len(calls)} times.",
-            where=type(reference).__name__,
-            remedy="Use a pipeline that predicts once a step.",
-        )
-    ways, records = [own], list[TrajectoryRecord]()
+    check_sampler(reference, calls, own, guidance)
+    ways, errors = {"reference": own}, list[TrajectoryRecord]()
     for label, variant in variants.items():
         report(Event(stage="follow", done=done + 1, total=total, message=f"{label}, on its own"))
         with noted(variant) as free:
             draw(variant, prompts, steps=steps, guidance=guidance, seed=seed)
         report(Event(stage="follow", done=done + 2, total=total, message=f"{label}, led"))
-        along = Along(label=label, context={"guidance": guidance, "seed": seed})
-        _compare(along, denoiser(variant)[1], calls, own, free, drawn.guidance)
-        ways.append(free)
-        records.append(along.result())
+        module = denoiser(variant)[1]
+        with torch.no_grad():
+            led = {call.step: replay(module, call) for call in calls}
+        ways[label] = free
+        errors.append(astray(label, calls, own, free, led, guidance=guidance, seed=seed))
         done += 2
     report(Event(stage="follow", done=total, total=total, message="decoding"))
-    latents = np.stack([_stacked(way) for way in ways])
-    shown, previews = _previews(reference, latents, preview_bytes)
-    found = Following(
-        labels=("reference", *variants),
-        prompts=tuple(prompts),
-        steps=len(own),
+    return together(
+        reference,
+        ways,
+        errors,
+        prompts=prompts,
         guidance=guidance,
         seed=seed,
-        timesteps=tuple(turn.timestep for turn in own),
+        preview_bytes=preview_bytes,
+        preview_seconds=preview_seconds,
+    )
+
+
+def check_sampler(
+    pipeline: DiffusionPipeline, calls: Sequence[Call], own: Sequence[Turn], guidance: float
+) -> None:
+    """Raises `UserError` unless each call of the denoiser is one of the sampler, with guidance.
+
+    Only then can a prediction for a recorded call be taken for one of the sampler's.
+    """
+    if len(own) != len(calls):
+        raise UserError(
+            f"the sampler was called {len(own)} times, the denoiser {len(calls)} times.",
+            where=type(pipeline).__name__,
+            remedy="Use a pipeline that predicts once a step.",
+        )
+    for call, turn in zip(calls, own, strict=True):
+        found, given = _sampled(call.output, call, turn, guidance), turn.prediction
+        if found.shape != given.shape or (found - given).norm() > 1e-2 * given.norm():
+            raise UserError(
+                "the pipeline does more to a prediction than guidance.",
+                where=type(pipeline).__name__,
+                remedy="Draw without its extra settings.",
+            )
+
+
+def astray(
+    label: str,
+    calls: Sequence[Call],
+    own: Sequence[Turn],
+    free: Sequence[Turn],
+    led: Mapping[int, torch.Tensor],
+    *,
+    guidance: float,
+    seed: int,
+) -> TrajectoryRecord:
+    """Returns how far a variant strays from the reference at each step.
+
+    Args:
+        calls, own: of the reference; `free`: the variant's turns on its own way.
+        led: by step, what the variant's denoiser gives for the reference's calls, before guidance;
+            steps that are left out are NaN.
+    """
+    along = Along(label=label, context={"guidance": guidance, "seed": seed})
+    for step, (call, turn, alone) in enumerate(zip(calls, own, free, strict=True)):
+        if step in led:
+            found = _sampled(led[step], call, turn, guidance)
+            with torch.no_grad():
+                after = turn.again(found.to(turn.prediction.dtype)).float().cpu()
+            along.add(step, turn.timestep, turn.prediction, found, latents=(turn.after, after))
+        latents = (turn.after, alone.after)
+        along.add(
+            step, turn.timestep, turn.prediction, alone.prediction, latents=latents, free=True
+        )
+    return along.result()
+
+
+def together(
+    pipeline: DiffusionPipeline,
+    ways: Mapping[str, Sequence[Turn]],
+    errors: Sequence[TrajectoryRecord],
+    *,
+    prompts: Sequence[str],
+    guidance: float,
+    seed: int,
+    preview_bytes: int = PREVIEW_BYTES,
+    preview_seconds: float = PREVIEW_SECONDS,
+) -> Following:
+    """Returns the ways of models as one record, with previews.
+
+    Args:
+        pipeline: the reference: its autoencoder makes the previews.
+        ways: by label, the reference first.
+        preview_bytes: over all models. Where every step does not fit, steps are left out evenly;
+            the last always stays. 0 shows nothing.
+        preview_seconds: what decoding may take; where it would take more, colours are fitted.
+    """
+    latents = np.stack([_stacked(way) for way in ways.values()])
+    shown, previews, how = _previews(pipeline, latents, preview_bytes, preview_seconds)
+    first = next(iter(ways.values()))
+    return Following(
+        labels=tuple(ways),
+        prompts=tuple(prompts),
+        steps=len(first),
+        guidance=guidance,
+        seed=seed,
+        timesteps=tuple(turn.timestep for turn in first),
         latents=latents,
         shown=shown,
         previews=previews,
+        previewed=how,
+        errors=tuple(errors),
     )
-    return found, tuple(records)
 
 
 @contextmanager
@@ -203,43 +304,58 @@ def noted(pipeline: DiffusionPipeline) -> Generator[list[Turn], None, None]:
             del scheduler.__dict__["step"]
 
 
-def _compare(
-    along: Along,
-    module: nn.Module,
-    calls: Sequence[Call],
-    own: Sequence[Turn],
-    free: Sequence[Turn],
-    guidance: float,
-) -> None:
-    with torch.no_grad():
-        for step, (call, turn, alone) in enumerate(zip(calls, own, free, strict=True)):
-            led = guided(replay(module, call), call, guidance)
-            after = turn.again(led.to(turn.prediction.dtype)).float().cpu()
-            along.add(step, turn.timestep, turn.prediction, led, latents=(turn.after, after))
-            latents = (turn.after, alone.after)
-            along.add(
-                step, turn.timestep, turn.prediction, alone.prediction, latents=latents, free=True
-            )
+def _sampled(output: torch.Tensor, call: Call, turn: Turn, guidance: float) -> torch.Tensor:
+    """Returns what the sampler is given of a denoiser's output, float32 on the CPU.
+
+    A model that predicts a variance too (PixArt) has twice the channels, the noise first.
+    """
+    found = guided(output, call, guidance).detach().float().cpu()
+    wanted = turn.prediction.shape
+    if found.ndim == len(wanted) and found.shape[1] == 2 * wanted[1]:
+        found = found[:, : wanted[1]]
+    return found
 
 
 def _previews(
-    pipeline: DiffusionPipeline, latents: npt.NDArray[np.float32], budget: int
-) -> tuple[tuple[int, ...], npt.NDArray[np.uint8]]:
-    """Returns which steps are shown, and the pictures of the first prompt after them."""
+    pipeline: DiffusionPipeline, latents: npt.NDArray[np.float32], budget: int, seconds: float
+) -> tuple[tuple[int, ...], npt.NDArray[np.uint8], str]:
+    """Returns which steps are shown, the pictures of the first prompt after them, and how."""
     nothing = np.zeros((len(latents), 0, 0, 0, 3), dtype=np.uint8)
     parts = cast(Any, pipeline)
     if latents.ndim != 6 or getattr(parts, "vae", None) is None or budget <= 0:
-        return (), nothing
+        return (), nothing, ""
     models, _, steps = latents.shape[:3]
-    last = _decoded(parts, latents[:, 0, -1])  # [models, h, w, 3]
-    room = min(steps, budget // last.nbytes)
+    started = time.perf_counter()
+    end = _decoded(parts, latents[:1, 0, -1])  # [1, h, w, 3]
+    room = min(steps, budget // (models * end.nbytes))
+    linear = (time.perf_counter() - started) * models * max(room, 1) > seconds
+    if linear:
+        room = min(steps, budget // (models * latents[0, 0, 0, 0].size * 3))
     if room == 0:
-        return (), nothing
+        return (), nothing, ""
     shown = tuple(int(s) for s in np.linspace(0 if room > 1 else steps - 1, steps - 1, room))
-    pictures = [_decoded(parts, latents[:, 0, step]) for step in shown[:-1]]
-    found = np.stack([*pictures, last], axis=1)
+    if linear:
+        return shown, _fitted(latents[:, 0, list(shown)], latents[0, 0, -1], end[0]), "linear"
+    found = np.stack([_decoded(parts, latents[:, 0, step]) for step in shown], axis=1)
     assert found.shape[:2] == (models, len(shown))
-    return shown, found
+    return shown, found, "decoded"
+
+
+def _fitted(
+    latents: npt.NDArray[np.float32], end: npt.NDArray[np.float32], picture: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Returns colours of latents [..., channels, h, w], [..., h, w, 3]: the least squares of `end`.
+
+    Args:
+        end: latents [channels, h, w] that decode to `picture` [H, W, 3].
+    """
+    size = (end.shape[1], end.shape[2])
+    values = torch.from_numpy(picture).permute(2, 0, 1).float()
+    small = torch.nn.functional.adaptive_avg_pool2d(values, size).flatten(1).T.numpy()
+    known = np.column_stack([end.reshape(len(end), -1).T, np.ones(size[0] * size[1])])
+    fit = np.linalg.lstsq(known, small, rcond=None)[0]  # [channels + 1, 3]
+    colours = np.moveaxis(latents, -3, -1) @ fit[:-1] + fit[-1]
+    return np.clip(np.round(colours), 0, 255).astype(np.uint8)
 
 
 def _decoded(parts: Any, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

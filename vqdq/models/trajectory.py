@@ -7,7 +7,8 @@ inputs are recorded once, whatever the pipeline is, and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -100,6 +101,18 @@ def record(
         latents=torch.cat(ends),
         seed=seed,
     )
+
+
+@contextmanager
+def listening(module: nn.Module, prompts: int = 1) -> Generator[list[Call], None, None]:
+    """Lends a list to which every call of a denoiser is added while it draws so many prompts."""
+    keeper = _Keeper()
+    keeper.begin(range(prompts))
+    handle = module.register_forward_hook(keeper.keep, with_kwargs=True)
+    try:
+        yield keeper.calls
+    finally:
+        handle.remove()
 
 
 def draw(
