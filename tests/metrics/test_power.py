@@ -62,3 +62,25 @@ def test_nothing_to_detect_is_refused():
         power.pairs_to_detect(0.5)
     with pytest.raises(ValueError, match="margin"):
         power.pairs_for_equivalence(0.5)
+
+
+@pytest.mark.parametrize("count", [5, 12, 40, 215])
+def test_what_can_be_found_is_the_first_rate_with_the_power(count):
+    for found, chance in (
+        (power.detectable_rate(count), lambda rate: _sign_power(rate, count)),
+        (power.detectable_share(count), lambda share: _abx_power(share, count)),
+    ):
+        rates = [percent / 100 for percent in range(51, 100)]
+        assert found == next((rate for rate in rates if chance(rate) >= 0.8), None)
+    assert power.detectable_rate(5) is power.detectable_share(4) is None
+
+
+def _sign_power(rate, count):
+    law, chances = stats.binom(count, 0.5), stats.binom(count, rate)
+    rejected = [k for k in range(count + 1) if 2 * min(law.cdf(k), law.sf(k - 1)) <= 0.05]
+    return sum(chances.pmf(k) for k in rejected)
+
+
+def _abx_power(share, count):
+    least = next((k for k in range(count + 1) if stats.binom.sf(k - 1, count, 0.5) <= 0.05), None)
+    return 0.0 if least is None else stats.binom.sf(least - 1, count, share)

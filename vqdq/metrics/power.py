@@ -7,6 +7,7 @@ much it could have found.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from vqdq.metrics.proportions import at_least, equivalence_test, quantile, sign_test
 
@@ -70,3 +71,27 @@ def exact_equivalence_power(margin: float, pairs: int, *, alpha: float = 0.05) -
     return at_least(inside[0], pairs, 0.5) - (
         at_least(inside[-1] + 1, pairs, 0.5) if inside[-1] < pairs else 0.0
     )
+
+
+def detectable_rate(pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Returns the smallest win rate that `pairs` decisive pairs detect with that probability.
+
+    By the exact test, to one percent; None when even a rate of 99 % would be missed.
+    """
+    return _smallest(lambda rate: exact_power(rate, pairs, alpha=alpha), power)
+
+
+def detectable_share(trials: int, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Returns the smallest share of right answers that `trials` forced choices tell from guessing.
+
+    By the exact one-sided test against one half, to one percent; None when there are too few.
+    """
+    least = min((k for k in range(trials + 1) if at_least(k, trials, 0.5) <= alpha), default=None)
+    if least is None:
+        return None
+    return _smallest(lambda share: at_least(least, trials, share), power)
+
+
+def _smallest(chance: Callable[[float], float], power: float) -> float | None:
+    rates = (percent / 100 for percent in range(51, 100))
+    return next((rate for rate in rates if chance(rate) >= power), None)
