@@ -1,9 +1,9 @@
 """The denoiser: found in a pipeline, or built without weights on the meta device.
 
 Layer kinds come from the architecture itself, never from guesses about tensor shapes. For the
-UNets of the Stable Diffusion family one dry run tells in which order the layers are executed
-(their up blocks are registered before the middle); other denoisers are listed in the order of
-registration.
+architectures in `dry_inputs` one dry run tells in which order the layers are executed (the up
+blocks of a UNet are registered before its middle) and how many positions they see; other denoisers
+are listed in the order of registration.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import nn
 
 from vqdq.errors import UserError
 from vqdq.layers.surgery import candidates
+from vqdq.models.dry_inputs import dry_inputs
 from vqdq.recipe import Layer
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 DENOISERS = ("unet", "transformer")
-_TEXT_TOKENS = 77  # of CLIP, and of every UNet of the Stable Diffusion family
 
 
 def denoiser(pipeline: DiffusionPipeline) -> tuple[str, nn.Module]:
@@ -75,34 +75,8 @@ def skeleton(config: Mapping[str, Any], *, where: str = "config.json") -> nn.Mod
 
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     """Returns the candidate layers of a skeleton, in the order of execution where it is known."""
-    inputs = _dry_inputs(model)
+    inputs = dry_inputs(type(model).__name__, getattr(model, "config", None))
     if inputs is None:
         return candidates(model)
     with torch.no_grad():
         return candidates(model, lambda: model(**inputs))
-
-
-def _dry_inputs(model: nn.Module) -> dict[str, Any] | None:
-    """Returns inputs for one dry call of a known UNet, or None when we do not know them."""
-    config = getattr(model, "config", None)
-    if type(model).__name__ != "UNet2DConditionModel" or config is None:
-        return None
-    width, addition = config.cross_attention_dim, config.addition_embed_type
-    plain = config.encoder_hid_dim_type is None and config.class_embed_type is None
-    if not isinstance(width, int) or not plain or addition not in (None, "text", "text_time"):
-        return None
-    down = 2 ** (len(config.block_out_channels) - 1)
-    size = config.sample_size if isinstance(config.sample_size, int) else 2 * down
-    size = max(size // down, 1) * down
-    inputs: dict[str, Any] = {
-        "sample": torch.empty(1, config.in_channels, size, size, device="meta"),
-        "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": torch.empty(1, _TEXT_TOKENS, width, device="meta"),
-    }
-    if addition == "text_time":  # the size conditioning of SDXL: pooled text and six numbers
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.empty(1, pooled, device="meta"),
-            "time_ids": torch.empty(1, 6, device="meta"),
-        }
-    return inputs
