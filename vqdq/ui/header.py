@@ -18,6 +18,7 @@ VERBS = {
     "generate": "Drawing",
     "compare": "Comparing",
     "inspect": "Recording",
+    "grid": "Drawing a grid",
 }
 UNITS = {
     "encode": "layer",
@@ -27,6 +28,7 @@ UNITS = {
     "ranges": "call",
     "sensitivity": "call",
     "distortion": "layer",
+    "cells": "picture",
 }
 """What is counted in a stage; a step where nothing else is said."""
 _ICON = (

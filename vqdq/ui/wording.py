@@ -31,6 +31,7 @@ STAGES = {
     "verify": "Checking the file",
     "generate": "Drawing",
     "draw": "Drawing",
+    "cells": "Drawing the grid",
     "compare": "Comparing",
     "measure": "Measuring",
     "capture": "Recording",
