@@ -92,6 +92,7 @@ def test_a_name_is_kept_in_the_file_and_every_word_is_found(workspace):
         (Search(), [made, named, plain]),
         (Search(words="blue strasse"), [named]),
         (Search(words="PAPER seed 77"), [named]),
+        (Search(words="seed 7"), []),
         (Search(words="100%_"), []),
         (Search(words="small", kind="compress"), [made]),
         (Search(kind="generate", state="done"), [plain]),

@@ -263,24 +263,6 @@ def test_words_that_look_like_markup_stay_words(tab, studio) -> None:
     assert tab.evaluate("window.hacked") is None
 
 
-@pytest.mark.usefixtures("model")
-def test_history_opens_and_deletes_only_after_a_second_press(tab, studio) -> None:
-    visit(tab, studio)
-    draw(tab, "a large teal ring left of a small orange circle on a plain sand background")
-    open_tab(tab, "Runs")
-    run = studio.workspace.runs("compare")[0]
-    row = tab.locator(f"[data-run-row='{run.id}']")
-    row.get_by_text("Details").click()
-    assert "guidance" in row.locator("pre").inner_text()
-    row.get_by_role("button", name="Delete").click()
-    sure = row.get_by_role("button", name="Delete for good?")
-    sure.wait_for()
-    assert run.folder.is_dir()
-    sure.click()
-    wait_until(tab, lambda: not run.folder.exists())
-    wait_until(tab, lambda: row.count() == 0)
-
-
 def grave_faults(tab) -> list[object]:
     """What axe finds serious or critical, with the elements."""
     from axe_playwright_python.sync_playwright import Axe

@@ -6,6 +6,7 @@ Sizes are counted by a thread, a folder only when it changed: the page never wai
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -18,6 +19,7 @@ from vqdq.errors import UserError
 
 MAX_NAME = 80
 STALE_SECONDS = 5.0
+_SEED = re.compile(r"\bseed \d+\b")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +28,7 @@ class Search:
 
     Attributes:
         words: each of them stands in the prompt, the models, the name or the id; case is ignored.
+            "seed 7" means that very seed.
         kind, state: as in `RunRecord`.
     """
 
@@ -41,7 +44,11 @@ class Search:
             if value:
                 parts.append(f"{column} = ?")
                 values.append(value)
-        for word in self.words[:400].casefold().split():
+        text = self.words[:400].casefold()
+        for word in (
+            *(f"\n{seed}\n" for seed in _SEED.findall(text)),
+            *_SEED.sub("", text).split(),
+        ):
             parts.append("instr(words, ?) > 0")
             values.append(word)
         return " AND ".join(parts) or "1", tuple(values)

@@ -78,7 +78,7 @@ def _from_1(db: sqlite3.Connection) -> None:
 def words_of(run_id: str, request: Mapping[str, Any], name: str = "") -> str:
     """Returns what a search looks through: every text of a request, its recipe by name only."""
     found = [name, run_id, *_texts(request)]
-    return "\n".join(found).casefold()[:_MAX_WORDS]
+    return "\n".join(("", *found)).casefold()[:_MAX_WORDS] + "\n"  # a line each
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,201 +1,171 @@
-"""The Runs tab: everything that was done in this workspace, newest first, also after a restart."""
+"""The Runs tab: everything that was done in this workspace, also after a restart.
+
+Three sections: the history with its search, the compressed models, and the frontier. Which one is
+shown, and what is searched, is a `RunsLook` of the session; the style sheet hides the others.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
-from vqdq.jobs import arithmetic
-from vqdq.jobs.requests import CompressRequest, PlanRequest
-from vqdq.jobs.run import RunRecord
-from vqdq.ui import comparison, frontier, header
-from vqdq.ui.desk import Desk, as_fault
-from vqdq.ui.live import Part, Region, Session, html, markup
-from vqdq.ui.wording import decibels, duration, escape, moment, shorten, size
+from vqdq.errors import UserError
+from vqdq.jobs.history import DiskUse, Search
+from vqdq.jobs.requests import KINDS
+from vqdq.jobs.run import STATES
+from vqdq.ui import frontier, runs_models, runs_rows
+from vqdq.ui.desk import Desk
+from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
+from vqdq.ui.runs_reveal import reveal
+from vqdq.ui.wording import escape
 
-LIMIT = 60
-EVENTS = 12
-KINDS = {
-    "compress": "Compress",
-    "plan": "Plan",
-    "compare": "Compare",
-    "generate": "Draw",
-    "inspect": "Inspect",
-    "blame": "Blame",
-    "grid": "Grid",
-    "blind": "Blind test",
-}
-OPENABLE = ("compress", "plan", "compare", "inspect", "blame", "grid", "blind")
+PAGE_LENGTH = 25
+SECTIONS = {"history": "History", "models": "Models", "frontier": "Frontier"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunsLook:
+    """What is looked at in the Runs tab; `page` counts from 0."""
+
+    section: str = "history"
+    words: str = ""
+    kind: str = ""
+    state: str = ""
+    page: int = 0
 
 
 def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
-    """Returns the history, whose clicks the page answers, and the frontier."""
-    del tab
-    plotted = frontier.build(desk, session)
-    history = html("", "vq-history")
-    region = Region("history", history, markup(lambda s: history_html(desk, s)))
-    return Part(regions=[region], doors=[history]) + plotted
+    """Returns the history, the models and the frontier."""
+    disk = DiskUse(desk.workspace.path)
+    kinds = [("Every kind", ""), *((runs_rows.KIND_WORDS[kind], kind) for kind in KINDS)]
+    states = [("Every state", ""), *((state.capitalize(), state) for state in STATES)]
+    with gr.Column(elem_classes=["vq-past"]):
+        top = html("", "vq-past-top")
+        with gr.Row(elem_classes=["vq-search"]):
+            words = gr.Textbox(
+                "", label="Search", placeholder="Prompt, model, name, seed 7", elem_id="vq-find"
+            )
+            kind = gr.Dropdown(kinds, value="", label="Kind", elem_id="vq-find-kind")
+            state = gr.Dropdown(states, value="", label="State", elem_id="vq-find-state")
+        history = html("", "vq-history")
+        models = html("", "vq-models")
+        plotted = frontier.build(desk, session)
 
+    def enter(session: Session) -> Session:
+        return session.entering("runs")
 
-def history_html(desk: Desk, session: Session) -> str:
-    """Returns the table of runs, or what will be here when there is none."""
-    del session
-    runs = desk.workspace.runs(limit=LIMIT)
-    if not runs:
-        return (
-            '<div class="vq-history-empty"><h2>Nothing has run yet</h2><p'
-            ' class="vq-muted">Every compression and'
-            " every comparison is kept here with its settings and pictures, also when"
-            " the program was"
-            ' restarted.</p><button type="button" class="vq-button"'
-            ' data-act="start">Compress your first model'
-            "</button></div>"
-        )
-    return f'<div class="vq-history"><h2>Runs</h2><div>{"".join(map(_row, runs))}</div></div>'
+    def search(session: Session, words: str, kind: str, state: str) -> Session:
+        look = session.look(RunsLook)
+        given = {"words": words or "", "kind": kind or "", "state": state or ""}
+        return session.looking(replace(look, **given, page=0))
 
+    def act(session: Session, event: gr.EventData) -> Session:
+        try:
+            return _act(desk, session, clicked(event))
+        except UserError as error:
+            raise gr.Error(
+                escape(str(error)), title="That did not work", print_exception=False
+            ) from error
 
-def reveal(folder: Path) -> bool:
-    """Returns whether the system's file manager was asked to show `folder`."""
-    opener = opener_command()
-    if opener is None or not folder.is_dir():
-        return False
-    subprocess.Popen(
-        [opener, str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    return True
-
-
-def opener_command() -> str | None:
-    """Returns the program that shows a folder on this computer's desktop, or None without a
-    desktop.
-    """
-    if sys.platform == "darwin":
-        return shutil.which("open")
-    if sys.platform == "win32":
-        return shutil.which("explorer")
-    has_desktop = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    return shutil.which("xdg-open") if has_desktop else None
-
-
-def _row(run: RunRecord) -> str:
-    identity = escape(run.id)
-    state = "stopping" if run.cancelling else run.state
-    figure, note = _figure(run)
-    return (
-        f'<article class="vq-run" data-run-row="{identity}">'
-        f'<span class="vq-state vq-state-{escape(run.state)}">{escape(state.capitalize())}</span>'
-        f'<div class="vq-run-title">{KINDS.get(run.kind, run.kind)}:'
-        f" {escape(shorten(run.request.title, 140))}"
-        f"<small>{escape(note)}</small></div>"
-        f'<div class="vq-run-figure">{escape(figure)}<small>{moment(run.created)}</small></div>'
-        f'<div class="vq-actions">{_actions(run)}</div>'
-        f"<details><summary>Details</summary><pre>{escape(_details(run))}</pre></details></article>"
-    )
-
-
-def _actions(run: RunRecord) -> str:
-    identity = escape(run.id)
-
-    def button(act: str, words: str, extra: str = "") -> str:
-        return (
-            f'<button type="button" class="vq-button vq-button-small {extra}" data-act="{act}"'
-            f' data-run="{identity}" data-kind="{escape(run.kind)}">{words}</button>'
-        )
-
-    made: list[str] = []
-    if run.state in ("queued", "running"):
-        made.append(button("cancel", "Cancel"))
-    if run.state == "done" and run.kind in OPENABLE:
-        made.append(button("open", "Open"))
-    if run.resumable:
-        made.append(button("resume", "Resume" if run.kind in ("compress", "plan") else "Run again"))
-    folder = _folder(run)
-    if opener_command() is not None:
-        made.append(button("reveal", "Show folder", "vq-button-quiet"))
-    made.append(
-        f'<button type="button" class="vq-button vq-button-small vq-button-quiet"'
-        f' data-copy="{escape(folder)}">Copy path</button>'
-    )
-    if run.state != "running":
-        made.append(
-            f'<button type="button" class="vq-button vq-button-small vq-button-quiet"'
-            f' data-confirm="delete"'
-            f' data-sure="Delete for good?" data-run="{identity}">Delete</button>'
-        )
-    return "".join(made)
-
-
-def _folder(run: RunRecord) -> str:
-    """The folder that a person looks for: the new model when there is one, else the run's own."""
-    if isinstance(run.request, CompressRequest) and run.state == "done":
-        return str((run.result or {}).get("output") or run.request.output)
-    return str(run.folder)
-
-
-def _figure(run: RunRecord) -> tuple[str, str]:
-    """The one number that matters and a line of explanation."""
-    if run.state in ("queued", "running"):
-        return (f"{100 * run.done / run.total:.0f} %" if run.total else "…"), header.position(run)
-    if run.state in ("failed", "interrupted"):
-        fault = as_fault(run.error)
-        return "–", shorten(f"{fault.what} {fault.remedy}", 160)
-    values = run.result or {}
-    if run.kind == "compress" and run.state == "done":
-        given = values.get("activations")
-        note = f"{values.get('bits_per_weight', 0):.3g} bits per weight"
-        note += f" · {given}" if given else ""
-        return size(values.get("measured_bytes")), f"{note} · {duration(run.seconds)}"
-    if run.kind == "plan" and run.state == "done":
-        note = f"{values.get('bits_per_weight', 0):.3g} bits on average · {duration(run.seconds)}"
-        return size(values.get("predicted_bytes")), note
-    if run.kind == "compare" and run.state == "done":
-        rows = values.get("variants", [])
-        psnr = decibels(comparison.of_run(run).variants[0].psnr)
-        return psnr, f"{', '.join(str(row.get('label')) for row in rows)} · {duration(run.seconds)}"
-    return "–", duration(run.seconds) if run.seconds else ""
-
-
-def _details(run: RunRecord) -> str:
-    """Request and last events as text, for people who want to know exactly."""
-    lines = [f"id       {run.id}", f"folder   {run.folder}"]
-    request = run.request.to_json()
-    if isinstance(run.request, CompressRequest | PlanRequest):
-        request["recipe"] = run.request.recipe.name
-    lines += [f"{key:8} {value}" for key, value in request.items() if key != "kind"]
-    lines += _arithmetic(run.result or {})
-    path = run.folder / "events.jsonl"
-    if run.state not in ("queued", "running") and path.is_file():
-        lines.append("events")
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-EVENTS:]:
-            lines.append(f"  {_event(line)}")
-    return "\n".join(lines)
-
-
-def _arithmetic(result: dict[str, Any]) -> list[str]:
-    """How the layers are computed: of the new model, or of each that drew."""
-    rows = [result, *result.get("variants", ())]
-    return [
-        f"layers   {row.get('label', 'new model')}: {arithmetic.in_words(row['arithmetic'])}"
-        for row in rows
-        if row.get("arithmetic")
+    sought = [session, words, kind, state]
+    wires = [
+        Wire(tab.select, enter, [session], [session]),
+        *(Wire(each.change, search, sought, [session]) for each in (words, kind, state)),
+        *(Wire(each.click, act, [session], [session]) for each in (top, history, models)),
     ]
+    regions = [
+        Region("past top", top, markup(lambda s: _top(disk, s))),
+        Region("history", history, markup(lambda s: history_html(desk, disk, s))),
+        Region("models", models, markup(lambda s: _models(desk, disk, s))),
+    ]
+    return Part(regions=regions, wires=wires, doors=[history, models]) + plotted
 
 
-def _event(line: str) -> str:
+def history_html(desk: Desk, disk: DiskUse, session: Session) -> str:
+    """Returns the runs that are looked for, or what will be here when there is none."""
+    look = session.look(RunsLook)
+    if "runs" not in session.opened or look.section != "history":
+        return ""
+    search = Search(words=look.words, kind=look.kind, state=look.state)
+    found, count = desk.workspace.find(search, limit=PAGE_LENGTH, skip=PAGE_LENGTH * look.page)
+    if not count:
+        return runs_rows.nothing_found(look.words) if search != Search() else runs_rows.EMPTY
+    sizes = disk.look().runs
+    drawn = _drawn(desk, session)
+    rows = "".join(runs_rows.row(run, sizes.get(run.id)) for run in found)
+    return (
+        f'<div class="vq-history">{drawn}{runs_rows.chosen_bar()}<div class="vq-rows">{rows}</div>'
+        f"{runs_rows.pages(look.page, PAGE_LENGTH, count)}</div>"
+    )
+
+
+def _act(desk: Desk, session: Session, data: dict[str, str]) -> Session:
+    """Answers what only this tab offers; the page answers the rest."""
+    look = session.look(RunsLook)
+    match data.get("act"):
+        case "section" if data.get("section") in SECTIONS:
+            return session.entering("runs").looking(replace(look, section=data["section"]))
+        case "page":
+            return session.looking(replace(look, page=max(0, int(data.get("page", 0)))))
+        case "rename":
+            desk.workspace.rename(data.get("run", ""), data.get("name", ""))
+        case "delete-many":
+            _delete(desk, data.get("runs", "").split())
+        case "delete-model":
+            desk.workspace.delete_model(data.get("name", ""))
+        case "reveal-model":
+            reveal(Path(desk.workspace.locate(data.get("name", ""))))
+        case _:
+            pass
+    return session
+
+
+def _delete(desk: Desk, runs: list[str]) -> None:
+    """Deletes every run that can be; says how many could not."""
+    kept: list[str] = []
+    for run in runs:
+        try:
+            desk.workspace.delete(run)
+        except UserError as error:
+            kept.append(str(error))
+    if kept:
+        raise UserError(
+            f"{len(kept)} of {len(runs)} were not deleted.", where="runs", remedy=kept[0]
+        )
+
+
+def _top(disk: DiskUse, session: Session) -> str:
+    """The sections, and what the workspace takes on the disk."""
+    if "runs" not in session.opened:
+        return ""
+    chosen = session.look(RunsLook).section
+    buttons = "".join(
+        f'<button type="button" class="vq-section" data-act="section" data-section="{name}"'
+        f' aria-pressed="{str(name == chosen).lower()}">{words}</button>'
+        for name, words in SECTIONS.items()
+    )
+    usage = runs_rows.usage(disk.look())
+    return (
+        f'<div class="vq-past-top" data-open="{chosen}"><h2>Runs</h2>'
+        f'<div class="vq-sections" role="group" aria-label="Sections">{buttons}</div>{usage}</div>'
+    )
+
+
+def _models(desk: Desk, disk: DiskUse, session: Session) -> str:
+    if "runs" not in session.opened or session.look(RunsLook).section != "models":
+        return ""
+    return runs_models.table(desk.workspace.models(), disk.look().models)
+
+
+def _drawn(desk: Desk, session: Session) -> str:
+    """One picture that a link or a click opened; it has no tab of its own."""
+    name = session.run("generate")
+    if not name:
+        return ""
     try:
-        event = json.loads(line)
-    except json.JSONDecodeError:
-        return line
-    if not isinstance(event, dict):
-        return line
-    return " ".join(f"{key}={value}" for key, value in event.items() if value not in (None, ""))
+        run = desk.workspace.run(name)
+    except UserError:
+        return ""
+    return runs_rows.drawn(run)

@@ -1,0 +1,105 @@
+/* The history: what is chosen stays chosen when rows are brought up to date; names are written in place. */
+(() => {
+  const chosen = new Set();
+  const rows = () => [...document.querySelectorAll("#vq-history [data-pick]")];
+
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  function size(bytes) {
+    let at = 0;
+    while (bytes >= 999.5 && at < units.length - 1) { bytes /= 1000; at += 1; }
+    return `${at ? bytes.toPrecision(3) : bytes} ${units[at]}`;
+  }
+
+  /* Puts the marks back after an update and says what a press would delete. */
+  function sync() {
+    const bar = document.querySelector("#vq-history .vq-chosen");
+    if (!bar) return;
+    const shown = rows();
+    let bytes = 0;
+    const here = shown.filter((box) => {
+      const on = chosen.has(box.dataset.pick);
+      if (box.checked !== on) box.checked = on;
+      if (on) bytes += Number(box.dataset.bytes);
+      return on;
+    });
+    const button = bar.querySelector("[data-chosen]");
+    const runs = here.map((box) => box.dataset.pick).join(" ");
+    if (button.hidden !== !here.length) button.hidden = !here.length;
+    if (button.dataset.runs !== runs) {
+      button.dataset.runs = runs;
+      const what = `${here.length} run${here.length === 1 ? "" : "s"}, ${size(bytes)}`;
+      button.dataset.sure = `Delete ${what}, for good?`;
+      if (!button.dataset.act) button.textContent = `Delete ${what}`;
+    }
+    const all = bar.querySelector("[data-pick-all]");
+    all.checked = here.length > 0 && here.length === shown.length;
+    all.indeterminate = here.length > 0 && here.length < shown.length;
+  }
+
+  document.addEventListener("change", (event) => {
+    const box = event.target;
+    if (box.matches("#vq-history [data-pick]")) {
+      if (box.checked) chosen.add(box.dataset.pick); else chosen.delete(box.dataset.pick);
+    } else if (box.matches("#vq-history [data-pick-all]")) {
+      rows().forEach((row) => { if (box.checked) chosen.add(row.dataset.pick); else chosen.delete(row.dataset.pick); });
+    } else return;
+    sync();
+  });
+
+  /* A name is written in the row itself: Enter keeps it, Escape leaves it as it was. An update of
+     the rows takes the field away; it is put back with what was typed. */
+  let writing = null;
+  function rename(run, before) {
+    const button = document.querySelector(`#vq-history [data-rename="${CSS.escape(run)}"]`);
+    const title = button?.closest(".vq-run").querySelector(".vq-run-name");
+    if (!title) { writing = null; return; }
+    const field = document.createElement("input");
+    field.type = "text";
+    field.maxLength = 80;
+    field.value = before ?? button.dataset.now;
+    field.placeholder = title.textContent;
+    field.setAttribute("aria-label", "Name of this run");
+    writing = { run, field };
+    title.hidden = true;
+    title.after(field);
+    field.focus();
+    const end = (keep) => {
+      if (writing?.field !== field) return;
+      writing = null;
+      field.remove();
+      title.hidden = false;
+      if (!keep || field.value.trim() === button.dataset.now) return;
+      Object.assign(button.dataset, { act: "rename", run, name: field.value.trim() });
+      button.click();
+      delete button.dataset.act;
+    };
+    field.addEventListener("keydown", (event) => {
+      event.stopPropagation();
+      if (event.key === "Enter") end(true);
+      if (event.key === "Escape") { end(false); button.focus(); }
+    });
+    field.addEventListener("blur", () => setTimeout(() => { if (field.isConnected) end(true); }, 0));
+  }
+  function rewrite() {
+    if (writing && !writing.field.isConnected) rename(writing.run, writing.field.value);
+  }
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-act]");
+    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) event.preventDefault();
+    const renamed = event.target.closest("[data-rename]");
+    if (renamed && !renamed.dataset.act) rename(renamed.dataset.rename);
+    const copier = event.target.closest("[data-copy-link]");
+    if (copier) {
+      const address = new URL(copier.dataset.copyLink, location.href).href;
+      const said = copier.textContent;
+      navigator.clipboard.writeText(address).then(
+        () => { copier.textContent = "Copied"; setTimeout(() => { copier.textContent = said; }, 1200); },
+        () => { window.prompt("Copy this:", address); });
+    }
+  });
+
+  new MutationObserver(() => { sync(); rewrite(); }).observe(document.documentElement, {
+    childList: true, subtree: true, attributes: true, attributeFilter: ["data-pick", "data-bytes"],
+  });
+})();
