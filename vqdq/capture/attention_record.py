@@ -1,4 +1,4 @@
-"""What a capture of cross-attention leaves behind: masses, score histograms and word maps."""
+"""What a capture of attention leaves behind: masses, score histograms and word maps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ import numpy.typing as npt
 import vqdq.capture.archive as archive
 from vqdq.capture.tokens import PromptTokens
 from vqdq.errors import UserError
+from vqdq.kernels.statistics import FLOOR_OCTAVES as FLOOR_OCTAVES
+from vqdq.kernels.statistics import SCORE_BINS as SCORE_BINS
 from vqdq.params import nearest
 
 Floats = npt.NDArray[np.float32]
-
-FLOOR_OCTAVES = 24
-"""Scores from 2^-24 to 1 are told apart; softmax in fp32 needs about this much."""
-SCORE_BINS = 2 * FLOOR_OCTAVES + 1
-"""Two bins an octave and one, the first, for everything below."""
 
 _KIND, _VERSION = "attention", 2
 
@@ -32,24 +29,26 @@ def score_edges() -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AttentionRecord:
-    """Cross-attention of one generation.
+    """How the picture looked at the text, in cross- or joint attention, in one generation.
 
     Attributes:
         layers: names in the order they ran; `halves`: ("uncond", "cond") or ("all",).
         timesteps: of each sampler step; `tokens`: the prompt of each half.
         mapped: positions of the tokens that have maps (all but padding, of the last half).
         mass: mean score of each token over the picture, [halves, layers, steps, heads, tokens];
-            sums to 1 over tokens; NaN for heads that a layer does not have.
+            sums to 1 over tokens in cross-attention; in joint attention the rest is for the
+            picture (`picture_mass`); NaN for heads that a layer does not have.
         histogram: counts of scores, [halves, layers, steps, groups, SCORE_BINS].
         layer_maps: by layer, mean over heads and steps, [mapped, h, w]; guided half only.
         step_maps: mean over heads and layers, resized to the latent, [steps, mapped, h, w].
         spread: largest and mean score of all tokens but the start sign, before any rounding, from
             which the levels of a quantizer follow, [2, halves, layers, steps].
         samples: pictures of the guided half behind the numbers.
-        self_layers: layers that attend to the picture itself; `self_histogram`: counts of their
-            scores, [halves, self layers, steps, SCORE_BINS]; `self_spread`: as `spread`;
-            `self_maps`: by layer, how much a place is looked at, mean over heads, steps and
-            queries of the guided half, [h, w]. Evenly spaced queries stand for all.
+        self_layers: layers that attend to the picture itself, those of joint attention included;
+            `self_histogram`: counts of their scores, [halves, self layers, steps, SCORE_BINS];
+            `self_spread`: as `spread`; `self_maps`: by layer, how much a place is looked at, mean
+            over heads, steps and queries of the guided half, [h, w]. Evenly spaced queries stand
+            for all.
         context: what the caller wanted remembered.
     """
 
@@ -74,6 +73,19 @@ class AttentionRecord:
     def prompt(self) -> PromptTokens:
         """The tokens of the conditional half."""
         return self.tokens[-1]
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the words of the prompt are known; else its columns are one group."""
+        return bool(self.prompt.words)
+
+    @property
+    def picture_mass(self) -> Floats:
+        """What the picture keeps of its scores for itself, [halves, layers, steps, heads].
+
+        0 in cross-attention; in joint attention what the text does not get.
+        """
+        return (1 - self.mass.sum(axis=-1)).clip(0, 1)
 
     def half(self, name: str) -> int:
         """Returns the index of a half; a record without guidance has one half for every name."""

@@ -44,12 +44,14 @@ class PromptTokens:
         labels: a readable label for each token, `<start>` and the like included.
         groups: the role of each token, an index into `GROUPS`.
         words: the words in order; punctuation counts as a word.
+        encoders: name and tokens of each text encoder, one after the other; () for only one.
     """
 
     prompt: str
     labels: tuple[str, ...]
     groups: tuple[int, ...]
     words: tuple[Word, ...]
+    encoders: tuple[tuple[str, int], ...] = ()
 
     def positions(self, group: str) -> tuple[int, ...]:
         """Returns the positions of the tokens with this role."""
@@ -63,6 +65,7 @@ class PromptTokens:
             "labels": self.labels,
             "groups": self.groups,
             "words": [{"text": word.text, "tokens": word.tokens} for word in self.words],
+            "encoders": self.encoders,
         }
 
     @classmethod
@@ -75,19 +78,31 @@ class PromptTokens:
             words=tuple(
                 Word(text=word["text"], tokens=tuple(word["tokens"])) for word in values["words"]
             ),
+            encoders=tuple((str(name), int(count)) for name, count in values.get("encoders", ())),
         )
 
 
-def tokenize(tokenizer: Tokenizer, prompt: str) -> PromptTokens:
-    """Returns the roles and words of `prompt`, padded and cut to the tokenizer's length.
+def untold(count: int) -> PromptTokens:
+    """Returns so many tokens of which nothing is known: one group without words."""
+    return PromptTokens(
+        prompt="",
+        labels=tuple(f"#{at + 1}" for at in range(count)),
+        groups=(GROUPS.index("words"),) * count,
+        words=(),
+    )
 
-    The first token is the start sign when the tokenizer has one; the first end sign is `<end>`, all
-    after it padding, for CLIP pads with its own end sign.
+
+def tokenize(tokenizer: Tokenizer, prompt: str, *, length: int | None = None) -> PromptTokens:
+    """Returns the roles and words of `prompt`, padded and cut to `length` tokens.
+
+    The length is the tokenizer's own unless it is given. The first token is the start sign when the
+    tokenizer has one; the first end sign is `<end>`, all after it padding, for CLIP pads with its
+    own end sign.
     """
     encoded = tokenizer(
         prompt,
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=length or tokenizer.model_max_length,
         truncation=True,
     )
     ids: list[int] = list(encoded["input_ids"])
