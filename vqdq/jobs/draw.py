@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from vqdq.errors import UserError
-from vqdq.jobs import arithmetic, run
+from vqdq.jobs import arithmetic, certificate, run
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import CompareRequest, GenerateRequest, InspectRequest
 from vqdq.jobs.results import Picture, VerdictResult
@@ -95,6 +95,8 @@ def draw(
         initial_latent_sha256=drawn.initial_latent_sha256,
         activations=warm.activations,
         arithmetic=arithmetic.measured(denoiser(warm.pipeline)[1]),
+        setting=certificate.setting(warm.pipeline, request.steps, request.guidance),
+        extras={},
     )
     return Drawn(picture=picture, image=drawn.image, latents=drawn.latents, notice=drawn.notice)
 

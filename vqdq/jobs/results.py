@@ -130,6 +130,24 @@ class VerdictResult(TypedDict):
     background: bool
 
 
+class Setting(TypedDict):
+    """What decides a picture beside the model, the prompt and the seed.
+
+    Attributes:
+        scheduler: its class; `scheduler_sha256`: of its configuration.
+        dtype: of what the denoiser computes in; device: where it drew.
+        environment: SHA-256 of the versions and of the kernels that were chosen.
+    """
+
+    scheduler: str
+    scheduler_sha256: str
+    steps: int
+    guidance: float
+    device: str
+    dtype: str
+    environment: str
+
+
 class Picture(TypedDict):
     """One drawn picture.
 
@@ -143,6 +161,8 @@ class Picture(TypedDict):
         bytes: of the denoiser's weight file; `reference_bytes`: in 16 bits.
         initial_latent_sha256: of the noise that the picture started from.
         activations: as in `CompressResult`; arithmetic: of the model that drew, where it stands.
+        setting: under which it was drawn; pictures of one comparison must agree in it.
+        extras: other measures by name ("clip"), where they were asked for.
     """
 
     variant: str
@@ -159,17 +179,19 @@ class Picture(TypedDict):
     initial_latent_sha256: str
     activations: str
     arithmetic: ArithmeticResult | None
+    setting: Setting
+    extras: dict[str, float]
 
 
-class ComparedPicture(Picture):
-    """A picture beside the reference.
+class Distance(TypedDict):
+    """How far two pictures of one seed are apart.
 
     Attributes:
         psnr: dB; None for equal pictures. `ssim`: 1 for equal pictures.
         mean_error, max_error: absolute difference of channels in 0 ... 1.
         changed: share of the pixels that differ at all.
+        flip: mean FLIP error, 0 for equal pictures; see `vqdq.metrics.flip`.
         latent_cosine: cosine between the final latents.
-        error_map: file name of a PNG, black where nothing changed, bright at `error_scale` or more.
     """
 
     psnr: float | None
@@ -177,9 +199,46 @@ class ComparedPicture(Picture):
     mean_error: float
     max_error: float
     changed: float
+    flip: float
     latent_cosine: float | None
+
+
+class ComparedPicture(Picture, Distance):
+    """A picture beside the reference.
+
+    Attributes:
+        error_map: file name of a PNG, black where nothing changed, bright at `error_scale` or more.
+        flip_map: file name of a PNG of the FLIP error in 0 ... 1, in the colours of magma.
+    """
+
     error_map: str
     error_scale: float
+    flip_map: str
+
+
+class Floor(TypedDict):
+    """The reference against itself: how far pictures are apart that nobody compressed.
+
+    Attributes:
+        repeat: drawn a second time in the same way; None where it was measured for another set.
+        rounding: drawn with the products of the denoiser in `dtype`.
+        seconds: what measuring took; 0 when it was known.
+    """
+
+    repeat: Distance | None
+    rounding: Distance
+    dtype: str
+    seconds: float
+
+
+class PictureSet(TypedDict):
+    """One prompt and seed, drawn by every model; None for what is not drawn yet."""
+
+    prompt: str
+    seed: int
+    reference: Picture | None
+    variants: list[ComparedPicture | None]
+    floor: Floor | None
 
 
 class Certificate(TypedDict):
@@ -191,6 +250,7 @@ class Certificate(TypedDict):
         scheduler: its class.
         same_components: everything beside the denoiser is equal, weight by weight.
         problems: one sentence for each thing that differs and should not.
+        kernels: operation -> the implementation that was chosen for it.
     """
 
     same_start: bool
@@ -199,6 +259,7 @@ class Certificate(TypedDict):
     same_components: bool
     problems: list[str]
     versions: dict[str, str]
+    kernels: dict[str, str]
     device: str
 
 
@@ -214,7 +275,13 @@ class GenerateResult(Picture):
 
 
 class CompareResult(TypedDict):
-    """Pictures of one prompt and seed: the reference, then each variant in the asked order."""
+    """Pictures of one prompt and seed: the reference, then each variant in the asked order.
+
+    Attributes:
+        floor: the reference against itself, where it was asked for.
+        sets: how many there are; more than one for a batch, whose pictures, the first set
+            included, are read with `vqdq.jobs.batch.read`.
+    """
 
     prompt: str
     seed: int
@@ -223,6 +290,8 @@ class CompareResult(TypedDict):
     reference: Picture
     variants: list[ComparedPicture]
     images: dict[str, str]
+    floor: Floor | None
+    sets: int
     certificate: Certificate
     notices: list[str]
     seconds: float
@@ -234,8 +303,14 @@ class InspectedModel(TypedDict):
     Attributes:
         activations: `capture.ActivationRecord`; attention: `capture.AttentionRecord`, or None, and
             `attention_reason` says why.
-        trajectory: `models.following.Following` against the reference; None for the reference.
-        weights: all layers' `capture.WeightRecord` against the reference; None for the reference.
+        trajectory: `models.following.Following` of the reference and this variant, its errors in
+            it; None for the reference, and where the pipeline's sampler cannot be followed:
+            `trajectory_reason` says why.
+        weights: `capture.WeightRecords` of the layers that differ from the reference; None for the
+            reference.
+        seconds: of drawing, recording included; measured.
+        plain_seconds: of the same drawing without recording; estimated from some calls that were
+            made again without hooks. None for a variant.
     """
 
     variant: str
@@ -245,18 +320,33 @@ class InspectedModel(TypedDict):
     attention: str | None
     attention_reason: str | None
     trajectory: str | None
+    trajectory_reason: str | None
     weights: str | None
+    seconds: float
+    plain_seconds: float | None
 
 
 class InspectResult(TypedDict):
-    """What was recorded of the reference and of each variant, in the asked order."""
+    """What was recorded of the reference and of each variant, in the asked order.
+
+    Attributes:
+        layer: to look at first: the first of `layers`, or one that stands out.
+        layers: recorded in detail at every step; `matched`: how many the request's pattern names.
+        step: the chosen one, from 0.
+        paired_steps: at which the outputs of layers were compared on the same inputs.
+        seconds: of all of it; `stages`: of load, draw, pair, follow and weights.
+    """
 
     prompt: str
     seed: int
     layer: str
+    layers: list[str]
+    matched: int
     step: int
     steps: int
     guidance: float
     reference: InspectedModel
     variants: list[InspectedModel]
+    paired_steps: list[int]
     seconds: float
+    stages: dict[str, float]

@@ -18,6 +18,9 @@ from vqdq.jobs.requests.checks import (
 )
 
 MAX_VARIANTS = 8
+MAX_PROMPTS = 50
+MAX_SEEDS = 8
+MAX_SETS = 100  # a set: one prompt and seed, drawn by every model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +60,11 @@ class CompareRequest:
     Attributes:
         model: the reference.
         variants: compressed models: a name in the workspace, a folder or a hub id; at least one.
+        prompts, seeds: of a batch: every prompt with every seed; `prompt` and `seed` are their
+            first. Empty for one set of pictures.
+        floor: measure the reference against itself, too: drawn again, and with 16-bit rounding.
+        clip: a folder with a CLIP model of transformers that rates pictures by their prompt, or "".
+        lpips: measure LPIPS, with the package of that name.
     """
 
     kind: ClassVar[str] = "compare"
@@ -66,35 +74,90 @@ class CompareRequest:
     seed: int = 0
     steps: int = 20
     guidance: float = 3.0
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    floor: bool = False
+    clip: str = ""
+    lpips: bool = False
 
     def __post_init__(self) -> None:
         check_model(self.model, "model")
-        if not 1 <= len(self.variants) <= MAX_VARIANTS:
-            raise UserError(
-                f"{len(self.variants)} models were chosen to compare with.",
-                where="variants",
-                remedy=f"Choose 1 to {MAX_VARIANTS}.",
-            )
+        models = "models were chosen to compare with"
+        _check_count(len(self.variants), models, "variants", MAX_VARIANTS, 1)
         for variant in self.variants:
             check_model(variant, "variants")
-        check_sampling(self.prompt, self.seed, self.steps, self.guidance)
+        for prompt in self.prompts or (self.prompt,):
+            for seed in self.seeds or (self.seed,):
+                check_sampling(prompt, seed, self.steps, self.guidance)
+        _check_count(len(self.prompts), "prompts", "prompts", MAX_PROMPTS)
+        _check_count(len(self.seeds), "seeds", "seeds", MAX_SEEDS)
+        _check_count(len(self.sets), "pairs of a prompt and a seed", "prompts", MAX_SETS)
+        if self.sets[0] != (self.prompt, self.seed):
+            raise UserError("prompt and seed are not the first of the batch.", where="prompts")
+
+    @classmethod
+    def batch(cls, *, prompts: tuple[str, ...], seeds: tuple[int, ...], **fields: Any) -> Self:
+        """Returns the request for every prompt with every seed; one of each is no batch.
+
+        Raises:
+            UserError: no prompt, no seed, or a bad value.
+        """
+        for name, values in (("prompts", prompts), ("seeds", seeds)):
+            if not values:
+                raise UserError(f"there are no {name}.", where=name, remedy="Name at least one.")
+        alone = len(prompts) == len(seeds) == 1
+        more = {} if alone else {"prompts": prompts, "seeds": seeds}
+        return cls(prompt=prompts[0], seed=seeds[0], **more, **fields)
+
+    @property
+    def sets(self) -> tuple[tuple[str, int], ...]:
+        """Prompt and seed of each set of pictures, in the order they are drawn."""
+        return tuple(
+            (prompt, seed)
+            for prompt in self.prompts or (self.prompt,)
+            for seed in self.seeds or (self.seed,)
+        )
+
+    @property
+    def is_batch(self) -> bool:
+        """True for more than one set."""
+        return len(self.sets) > 1
 
     @property
     def title(self) -> str:
         """What is asked, in a few words."""
+        if self.is_batch:
+            return f"{len(self.sets)} sets · {self.prompt}"
         return f"{self.prompt} · seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the request as JSON values."""
+        """Returns the request as JSON values; what is as usual is left out."""
+        more = {
+            "prompts": list(self.prompts),
+            "seeds": list(self.seeds),
+            "floor": self.floor,
+            "clip": self.clip,
+            "lpips": self.lpips,
+        }
         return {
             "kind": self.kind,
             "model": self.model,
             "variants": list(self.variants),
             **sampling(self),
+            **{name: value for name, value in more.items() if value},
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the request in `values`."""
-        fields = fields_of(values, ("model", "variants", *SAMPLING))
-        return build(cls, variants=names_in(fields, "variants"), **fields)
+        more = ("prompts", "seeds", "floor", "clip", "lpips")
+        fields = fields_of(values, ("model", "variants", *SAMPLING, *more))
+        lists = {name: names_in(fields, name) for name in ("variants", "prompts", "seeds")}
+        return build(cls, **lists, **fields)
+
+
+def _check_count(count: int, noun: str, where: str, most: int, least: int = 0) -> None:
+    """Raises `UserError` unless `least` <= `count` <= `most`."""
+    if not least <= count <= most:
+        remedy = f"Choose {least} to {most}." if least else f"Use at most {most}."
+        raise UserError(f"{count} {noun}.", where=where, remedy=remedy)
