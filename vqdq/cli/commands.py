@@ -17,6 +17,7 @@ _DOERS = {
     "compress": "vqdq.cli.recipes:run_compress",
     "generate": "vqdq.cli.draw:generate",
     "compare": "vqdq.cli.draw:compare",
+    "blame": "vqdq.cli.blame:run",
     "verify": "vqdq.cli.verify:run",
 }
 """Command -> "module:function" of (options, output) -> exit code; only one module is imported."""

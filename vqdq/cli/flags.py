@@ -87,6 +87,60 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_blame(parser: argparse.ArgumentParser) -> None:
+    """Adds what is looked at, how closely, and which repair is written."""
+    parser.add_argument(
+        "--region",
+        type=parse_region,
+        metavar="L,T,R,B",
+        help="left, top, right, bottom as shares of the picture, such as 0.1,0.2,0.5,0.6",
+    )
+    parser.add_argument(
+        "--worst",
+        type=whole,
+        default=20,
+        metavar="N",
+        help="layers that are measured after an estimate of all; 0: every one (default 20)",
+    )
+    parser.add_argument(
+        "--calls", type=count, default=6, metavar="N", help="steps that are measured (default 6)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="a new folder for figures and numbers")
+    repair = parser.add_argument_group("the repair that --save writes; else the one proposed")
+    repair.add_argument("--save", metavar="RECIPE.json", help="write a recipe with the repair")
+    repair.add_argument("--layers", type=count, metavar="N", help="repair that many layers")
+    repair.add_argument("--bits", type=count, metavar="B", help="at 4, 8 or 16 bits")
+    repair.add_argument(
+        "--budget", type=parse_size, metavar="SIZE", help="what repairs may add, such as 500kB"
+    )
+
+
+def whole(text: str) -> int:
+    """Returns a whole number of at least 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return int(text)
+
+
+def parse_region(text: str) -> tuple[float, ...]:
+    """Returns the four shares in a text like "0.1,0.2,0.5,0.6".
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a region like 0.1,0.2,0.5,0.6")
+    return found
+
+
 def count(text: str) -> int:
     """Returns a whole number of at least 1.
 

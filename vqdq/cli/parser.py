@@ -13,7 +13,7 @@ from vqdq.calibration import CalibrationParams
 from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
-    "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "verify",
+    "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "blame", "verify",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   vqdq compress demo --recipe w8a8 --output fast
   vqdq compress demo --recipe trellis-4bit --activations dgq:bits=6 --attention --output studied
   vqdq compare demo small --prompt "a large red circle on a plain navy background" --output seen
+  vqdq blame demo small --prompt "a large red circle on a plain navy background" --save mended.json
   vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
   vqdq verify small
 
@@ -86,6 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("variants", metavar="VARIANT", nargs="+", help="compressed models")
     drawing(compare)
     compare.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    blame = command("blame", "Find the layers that cost a picture most, and what mends them.")
+    blame.add_argument("model", metavar="MODEL")
+    blame.add_argument("variant", metavar="VARIANT", help="a compressed model made of it")
+    drawing(blame)
+    flags.add_blame(blame)
     verify = command("verify", "Check a compressed folder: checksums, sizes, every weight.")
     verify.add_argument("folder", metavar="DIR")
     return parser

@@ -74,7 +74,7 @@ class Repaired:
 
     @property
     def sentence(self) -> str:
-        """ "Keep 3 layers finer: +0.52 MB, +1.9 dB" and how that is known."""
+        """ "Keep 3 layers at 8 bits: +0.52 MB, +1.9 dB" and how that is known."""
         many = "1 layer" if len(self.repairs) == 1 else f"{len(self.repairs)} layers"
         bits = sorted({repair.bits for repair in self.repairs if repair.bits})
         inputs = sum(repair.kind == "input" for repair in self.repairs)
@@ -82,7 +82,8 @@ class Repaired:
         but = f" ({inputs} by the input alone)" if inputs else ""
         known = "predicted" if self.measured_db is None else "measured"
         size = f"{self.added_bytes / 1e6:+.2f} MB"
-        return f"Keep {many}{at}{but}: {size}, {self.gain_db:+.1f} dB ({known})."
+        where = "" if self.area == WHOLE else " in the region"
+        return f"Keep {many}{at}{but}: {size}, {self.gain_db:+.1f} dB{where} ({known})."
 
 
 def repair(
