@@ -73,9 +73,11 @@ class Journal:
         picture = self.pictures.get((place, 0))
         if picture is None or not self._latents(picture).is_file():
             return None
+        with Image.open(self._folder / picture["image"]) as file:
+            image = file.convert("RGB")
         return Drawn(
             picture=picture,
-            image=Image.open(self._folder / picture["image"]),
+            image=image,
             latents=torch.from_numpy(np.load(self._latents(picture))),
             notice="",
         )
