@@ -29,9 +29,11 @@ class InspectRequest:
     Attributes:
         model: the reference.
         variants: compressed models recorded beside it, at most `MAX_INSPECTED`.
-        layer: full name of a linear or convolution layer of the denoiser: kept in most detail.
+        layer: full name of a linear or convolution layer of the denoiser, or a pattern
+            ("down*attn2.to_q"): recorded in detail at every step; "" chooses one afterwards.
         step: the step whose activations are kept, from 0.
-        keep_bytes: what the whole input of `layer` at `step` may take; 0 does not keep it.
+        keep_bytes: what the whole input of the first such layer at `step` may take; 0 does not
+            keep it.
     """
 
     kind: ClassVar[str] = "inspect"
@@ -41,7 +43,7 @@ class InspectRequest:
     seed: int = 0
     steps: int = 20
     guidance: float = 3.0
-    layer: str
+    layer: str = ""
     step: int = 0
     keep_bytes: int = 1 << 24
 
@@ -49,8 +51,10 @@ class InspectRequest:
         check_model(self.model, "model")
         check_models(self.variants, "variants", least=0, most=MAX_INSPECTED)
         check_sampling(self.prompt, self.seed, self.steps, self.guidance)
-        if not isinstance(cast(object, self.layer), str) or not self.layer:
-            raise UserError("no layer is chosen.", where="layer", remedy="Choose one of the list.")
+        if not isinstance(cast(object, self.layer), str):
+            raise UserError(
+                "is no name of a layer.", where="layer", remedy="Choose one of the list."
+            )
         check_whole(self.step, "step", 0, self.steps - 1)
         check_whole(self.keep_bytes, "keep_bytes", 0, 1 << 40)
 
