@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from vqdq.errors import UserError
-from vqdq.jobs.ballots import Ballot, Picture, ballots, climb
+from vqdq.jobs.ballots import Ballot, Picture, assessor_name, ballots, climb
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.outcome import Outcome, outcome_of
 from vqdq.jobs.protocol import Question
@@ -42,6 +42,22 @@ class Asked:
     questions: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How far one assessor has come.
+
+    Attributes:
+        name: as first written.
+        answered, questions: how many of how many; `questions` is 0 in a staircase.
+        finished: nothing is left to ask.
+    """
+
+    name: str
+    answered: int
+    questions: int
+    finished: bool
+
+
 class BlindTest:
     """One frozen test in a votes file."""
 
@@ -58,6 +74,10 @@ class BlindTest:
         """
         if self.store.revealed(self.test) is not None:
             return None
+        return self._asked(assessor)[0]
+
+    def _asked(self, assessor: str) -> tuple[Asked | None, int, int]:
+        """What is left to ask first, and how many were answered of how many."""
         votes = self.store.votes(self.test, assessor)
         given = {(vote.ballot, vote.question) for vote in votes}
         asked = self.protocol.asked
@@ -71,15 +91,16 @@ class BlindTest:
             found = [(b, q) for b in every for q in asked if (b.token, q.key) not in given]
             total = len(every) * len(asked)
         if not found:
-            return None
+            return None, len(given), total
         ballot, question = found[0]
-        return Asked(
+        now = Asked(
             ballot=ballot,
             question=question,
             shown=ballot.shown(question, self.protocol.choices),
             answered=len(given),
             questions=total,
         )
+        return now, len(given), total
 
     def vote(
         self,
@@ -147,13 +168,27 @@ class BlindTest:
             raise UserError("there is no such picture now.", where="blind test")
         return known[name]
 
+    def standing(self, assessor: str) -> Standing:
+        """Returns how far an assessor has come, also one who has not begun.
+
+        Raises:
+            UserError: the name is empty.
+        """
+        now, answered, questions = self._asked(assessor)
+        return Standing(
+            name=assessor_name(assessor),
+            answered=answered,
+            questions=questions,
+            finished=now is None,
+        )
+
+    def people(self) -> tuple[Standing, ...]:
+        """Returns everybody who has voted, in order of their first vote."""
+        return tuple(self.standing(person) for person in self.store.assessors(self.test))
+
     def unfinished(self) -> tuple[str, ...]:
         """Returns who has begun and not finished."""
-        return tuple(
-            person
-            for person in self.store.assessors(self.test)
-            if self.next_question(person) is not None
-        )
+        return tuple(person.name for person in self.people() if not person.finished)
 
     def reveal(self, *, early: bool = False) -> Outcome:
         """Returns the results after closing the test for good.

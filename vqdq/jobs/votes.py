@@ -86,6 +86,7 @@ class VoteStore(Database):
     """The votes file of a workspace. Safe for threads and for several processes."""
 
     def __init__(self, path: Path) -> None:
+        self._protocols: dict[str, Protocol] = {}
         try:
             super().__init__(path, self._prepare, durable=True, patience_seconds=10.0)
         except DamagedFileError as error:
@@ -150,10 +151,15 @@ class VoteStore(Database):
         Raises:
             UserError: no such test, or its record was changed.
         """
+        known = self._protocols.get(test)
+        if known is not None:  # a record never changes, and the page asks every moment
+            return known
         rows = self.rows("SELECT protocol FROM tests WHERE digest = ?", test)
         if not rows:
             raise UserError("there is no such test.", where=test[:12], remedy="Choose another.")
-        return Protocol.from_json(json.loads(rows[0]["protocol"]), digest=test)
+        found = Protocol.from_json(json.loads(rows[0]["protocol"]), digest=test)
+        self._protocols[test] = found
+        return found
 
     def add(
         self,

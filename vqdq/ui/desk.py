@@ -22,6 +22,7 @@ from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.results import ArithmeticResult
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.store import Workspace
+from vqdq.jobs.votes import VoteStore
 from vqdq.models import pipelines
 from vqdq.recipe import Component, Plan, Recipe, load_recipe, resolve
 
@@ -89,6 +90,11 @@ class Desk:
         self._lock = threading.Lock()
         self._plans = lru_cache(maxsize=64)(self._resolve)
         self._arithmetic = lru_cache(maxsize=64)(self._expect)
+
+    @cached_property
+    def votes(self) -> VoteStore:
+        """The votes file of the workspace, opened when a blind test first needs it."""
+        return VoteStore.of(self.workspace.path)
 
     @property
     def is_demo(self) -> bool:

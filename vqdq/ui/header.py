@@ -18,6 +18,7 @@ VERBS = {
     "generate": "Drawing",
     "compare": "Comparing",
     "inspect": "Recording",
+    "blind": "Drawing pairs",
     "grid": "Drawing a grid",
 }
 UNITS = {
@@ -28,6 +29,7 @@ UNITS = {
     "ranges": "call",
     "sensitivity": "call",
     "distortion": "layer",
+    "pairs": "picture",
     "cells": "picture",
 }
 """What is counted in a stage; a step where nothing else is said."""

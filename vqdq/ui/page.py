@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from vqdq.errors import UserError
+from vqdq.jobs import votes
 from vqdq.jobs.store import Workspace
 from vqdq.ui import api, blind, compare, compress, grid, header, inspect, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
@@ -32,7 +33,7 @@ HOMES = {
     "grid": "grid",
 }
 """The tab that shows a kind of run; the others are shown in the history."""
-LOOKS = {"compare": CompareLook, "inspect": Look}
+LOOKS = {"compare": CompareLook, "inspect": Look, "blind": blind.BlindLook}
 """What is looked at begins anew when another run of the kind is opened."""
 
 
@@ -137,7 +138,9 @@ def launch_options(
         "head": theme.head(),
         "favicon_path": str(ASSETS / "favicon.png"),
         "allowed_paths": [str(workspace.runs_folder)],
-        "blocked_paths": [str(workspace.models_folder), str(workspace.path / "index.sqlite")],
+        "blocked_paths": [
+            str(workspace.path / name) for name in ("models", "index.sqlite", votes.FOLDER)
+        ],
         "ssr_mode": False,
         "run_history": False,
         "share": False,

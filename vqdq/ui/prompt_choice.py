@@ -74,7 +74,13 @@ class PromptChoice:
 
 
 def build(
-    name: str, *, demo: bool, source: Source = "typed", sample: int = 4, lines: int = 2
+    name: str,
+    *,
+    demo: bool,
+    source: Source = "typed",
+    sample: int = 4,
+    lines: int = 2,
+    chosen_set: str = "",
 ) -> PromptChoice:
     """Returns the chooser, drawn into the current layout.
 
@@ -84,10 +90,11 @@ def build(
         source: which way is chosen first.
         sample: how many prompts of a set are chosen first.
         lines: how many examples are written first, for the embedded model.
+        chosen_set: the built-in set that is chosen first; "" for the one that suits the model.
     """
     examples = "\n".join(EXAMPLE_PROMPTS[:lines]) if demo else ""
     names = prompt_sets.built_in_names()
-    first = names[0] if demo else names[-1]
+    first = chosen_set or (names[0] if demo else names[-1])
     with gr.Column(elem_classes=["vq-prompt-choice"], elem_id=name):
         where = gr.Radio(list(SOURCES), value=source, label="Prompts", elem_id=f"{name}-source")
         typed = gr.Textbox(

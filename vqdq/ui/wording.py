@@ -31,6 +31,7 @@ STAGES = {
     "verify": "Checking the file",
     "generate": "Drawing",
     "draw": "Drawing",
+    "pairs": "Drawing the pairs",
     "cells": "Drawing the grid",
     "compare": "Comparing",
     "measure": "Measuring",
