@@ -14,7 +14,7 @@ app: $(VENV)/.app
 
 test: $(VENV)/.test browser
 	$(MAKE) --no-print-directory lint types
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -61,9 +61,10 @@ _WRITES = ("__setitem__", "__set__", *(f"__i{op}__" for op in ("add", "sub", "mu
 
 def _read_only() -> UserError:
     return UserError(
-        "a packed weight cannot be changed in place, so an adapter cannot be merged into it.",
+        "a packed weight cannot be changed in place: no adapter can be merged into it, and no other"
+        " weight fused with it.",
         where="weight",
-        remedy="Keep it unmerged, or merge it into the full-precision model and compress that.",
+        remedy="Keep it apart, or merge in the full-precision model and compress that.",
     )
 
 

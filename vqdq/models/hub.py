@@ -6,7 +6,8 @@ tables. Without the import diffusers refuses the folder with "Unknown quantizati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -110,6 +111,7 @@ class VqdqQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         del kwargs
+        _let_casts_pass()
         config = self.quantization_config
         quantize_(model, config.expected())
         ghosts = {
@@ -182,12 +184,42 @@ def attach_(model: nn.Module, config: VqdqConfig) -> None:
     target.quantization_method = config.quant_method
     target.hf_quantizer = quantizer
     keep_text_(model)
+    _let_casts_pass()
 
 
 def register() -> None:
     """Adds the plug-in to diffusers' tables; harmless when repeated."""
     auto.AUTO_QUANTIZER_MAPPING[Method.VQDQ.value] = VqdqQuantizer  # pyright: ignore[reportArgumentType]
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.VQDQ.value] = VqdqConfig  # pyright: ignore[reportArgumentType]
+
+
+def _let_casts_pass() -> None:
+    """Makes `.to(dtype)`, `.half()` and `.float()` work on our models, and with them IP-Adapters.
+
+    diffusers refuses to cast any quantized model, because a cast would spoil most packed weights.
+    Ours are never touched by one (`QuantizedLayer._apply`); what is in 16 bits is cast.
+    """
+    from diffusers.models.modeling_utils import ModelMixin
+
+    for name in ("to", "half", "float"):
+        plain = getattr(ModelMixin, name)
+        if not hasattr(plain, "_vqdq"):
+            setattr(ModelMixin, name, _passing(plain))
+
+
+def _passing(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def cast_(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(model, "quantization_method", None) != Method.VQDQ:
+            return plain(model, *args, **kwargs)
+        model.is_quantized = False
+        try:
+            return plain(model, *args, **kwargs)
+        finally:
+            model.is_quantized = True
+
+    cast_._vqdq = True  # type: ignore[attr-defined]
+    return cast_
 
 
 def _owner(model: nn.Module, key: str) -> QuantizedLayer | AttentionQuantizer | None:
