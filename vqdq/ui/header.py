@@ -8,7 +8,7 @@ from functools import cache
 import psutil
 import torch
 
-from vqdq.jobs.requests import CompressRequest, PlanRequest, Request
+from vqdq.jobs.requests import BlameRequest, CompressRequest, PlanRequest, Request
 from vqdq.jobs.run import RunRecord
 from vqdq.ui.wording import duration, escape, shorten, size, stage
 
@@ -18,6 +18,7 @@ VERBS = {
     "generate": "Drawing",
     "compare": "Comparing",
     "inspect": "Recording",
+    "blame": "Finding layers",
     "blind": "Drawing pairs",
     "grid": "Drawing a grid",
 }
@@ -29,6 +30,8 @@ UNITS = {
     "ranges": "call",
     "sensitivity": "call",
     "distortion": "layer",
+    "blame": "measurement",
+    "repair": "measurement",
     "pairs": "picture",
     "cells": "picture",
 }
@@ -180,6 +183,8 @@ def stages(request: Request) -> tuple[str, ...]:
     """Returns the stages that a request goes through, in order."""
     if isinstance(request, PlanRequest):
         return ("record", "sensitivity", "distortion")
+    if isinstance(request, BlameRequest):
+        return ("record", "sensitivity", "blame", "repair")
     if not isinstance(request, CompressRequest):
         return ()
     recipe = request.recipe

@@ -101,18 +101,28 @@ def layer_steps(
     figure = look.figure(880, _ROW * len(places) + 96, style)
     axes = figure.subplots()
     finite = np.abs(shown[np.isfinite(shown)])
-    limit = max(float(finite.max()) if finite.size else 0.0, 1e-9)
+    limit = float(np.sqrt(max(float(finite.max()) if finite.size else 0.0, 1e-9)))
     image = axes.imshow(
-        shown, cmap=DIVERGING, aspect="auto", interpolation="none", vmin=-limit, vmax=limit
+        np.sign(shown) * np.sqrt(np.abs(shown)),  # the small ones can be told apart too
+        cmap=DIVERGING,
+        aspect="auto",
+        interpolation="none",
+        vmin=-limit,
+        vmax=limit,
     )
     look.quiet(axes, style)
     axes.set_yticks(range(len(places)), [look.drawable(brief(found.names[at])) for at in places])
     axes.set_xticks(range(len(steps)), [str(step + 1) for step in steps])
     axes.set_xlabel("sampler step")
-    samples = f"{len(places)} layers × {len(steps)} of the steps"
+    samples = f"{len(places)} layers × {len(steps)} steps"
     look.title(axes, samples if style.narrow else f"{samples} · {_AREAS[area]}", style)
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=36)
     look.colour_bar(bar, style, "regained (dB)")
+    marks = np.array([-1, -0.25, -0.0625, 0, 0.0625, 0.25, 1])
+    bar.set_ticks(
+        list(np.sign(marks) * np.sqrt(np.abs(marks)) * limit),
+        labels=[digits(float(mark * limit**2)) for mark in marks],
+    )
     words = "No layer was measured."
     if finite.size:
         row, column = np.unravel_index(int(np.nanargmax(shown)), shown.shape)
@@ -168,7 +178,7 @@ def repairs(offers: Sequence[Offer], style: Style) -> View:
     axes.set_xlabel("added to the file (MB)")
     axes.set_ylabel("SQNR (dB)")
     look.title(axes, "Layers repaired together, measured", style)
-    axes.legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL, loc="lower right")
+    axes.legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL, loc="center right")
     best = max(offers, key=lambda each: each["gain_db"])
     words = (
         f"Most is regained by {len(best['layers'])} layers: {digits(best['gain_db'])} dB for "
