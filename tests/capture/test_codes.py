@@ -141,7 +141,7 @@ def test_values_beyond_the_levels_are_counted_as_clipped():
     grid = Grid(bits=4, axis="tensor", scale=torch.tensor(1.0), zero=torch.tensor(4.0))
     rows = torch.tensor([-7.0, -4.4, 0.0, 3.0, 11.4, 12.0, 30.0, 0.2]).reshape(1, 8, 1)
     counter = Codes(1, "made", 4)
-    counter.update(rows, grid, 1)
+    counter.update(rows, grid)
     found = counter.result()
     assert (found.below.tolist(), found.above.tolist()) == ([1], [2])
     assert found.clipped.tolist() == [3 / 8]

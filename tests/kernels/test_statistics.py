@@ -138,3 +138,21 @@ def test_scores_are_counted_by_half_octaves(seed: int) -> None:
         cells = np.floor(2 * (np.log2(np.maximum(values, 1e-30)) + 24)) + 1
         cells = cells.clip(0, SCORE_BINS - 1).astype(int)
         np.testing.assert_array_equal(found[group], np.bincount(cells, minlength=SCORE_BINS))
+
+
+@QUICK
+@given(batches(), st.sampled_from(("tensor", "row", "channel")), st.sampled_from((1, 2, 3)))
+def test_codes_are_counted_as_they_are_rounded(x: torch.Tensor, axis: str, halves: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = {"tensor": (), "row": (len(x), x.shape[1], 1), "channel": (x.shape[2],)}[axis]
+    scale = torch.rand(shape, generator=generator) + 0.01
+    zero = torch.round(15 * torch.rand(shape, generator=generator))
+    counts = np.zeros((2, halves, 18), np.int64)
+    compiled.add_codes(x, scale, zero, 15, counts[0])
+    plain.add_codes(x, scale, zero, 15, counts[1])
+    np.testing.assert_array_equal(counts[0], counts[1])
+    codes = (torch.round(x * scale.reciprocal()) + zero).nan_to_num(0.0).clamp(-1, 16).long()
+    whole = len(x) % halves == 0  # else every half counts all
+    first = codes[: len(x) // halves] if whole else codes
+    expected = torch.bincount(first.reshape(-1) + 1, minlength=18).numpy()
+    np.testing.assert_array_equal(counts[0, 0], expected)

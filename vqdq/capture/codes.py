@@ -7,9 +7,9 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
+from vqdq import kernels
 from vqdq.activations.base import Grid
 from vqdq.layers.inputs import LayerInput
 from vqdq.layers.quantized import QuantizedLayer
@@ -85,24 +85,18 @@ class Codes:
         self._counts: Counts = np.zeros((halves, (1 << bits) + 2), dtype=np.int64)
         self._grid: Grid | None = None
 
-    def update(self, rows: Tensor, grid: Grid, halves: int) -> None:
+    def update(self, rows: Tensor, grid: Grid) -> None:
         """Adds the codes of rows [samples, positions, channels] as they are rounded.
 
         The two halves of a guided batch are its first and its second half.
         """
         self._grid = grid
-        scale, zero = (part.expand(rows.shape) for part in grid.wide())
+        scale, zero = grid.wide()
         count = max(1, COUNTED // max(1, rows.shape[0] * rows.shape[2]))
         stride = -(-rows.shape[1] // count)
-        x, scale, zero = (part[:, ::stride] for part in (rows.float(), scale, zero))
-        codes = torch.round(x * scale.reciprocal()) + zero
-        highest = grid.highest
-        kept = codes.nan_to_num(0.0).clamp_(-1, highest + 1).add_(1).to(torch.int32)
-        odd = len(kept) % halves > 0  # belongs to no half alone, and is counted in both
-        parts = [kept] * halves if odd else kept.chunk(halves)
-        for half, part in enumerate(parts):
-            found = torch.bincount(part.reshape(-1), minlength=highest + 3)
-            self._counts[half] += found.cpu().numpy()
+        if stride > 1:
+            scale, zero = (_some(part, rows.shape[1], stride) for part in (scale, zero))
+        kernels.add_codes(rows[:, ::stride].float(), scale, zero, grid.highest, self._counts)
 
     def result(self) -> CodesRecord:
         """Returns what was counted; values beyond the levels count for the outermost codes."""
@@ -127,6 +121,12 @@ class Codes:
             below=below,
             above=above,
         )
+
+
+def _some(part: Tensor, positions: int, stride: int) -> Tensor:
+    """Every `stride`-th position of a scale or zero that may have one for each."""
+    whole = part.ndim >= 2 and part.shape[-2] == positions
+    return part[..., ::stride, :] if whole else part
 
 
 def rounded_rows(given: LayerInput, layer: QuantizedLayer, x: Tensor) -> tuple[Tensor, Grid]:

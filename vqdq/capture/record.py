@@ -156,7 +156,7 @@ class Recorder:
         rows, grid = codes.rounded_rows(given, layer, x)
         if key not in self._codes:
             self._codes[key] = Codes(halves, given.quantizer.name, grid.bits)
-        self._codes[key].update(rows, grid, halves)
+        self._codes[key].update(rows, grid)
         if not detailed or not codes.turned(given):
             return
         found = streams.measure(self.clock.whole(rows), halves, conv=False)

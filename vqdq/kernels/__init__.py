@@ -23,6 +23,7 @@ from vqdq.kernels.int8 import row_codes as row_codes
 from vqdq.kernels.int8 import scaled_rows as scaled_rows
 from vqdq.kernels.int8 import stacked_codes as stacked_codes
 from vqdq.kernels.int8 import summed_groups as summed_groups
+from vqdq.kernels.statistics import add_codes as add_codes
 from vqdq.kernels.statistics import add_counts as add_counts
 from vqdq.kernels.statistics import add_sketch as add_sketch
 from vqdq.kernels.statistics import bin_quantiles as bin_quantiles

@@ -34,7 +34,14 @@ SCORE_BINS = 2 * FLOOR_OCTAVES + 1
 ROOT = 0x3504F4
 """The least mantissa of a float32 that is not below √2."""
 
-OPERATIONS = ("block_statistics", "add_counts", "add_sketch", "bin_quantiles", "score_counts")
+OPERATIONS = (
+    "block_statistics",
+    "add_counts",
+    "add_sketch",
+    "add_codes",
+    "bin_quantiles",
+    "score_counts",
+)
 
 
 class Block(NamedTuple):
@@ -92,6 +99,22 @@ def add_sketch(
     _backend(y).add_sketch(y, signs, sample, stride, total, energy)
 
 
+def add_codes(
+    rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, highest: int, counts: Counts
+) -> None:
+    """Adds to counts [halves, highest + 3] the codes of each half of a batch.
+
+    A code is x times the float32 reciprocal of the scale, rounded to even, plus zero. Codes below 0
+    are counted first, those beyond `highest` last; what is no number has the code 0. A batch that
+    cannot be cut into halves is counted in each.
+
+    Args:
+        rows: float32 [batch, positions, channels].
+        scale, zero: float32 in a shape that broadcasts over the rows.
+    """
+    _backend(rows).add_codes(rows, scale, zero, highest, counts)
+
+
 def bin_quantiles(
     counts: npt.NDArray[Any], low: Floats, high: Floats, edges: Floats, levels: Floats
 ) -> Floats:
@@ -126,6 +149,7 @@ def warm() -> None:
     add_counts(values[0], np.zeros((2, BINS), np.int32))
     add_counts(values[0].T, np.zeros((2, BINS), np.int32))
     add_sketch(values[0], torch.ones(2), 0, 1, np.zeros((1, 2)), np.zeros(1))
+    add_codes(values, torch.ones(1), torch.zeros(1), 3, np.zeros((1, 6), np.int64))
     edges, one = np.arange(3.0), np.ones(1)
     for kind in (np.int32, np.int64):
         bin_quantiles(np.ones((1, 2), kind), one, one, edges, one)

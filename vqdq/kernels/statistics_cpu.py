@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
+from numba import njit, types
 
 from vqdq.kernels.statistics import (
     BINS,
@@ -23,11 +23,14 @@ from vqdq.kernels.statistics import (
     SIDE,
     SIGN,
     Block,
+    Counts,
     Floats,
 )
 
 Array: TypeAlias = npt.NDArray[Any]
 _KEYS = SIGN + 1  # of one sign
+_STRIDED = types.Array(types.float32, 3, "A", readonly=True)  # one version for every layout
+_CODES = types.void(_STRIDED, _STRIDED, _STRIDED, types.int64, types.int64[:, ::1])
 _LARGEST, _LEAST = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
 _INFINITE, _LESS = np.int32(0x7F800000), np.int32(-0x00800000)  # bits of inf and of −inf
 
@@ -63,6 +66,18 @@ def add_sketch(
     if not _sketch(rows, signs.numpy(), sample, stride, total, energy):
         mended = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
         _sketch(mended, signs.numpy(), sample, stride, total, energy)
+
+
+def add_codes(
+    rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, highest: int, counts: Counts
+) -> None:
+    """See `vqdq.kernels.statistics.add_codes`."""
+    inverse = np.broadcast_to(scale.reciprocal().numpy(), rows.shape)
+    middle = np.broadcast_to(zero.numpy(), rows.shape)
+    halves = len(counts) if len(rows) % len(counts) == 0 else 1
+    found = np.zeros((halves, highest + 3), np.int64)
+    _count_codes(rows.numpy(), inverse, middle, highest, found)
+    counts += found
 
 
 def bin_quantiles(
@@ -265,6 +280,20 @@ def _sketch(
                 at = 0 if at == length else at
                 bucket = 0 if bucket == buckets else bucket
     return True
+
+
+@njit([_CODES], nogil=True, cache=True)
+def _count_codes(rows: Array, inverse: Array, zero: Array, highest: int, counts: Array) -> None:
+    batch, positions, channels = rows.shape
+    for sample in range(batch):
+        into = counts[sample * counts.shape[0] // batch]
+        for position in range(positions):
+            for channel in range(channels):
+                place = (sample, position, channel)
+                code = np.rint(rows[place] * inverse[place]) + zero[place]
+                if np.isnan(code):
+                    code = np.float32(0)
+                into[int(min(max(code, np.float32(-1)), np.float32(highest + 1))) + 1] += 1
 
 
 @njit(nogil=True, cache=True)

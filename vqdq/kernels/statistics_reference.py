@@ -63,6 +63,17 @@ def add_sketch(
         energy += _wide(taken).square().sum(dim=1).cpu().double().numpy()
 
 
+def add_codes(
+    rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, highest: int, counts: Counts
+) -> None:
+    """See `vqdq.kernels.statistics.add_codes`."""
+    codes = torch.round(rows * scale.reciprocal()) + zero
+    kept = codes.nan_to_num(0.0).clamp_(-1, highest + 1).add_(1).to(torch.int32)
+    parts = [kept] * len(counts) if len(kept) % len(counts) else kept.chunk(len(counts))
+    for half, part in enumerate(parts):
+        counts[half] += torch.bincount(part.reshape(-1), minlength=highest + 3).cpu().numpy()
+
+
 def bin_quantiles(
     counts: npt.NDArray[Any], low: Floats, high: Floats, edges: Floats, levels: Floats
 ) -> Floats:
