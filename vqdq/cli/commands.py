@@ -17,8 +17,10 @@ _DOERS = {
     "compress": "vqdq.cli.recipes:run_compress",
     "generate": "vqdq.cli.draw:generate",
     "compare": "vqdq.cli.draw:compare",
+    "inspect": "vqdq.cli.inspect:run",
     "blame": "vqdq.cli.blame:run",
     "verify": "vqdq.cli.verify:run",
+    "export": "vqdq.cli.export:run",
 }
 """Command -> "module:function" of (options, output) -> exit code; only one module is imported."""
 

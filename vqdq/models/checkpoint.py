@@ -227,7 +227,7 @@ def load_quantized(folder: str | Path) -> DiffusionPipeline:
         UserError: the folder is no compressed model or cannot be opened.
     """
     source = locate(folder)
-    _vqdq_config(source)
+    packed_config(source)
     return load(folder)
 
 
@@ -240,7 +240,7 @@ def verify(folder: str | Path, *, report: Report = silent) -> Verification:
         UserError: the folder is no compressed model at all.
     """
     source = locate(folder)
-    config = _vqdq_config(source)
+    config = packed_config(source)
     problems: list[str] = []
     names = _check_sums(source.folder, problems, report)
     checked = 0
@@ -264,7 +264,12 @@ def verify(folder: str | Path, *, report: Report = silent) -> Verification:
     return Verification(folder=source.folder, files=names, layers=checked, problems=tuple(problems))
 
 
-def _vqdq_config(source: Source) -> VqdqConfig:
+def packed_config(source: Source) -> VqdqConfig:
+    """Returns what `config.json` says about the packed denoiser of a compressed folder.
+
+    Raises:
+        UserError: the folder is not compressed by this program.
+    """
     values = source.config.get("quantization_config")
     if not isinstance(values, dict) or values.get("quant_method") != Method.VQDQ.value:
         raise UserError(
