@@ -22,7 +22,7 @@ def workspace(tmp_path: Path):
 def test_goals_are_presets_and_get_smaller(workspace) -> None:
     desk = Desk(workspace, "demo")
     sizes = {goal.name: desk.plan(desk.preset(goal.name)).predicted_bytes for goal in GOALS}
-    assert sizes["rtn-8bit"] > sizes["trellis-4bit"] > sizes["trellis-3bit"]
+    assert sizes["w8a8"] > sizes["trellis-4bit"] > sizes["trellis-3bit"]
     assert sizes["trellis-3bit"] > sizes["trellis-2bit"]
 
 

@@ -42,7 +42,7 @@ GOALS = (
     Goal(name="trellis-4bit", title="Looks the same", words="Hard to tell from the original"),
     Goal(name="trellis-3bit", title="Balanced", words="Small, and close to the original"),
     Goal(name="trellis-2bit", title="Smallest", words="Changes can be seen"),
-    Goal(name="rtn-8bit", title="Fastest", words="Done in a moment, half the size"),
+    Goal(name="w8a8", title="Fastest", words="Half the size, drawn with whole numbers"),
 )
 DEFAULT_GOAL = "trellis-3bit"
 PLANNING_SECONDS = 2.0  # when nothing is left to measure
