@@ -1,31 +1,53 @@
-"""The Compare tab: one prompt, one seed, the original and the compressed models side by side."""
+"""The Compare tab: one prompt, one seed, the original and the compressed models side by side.
+
+Many prompts make a batch: its sets are listed below the light table, and a click puts one on it.
+"""
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import gradio as gr
 
-from vqdq.demo.scenes import EXAMPLE_PROMPTS, VOCABULARY
+from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.ui import comparison, header, settings, viewer
+from vqdq.ui.compare_batch import CompareLook, board, drawn
+from vqdq.ui.compare_gallery import first_model_html, gallery_html, words_html
+from vqdq.ui.compare_numbers import blank_numbers, numbers
 from vqdq.ui.comparison import Comparison
-from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk, as_fault
-from vqdq.ui.live import PRIVATE, Region, Session, clicked, html, markup
-from vqdq.ui.look import CompareLook
-from vqdq.ui.wording import escape, file_url, moment, shorten
+from vqdq.ui.desk import ASSETS, Desk, as_fault
+from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
+from vqdq.ui.wording import escape, file_url, roughly
 
 FIRST_LOOK = ASSETS / "first-look"
-GALLERY = 12
 STEPS, GUIDANCE = 20, 3.0
+SHOWN = 4  # variants that the page offers at once
+CHEAP_SECONDS = 1.5  # up to which the floor is measured unasked
+SMALL = 50_000_000  # parameters of a model whose floor is cheap before anything was drawn
 
 
-def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
-    """Returns the regions that follow the store, and what page.py wires to other tabs."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bridge:
+    """What other tabs need of this one.
+
+    Attributes:
+        chosen: the control with the variants to show.
+        asked: prompt, seed, steps and guidance as they stand.
+    """
+
+    chosen: gr.CheckboxGroup
+    asked: list[Any]
+
+
+def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
+    """Returns the regions and events of this tab, and what other tabs need of it."""
     first = EXAMPLE_PROMPTS[0] if desk.is_demo else ""
     with gr.Column(elem_classes=["vq-compare"]):
         with gr.Row(elem_classes=["vq-ask"]):
@@ -40,69 +62,105 @@ def build(desk: Desk) -> tuple[list[Region], dict[str, Any]]:
             seed = gr.Number(7, label="Seed", precision=0, elem_id="vq-seed", min_width=112)
             keep = gr.Checkbox(True, label="Keep seed", elem_id="vq-keep", min_width=112)
             draw = gr.Button("Draw", variant="primary", elem_id="vq-draw", min_width=112)
-        words = html(_words() if desk.is_demo else "", "vq-words", visible=desk.is_demo)
+        words = html(words_html() if desk.is_demo else "", "vq-words", visible=desk.is_demo)
         fault = html("", "vq-compare-fault")
         with gr.Row(elem_classes=["vq-look"]):
             stage = html(viewer.empty(""), "vq-compare-stage", elem_classes=["vq-table"])
-            beside = html(comparison.blank_numbers(), "vq-compare-numbers")
+            beside = html(blank_numbers(), "vq-compare-numbers", elem_classes=["vq-figures"])
+        sets = html("", "vq-batch")
         with gr.Row(elem_classes=["vq-options"]):
             chosen = gr.CheckboxGroup([], label="Compressed models to show", elem_id="vq-variants")
             steps = gr.Slider(1, 50, STEPS, step=1, label="Steps", elem_id="vq-steps", buttons=[])
             guidance = gr.Slider(
                 0, 12, GUIDANCE, step=0.1, label="Guidance", elem_id="vq-guidance", buttons=[]
             )
+            floor = gr.Checkbox(
+                floor_is_cheap(desk),
+                label="Measure the floor",
+                info=_floor_words(desk),
+                elem_id="vq-floor",
+            )
         first_model = html("", "vq-first-model")
+        with gr.Accordion("Many prompts", open=False, elem_id="vq-many"):
+            prompts = gr.Textbox(
+                "\n".join(EXAMPLE_PROMPTS[:6]) if desk.is_demo else "",
+                label="Prompts, one a line, at most 50",
+                lines=6,
+                max_lines=12,
+                elem_id="vq-prompts",
+            )
+            with gr.Row(elem_classes=["vq-ask"]):
+                seeds = gr.Textbox("7", label="Seeds, 1 to 8", elem_id="vq-seeds", min_width=112)
+                draw_all = gr.Button("Draw all", elem_id="vq-draw-all", min_width=112)
         gallery = html("", "vq-gallery")
-    inputs = [prompt, seed, chosen, steps, guidance]
+    one = [prompt, seed, chosen, steps, guidance, floor]
+    many = [prompts, seeds, chosen, steps, guidance, floor]
 
     def example(event: gr.EventData, now: str) -> Any:
         if clicked(event).get("act") != "example":
             return gr.skip()
         return random.choice([text for text in EXAMPLE_PROMPTS if text != now])
 
-    def start(session: Session, hold: bool, *values: Any) -> tuple[Any, ...]:
-        text, number, variants, count, scale = values
+    def start(state: Session, hold: bool, *values: Any) -> tuple[Any, ...]:
+        text, number, variants, count, scale, measure = values
         number = number if hold else random.randrange(10_000)
         try:
-            run = submit(desk, text, number, variants or (), count, scale)
+            run = submit(desk, text, number, variants or (), count, scale, floor=bool(measure))
         except UserError as error:
-            gr.Warning(escape(str(error)), title="Not drawn")
-            panel = header.fault(
-                error.what, where=error.where, remedy=error.remedy, title="Not drawn"
-            )
-            return session, gr.skip(), panel
-        return session.showing(compare=run).looking(CompareLook()), number, ""
+            return state, gr.skip(), _refused(error)
+        return state.showing(compare=run).looking(CompareLook()), number, ""
 
-    def on_stage(session: Session, event: gr.EventData) -> Any:
-        data = clicked(event)
-        if data.get("act") == "variant":
-            return session.looking(CompareLook(chosen=int(data.get("index", 0))))
-        if data.get("act") == "cancel":
-            desk.workspace.cancel(data["run"])
-        elif data.get("act") == "resume":
-            desk.workspace.resume(data["run"])
-        return gr.skip()
+    def start_all(state: Session, *values: Any) -> tuple[Any, ...]:
+        text, numbers_, variants, count, scale, measure = values
+        try:
+            run = submit_batch(
+                desk, lines(text), read_seeds(numbers_), variants or (), count, scale,
+                floor=bool(measure),
+            )  # fmt: skip
+        except UserError as error:
+            return state, _refused(error)
+        return state.showing(compare=run).looking(CompareLook()), ""
 
-    def open_earlier(session: Session, event: gr.EventData) -> Any:
-        run = clicked(event).get("run", "")
-        return session.showing(compare=run).looking(CompareLook()) if run else gr.skip()
+    def act(state: Session, event: gr.EventData) -> Session:
+        data, look = clicked(event), state.look(CompareLook)
+        match data.get("act"):
+            case "cancel":
+                desk.workspace.cancel(data["run"])
+            case "resume":
+                desk.workspace.resume(data["run"])
+            case "set":
+                return state.looking(replace(look, place=int(data["set"])))
+            case "sort":
+                return state.looking(replace(look, by=data["by"]))
+            case "open":
+                return state.showing(compare=data["run"]).looking(CompareLook())
+            case _:
+                pass
+        return state
 
-    words.click(example, prompt, prompt, **PRIVATE)
-    wiring = {
-        "start": (draw, prompt, start, [keep, *inputs], [seed, fault]),
-        "stage": (stage, on_stage),
-        "gallery": (gallery, open_earlier),
-        "first_model": first_model,
-        "chosen": chosen,
-        "asked": [prompt, seed, steps, guidance],
-    }
-    return [
+    wires = [
+        *(Wire(t, start, [session, keep, *one], [session, seed, fault])
+          for t in (draw.click, prompt.submit)),
+        Wire(draw_all.click, start_all, [session, *many], [session, fault]),
+        Wire(words.click, example, [prompt], [prompt]),
+        *(Wire(part.click, act, [session], [session]) for part in (stage, sets, gallery)),
+        Wire(tab.select, _enter, [session], [session]),
+    ]  # fmt: skip
+    regions = [
         Region("compare stage", stage, markup(lambda s: stage_html(desk, s))),
         Region("compare numbers", beside, markup(lambda s: numbers_html(desk, s))),
+        Region("compare sets", sets, markup(lambda s: _sets_html(desk, s))),
         Region("variants", chosen, lambda s: _choices(desk, s)),
-        Region("first model", first_model, markup(lambda _: _first_model(desk))),
-        Region("gallery", gallery, markup(lambda s: _gallery(desk, s))),
-    ], wiring
+        Region("floor", floor, lambda _: _floor_choice(desk)),
+        Region("first model", first_model, markup(lambda _: first_model_html(desk))),
+        Region("gallery", gallery, markup(lambda s: gallery_html(desk, shown_run(desk, s)))),
+    ]
+    part = Part(regions=regions, wires=wires, doors=[first_model])
+    return part, Bridge(chosen=chosen, asked=[prompt, seed, steps, guidance])
+
+
+def _enter(state: Session) -> Session:
+    return state.entering("compare")
 
 
 def submit(
@@ -112,11 +170,32 @@ def submit(
     variants: Any,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
+    *,
+    floor: bool = False,
 ) -> str:
     """Returns the id of a queued comparison.
 
     Raises:
         UserError: what is wrong with the prompt, the seed, the models or the settings.
+    """
+    whole = settings.whole(seed, "seed")
+    return submit_batch(desk, (prompt,), (whole,), variants, steps, guidance, floor=floor)
+
+
+def submit_batch(
+    desk: Desk,
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    variants: Any,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    *,
+    floor: bool = False,
+) -> str:
+    """Returns the id of a queued comparison of every prompt with every seed.
+
+    Raises:
+        UserError: what is wrong with the prompts, the seeds, the models or the settings.
     """
     names = tuple(str(name) for name in variants)
     known = {name for _, name in desk.variants()}
@@ -127,15 +206,47 @@ def submit(
                 where="variants",
                 remedy="Choose one of the list, or compress one first.",
             )
-    request = CompareRequest(
+    request = CompareRequest.batch(
         model=desk.model,
         variants=names,
-        prompt=prompt,
-        seed=settings.whole(seed, "seed"),
+        prompts=prompts,
+        seeds=seeds,
         steps=int(steps),
         guidance=float(guidance),
+        floor=floor,
     )
     return desk.workspace.submit(request)
+
+
+def lines(text: object) -> tuple[str, ...]:
+    """Returns the lines of a text that are not empty, each once."""
+    found = (line.strip() for line in str(text or "").splitlines())
+    return tuple(dict.fromkeys(line for line in found if line))
+
+
+def read_seeds(text: object) -> tuple[int, ...]:
+    """Returns the whole numbers in "7, 8 9", each once.
+
+    Raises:
+        UserError: a word that is no number.
+    """
+    words = re.split(r"[,;\s]+", str(text or "").strip())
+    return tuple(dict.fromkeys(settings.whole(word, "seeds") for word in words if word))
+
+
+def floor_seconds(desk: Desk) -> float | None:
+    """Returns what the floor of one picture costs, from earlier comparisons; None before any."""
+    runs = [run for run in desk.workspace.runs("compare", 10) if run.state == "done"]
+    took = [float(((run.result or {}).get("reference") or {}).get("seconds") or 0) for run in runs]
+    return 2.1 * median(took) if took else None  # drawn twice; bfloat16 is slower on most CPUs
+
+
+def floor_is_cheap(desk: Desk) -> bool:
+    """True where measuring the floor is so quick that it is done unasked."""
+    seconds = floor_seconds(desk)
+    if seconds is not None:
+        return seconds < CHEAP_SECONDS
+    return desk.fault is None and desk.card.parameters < SMALL
 
 
 def shown_run(desk: Desk, session: Session) -> RunRecord | None:
@@ -161,17 +272,17 @@ def latest(desk: Desk) -> Comparison | None:
 def stage_html(desk: Desk, session: Session) -> str:
     """Returns the light table for what the session shows: empty, drawing, stopped or done."""
     run = shown_run(desk, session)
+    found = _on_table(desk, run, session)
     if run is None:
-        found = comparison.first_look(FIRST_LOOK) if desk.is_demo else None
         if found is not None:
             return comparison.light_table(found) + comparison.caption(found)
         return viewer.empty("Your pictures will be here: the original and the compressed model.")
+    if found is not None:
+        table = comparison.light_table(found)
+        return f'<div data-shown-run="{escape(run.id)}">{table}</div>'
     if run.state in ("queued", "running"):
         preview = f"{file_url(run.preview)}?{run.done}" if run.preview else None
         return viewer.loading(header.progress(run), preview)
-    if run.state == "done":
-        shown = comparison.light_table(comparison.of_run(run), session.look(CompareLook).chosen)
-        return f'<div data-shown-run="{escape(run.id)}">{shown}</div>'
     fault = as_fault(run.error)
     again = (
         f'<button type="button" class="vq-button" data-act="resume"'
@@ -191,11 +302,33 @@ def stage_html(desk: Desk, session: Session) -> str:
 
 def numbers_html(desk: Desk, session: Session) -> str:
     """Returns the numbers beside the light table."""
+    found = _on_table(desk, shown_run(desk, session), session)
+    return blank_numbers() if found is None else numbers(found)
+
+
+def _on_table(desk: Desk, run: RunRecord | None, session: Session) -> Comparison | None:
+    """The pictures that can be shown: of a finished run, or of a batch as far as it is drawn."""
+    if run is None:
+        return comparison.first_look(FIRST_LOOK) if desk.is_demo else None
+    assert isinstance(run.request, CompareRequest)
+    if not run.request.is_batch:
+        return comparison.of_run(run) if run.state == "done" else None
+    place = min(session.look(CompareLook).place, len(run.request.sets) - 1)
+    found = comparison.sets_of(run)[place]
+    return comparison.of_run(run, place) if found["reference"] and drawn(found) else None
+
+
+def _sets_html(desk: Desk, session: Session) -> str:
     run = shown_run(desk, session)
-    if run is not None and run.state == "done":
-        return comparison.numbers(comparison.of_run(run), session.look(CompareLook).chosen)
-    found = comparison.first_look(FIRST_LOOK) if run is None and desk.is_demo else None
-    return comparison.blank_numbers() if found is None else comparison.numbers(found)
+    if run is None or not isinstance(run.request, CompareRequest) or not run.request.is_batch:
+        return ""
+    look = session.look(CompareLook)
+    return board(run, look.place, look.by)
+
+
+def _refused(error: UserError) -> str:
+    gr.Warning(escape(str(error)), title="Not drawn")
+    return header.fault(error.what, where=error.where, remedy=error.remedy, title="Not drawn")
 
 
 def _choices(desk: Desk, session: Session) -> tuple[str, Any]:
@@ -205,60 +338,12 @@ def _choices(desk: Desk, session: Session) -> tuple[str, Any]:
     return repr(known), gr.update(choices=known, value=value, visible=bool(known))
 
 
-def _first_model(desk: Desk) -> str:
-    if desk.variants():
-        return ""
-    active = desk.workspace.active()
-    if active is not None and active.kind == "compress":
-        return (
-            '<p class="vq-caption">Your first compressed model is being made. It will'
-            " be offered here.</p>"
-        )
-    return (
-        '<div class="vq-nothing"><h3>There is no compressed model yet</h3><p>Make a'
-        " 3-bit copy first. It takes"
-        ' a moment, and your model stays as it is.</p><div class="vq-actions"><button type="button"'
-        f' class="vq-button" data-act="first" data-goal="{DEFAULT_GOAL}">Compress to 3'
-        f" bits</button></div></div>"
-    )
+def _floor_choice(desk: Desk) -> tuple[str, Any]:
+    words = _floor_words(desk)
+    return words, gr.update(info=words)
 
 
-def _gallery(desk: Desk, session: Session) -> str:
-    runs = [run for run in desk.workspace.runs("compare", 40) if run.state == "done"][:GALLERY]
-    if not runs:
-        return ""
-    shown = shown_run(desk, session)
-    cards: list[str] = []
-    for run in runs:
-        found = comparison.of_run(run)
-        on = str(shown is not None and shown.id == run.id).lower()
-        pictures = "".join(
-            f'<img src="{escape(entry.image)}" alt="" loading="lazy">'
-            for entry in (found.reference, found.variants[0])
-        )
-        cards.append(
-            f'<button type="button" class="vq-card" data-act="open" data-run="{escape(run.id)}"'
-            f' aria-pressed="{on}"><span class="vq-pair">{pictures}</span>'
-            f"<span>{escape(shorten(found.prompt, 64))}</span>"
-            f"<small>seed {found.seed} · {escape(found.variants[0].label)} ·"
-            f" {moment(run.created)}</small></button>"
-        )
-    return f'<h2>Earlier comparisons</h2><div class="vq-cards">{"".join(cards)}</div>'
-
-
-def _words() -> str:
-    groups = "".join(
-        '<span class="vq-group">'
-        + "".join(
-            f'<button type="button" class="vq-word"'
-            f' data-word="{escape(word)}">{escape(word)}</button>'
-            for word in words
-        )
-        + "</span>"
-        for words in VOCABULARY.values()
-    )
-    return (
-        '<div class="vq-vocabulary"><button type="button" class="vq-link"'
-        ' data-act="example">Try an example'
-        f'</button><span class="vq-muted">or click the words this model knows:</span>{groups}</div>'
-    )
+def _floor_words(desk: Desk) -> str:
+    seconds = floor_seconds(desk)
+    cost = "" if seconds is None else f" About {roughly(seconds)} more a picture."
+    return f"FP16 against itself: what 16-bit rounding alone changes.{cost}"

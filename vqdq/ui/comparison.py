@@ -8,25 +8,38 @@ import base64
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vqdq.jobs import arithmetic
+from vqdq.jobs import batch, certificate
 from vqdq.jobs.requests import CompareRequest
-from vqdq.jobs.results import ArithmeticResult
+from vqdq.jobs.results import ArithmeticResult, Distance, PictureSet
 from vqdq.jobs.run import RunRecord
-from vqdq.ui.viewer import Picture, swatch, viewer
-from vqdq.ui.wording import chip, decibels, digits, duration, escape, file_url, shorten, size
+from vqdq.ui.viewer import Picture, viewer
+from vqdq.ui.wording import digits, escape, file_url
 
-VERDICT_WORDS = {
-    "count": "number of things",
-    "shapes": "shapes",
-    "colours": "colours",
-    "sizes": "sizes",
-    "relation": "where they are",
-    "background": "background",
-}
+JUDGED = ("count", "shapes", "colours", "sizes", "relation", "background")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Apart:
+    """How far a picture is from the reference's; None where it was not measured.
+
+    Attributes:
+        psnr: dB, infinite for equal pictures.
+    """
+
+    psnr: float | None = None
+    ssim: float | None = None
+    flip: float | None = None
+    latent_cosine: float | None = None
+
+    @property
+    def equal(self) -> bool:
+        """True for pictures that are equal in every bit."""
+        return self.psnr == math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,18 +47,20 @@ class Entry:
     """One model's picture and what was measured on it; None where it was not.
 
     Attributes:
-        psnr: dB against the reference, infinite for equal pictures; None on the reference itself.
+        apart: from the reference; None on the reference itself.
         verdict: attribute -> whether the picture shows what the prompt asked for.
         verdict_reason: why there is no verdict.
         activations: what its recipe does to activations, in words.
         arithmetic: how its layers are computed; None when nothing but weights is quantized.
+        noise: SHA-256 of its initial latent; `setting`: under which it was drawn.
+        extras: other measures by name.
     """
 
     label: str
     image: str
     difference: str = ""
-    psnr: float | None = None
-    ssim: float | None = None
+    flip: str = ""
+    apart: Apart | None = None
     bits_per_weight: float | None = None
     bytes: int | None = None
     seconds: float | None = None
@@ -54,6 +69,14 @@ class Entry:
     verdict_reason: str = ""
     activations: str = ""
     arithmetic: ArithmeticResult | None = None
+    noise: str = ""
+    setting: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    extras: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def psnr(self) -> float | None:
+        """dB against the reference, infinite for equal pictures; None on the reference."""
+        return None if self.apart is None else self.apart.psnr
 
     @property
     def passed(self) -> bool | None:
@@ -62,13 +85,38 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Floor:
+    """The reference against itself: drawn again in the same way, and with 16-bit rounding."""
+
+    rounding: Apart
+    dtype: str
+    repeat: Apart | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """What says that only the model differs; `problems` says where it does not.
+
+    Attributes:
+        noise: SHA-256 of the reference's initial latent.
+        versions, kernels: by name; empty in results of older versions.
+    """
+
+    noise: str = ""
+    scheduler: str = ""
+    device: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    kernels: Mapping[str, str] = field(default_factory=dict[str, str])
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """A reference and its variants, drawn from one initial latent.
 
     Attributes:
         run: id of the run; "" for the shipped first look.
-        certificate: SHA-256 of the initial latent.
-        problems: sentences about what differs and should not, or what a person should know.
+        notices: what a person should know, a cut prompt for example.
     """
 
     run: str
@@ -78,16 +126,35 @@ class Comparison:
     guidance: float
     reference: Entry
     variants: tuple[Entry, ...]
-    certificate: str = ""
-    problems: tuple[str, ...] = ()
+    floor: Floor | None = None
+    proof: Proof = field(default_factory=Proof)
+    notices: tuple[str, ...] = ()
 
 
-def of_run(run: RunRecord) -> Comparison:
-    """Returns the comparison that a finished run holds."""
+def of_run(run: RunRecord, place: int = 0) -> Comparison:
+    """Returns the comparison that a finished run holds; of a batch, its set number `place`."""
     assert isinstance(run.request, CompareRequest)
+    result = run.result or {}
+    if run.request.is_batch:
+        chosen = sets_of(run)[place]
+        shown = [variant for variant in chosen["variants"] if variant is not None]
+        result = {**result, **chosen, "variants": shown}
     return of_result(
-        run.result or {}, run.request.to_json(), lambda name: file_url(run.folder / name), run.id
+        result, run.request.to_json(), lambda name: file_url(run.folder / name), run.id
     )
+
+
+def sets_of(run: RunRecord) -> tuple[PictureSet, ...]:
+    """Returns every set of a batch with what is drawn of it so far, also while it runs."""
+    assert isinstance(run.request, CompareRequest)
+    path = run.folder / batch.FILE
+    stamp = path.stat().st_mtime_ns if path.is_file() else 0
+    return _sets(run.folder, run.request, stamp)
+
+
+@lru_cache(maxsize=16)
+def _sets(folder: Path, request: CompareRequest, _stamp: int) -> tuple[PictureSet, ...]:
+    return tuple(batch.read(folder, request))
 
 
 def first_look(folder: Path) -> Comparison | None:
@@ -112,78 +179,37 @@ def of_result(
     """Returns the comparison in a result; `address` turns a picture's file name into its
     address.
     """
-    entries = [_entry(row, address) for row in (result["reference"], *result["variants"])]
-    certificate = result.get("certificate") or {}
+    rows = (result["reference"], *result["variants"])
+    entries = [_entry(row, address) for row in rows]
+    floor = result.get("floor")
     return Comparison(
         run=run,
-        prompt=request["prompt"],
-        seed=request["seed"],
+        prompt=result.get("prompt", request["prompt"]),
+        seed=result.get("seed", request["seed"]),
         steps=request["steps"],
         guidance=request["guidance"],
         reference=entries[0],
         variants=tuple(entries[1:]),
-        certificate=str(certificate.get("initial_latent_sha256") or ""),
-        problems=(*certificate.get("problems", ()), *result.get("notices", ())),
+        floor=None if floor is None else _floor(floor),
+        proof=_proof(result.get("certificate") or {}, rows),
+        notices=tuple(result.get("notices", ())),
     )
 
 
-def light_table(found: Comparison, chosen: int = 0) -> str:
-    """Returns the viewer of a comparison with variant `chosen` on top."""
+def light_table(found: Comparison) -> str:
+    """Returns the viewer of a comparison."""
     pictures = [
-        Picture(label=entry.label, url=entry.image, colour=i, difference=entry.difference)
+        Picture(
+            label=entry.label,
+            url=entry.image,
+            colour=i,
+            difference=entry.difference,
+            flip=entry.flip,
+            note=_note(entry),
+        )
         for i, entry in enumerate((found.reference, *found.variants))
     ]
-    return viewer(pictures[0], tuple(pictures[1:]), prompt=found.prompt, chosen=pick(found, chosen))
-
-
-def pick(found: Comparison, chosen: int) -> int:
-    """Returns the index of a variant that exists."""
-    return chosen if 0 <= chosen < len(found.variants) else 0
-
-
-def numbers(found: Comparison, chosen: int = 0) -> str:
-    """Returns the table beside the pictures: the original, the variant, and what the judge says."""
-    index = pick(found, chosen)
-    first, second = found.reference, found.variants[index]
-    measured = chip("measured", "Every number here was measured on these two pictures and files.")
-    rows = (
-        ("Size", size(first.bytes), size(second.bytes), "The weight file of the denoiser."),
-        ("Bits a weight", digits(first.bits_per_weight), digits(second.bits_per_weight),
-         "Everything counted: codes, scales, codebooks."),
-        ("PSNR", decibels(first.psnr), decibels(second.psnr),
-         "How close the pixels are to the original's; above 40 dB nobody sees a difference."),
-        ("SSIM", digits(first.ssim), digits(second.ssim), "How close the structure is; 1: equal."),
-        ("Time", duration(first.seconds), duration(second.seconds), "To draw this picture."),
-        ("Memory", size(first.peak_memory_bytes), size(second.peak_memory_bytes),
-         "The most the process held while it drew."),
-    )  # fmt: skip
-    body = "".join(
-        f'<tr><th scope="row" title="{escape(how)}">{escape(name)}</th><td>{escape(a)}</td>'
-        f"<td>{escape(b)}</td></tr>"
-        for name, a, b, how in rows
-    )
-    return (
-        '<div class="vq-beside"><table class="vq-numbers"><thead><tr>'
-        f'<th scope="col">{measured}</th><th scope="col">{swatch(0)}{escape(first.label)}</th>'
-        f'<th scope="col">{swatch(index + 1)}<span'
-        f' class="vq-clip">{escape(second.label)}</span></th></tr></thead>'
-        f"<tbody>{body}{_computed(first, second)}{_judged(first, second)}</tbody></table>"
-        f"{_certificate(found)}</div>"
-    )
-
-
-def blank_numbers() -> str:
-    """Returns the place of the numbers before they are there: same size, no values."""
-    rows = "".join(
-        f'<tr><th scope="row">{name}</th><td>–</td><td>–</td></tr>'
-        for name in ("Size", "Bits a weight", "PSNR", "SSIM", "Time", "Memory")
-    )
-    return (
-        '<div class="vq-beside vq-blank"><table class="vq-numbers"><thead><tr><th'
-        ' scope="col">Measured</th>'
-        f'<th scope="col">{swatch(0)}FP16</th><th scope="col">{swatch(1)}Yours</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    return viewer(pictures[0], tuple(pictures[1:]), prompt=found.prompt)
 
 
 def caption(found: Comparison) -> str:
@@ -191,96 +217,73 @@ def caption(found: Comparison) -> str:
     return (
         f'<p class="vq-caption">The same prompt and seed, drawn twice:'
         f" <q>{escape(found.prompt)}</q>, seed"
-        f" {found.seed}. Drag the divider, or press Space to flip.</p>"
+        f" {found.seed}. Drag the divider, or press Space to swap them.</p>"
     )
+
+
+def apart(row: Mapping[str, Any] | Distance) -> Apart:
+    """Returns the distance in JSON values, where None is the PSNR of equal pictures."""
+    psnr = row["psnr"]
+    return Apart(
+        psnr=math.inf if psnr is None else psnr,
+        ssim=row.get("ssim"),
+        flip=row.get("flip"),
+        latent_cosine=row.get("latent_cosine"),
+    )
+
+
+def _note(entry: Entry) -> str:
+    """The number beside a variant's name."""
+    if entry.apart is None:
+        return ""
+    if entry.apart.flip is None:
+        return digits(entry.apart.psnr, "dB")
+    return f"FLIP {digits(entry.apart.flip)}"
 
 
 def _entry(row: Mapping[str, Any], address: Callable[[str], str]) -> Entry:
     verdict = row.get("verdict")
-    compared = "psnr" in row
     return Entry(
         label=str(row["label"]),
         image=address(row["image"]),
         difference=address(row["error_map"]) if row.get("error_map") else "",
-        psnr=(math.inf if row["psnr"] is None else row["psnr"]) if compared else None,
-        ssim=row.get("ssim"),
+        flip=address(row["flip_map"]) if row.get("flip_map") else "",
+        apart=apart(row) if "psnr" in row else None,
         bits_per_weight=row.get("bits_per_weight"),
         bytes=row.get("bytes"),
         seconds=row.get("seconds"),
         peak_memory_bytes=row.get("peak_memory_bytes"),
-        verdict={name: bool(verdict[name]) for name in VERDICT_WORDS} if verdict else None,
+        verdict={name: bool(verdict[name]) for name in JUDGED} if verdict else None,
         verdict_reason=row.get("verdict_reason") or "",
         activations=row.get("activations") or "",
         arithmetic=row.get("arithmetic"),
+        noise=str(row.get("initial_latent_sha256") or ""),
+        setting=row.get("setting") or {},
+        extras=row.get("extras") or {},
     )
 
 
-def _computed(first: Entry, second: Entry) -> str:
-    """The row that says which arithmetic drew the pictures, where activations are quantized."""
-    if first.arithmetic is None and second.arithmetic is None:
-        return ""
-    rows = [_row("Layers", _layers(first), _layers(second))]
-    if any(each.arithmetic and each.arithmetic["attention_simulated"] for each in (first, second)):
-        rows.append(_row("Attention", _attention(first), _attention(second)))
-    return "".join(rows)
-
-
-def _row(name: str, first: str, second: str) -> str:
-    how = "In which arithmetic it was computed on this machine, asked of each layer."
-    return f'<tr><th scope="row" title="{how}">{name}</th><td>{first}</td><td>{second}</td></tr>'
-
-
-def _layers(entry: Entry) -> str:
-    found = entry.arithmetic
-    kinds = () if found is None else (
-        ("integer", found["integer"]), ("simulated", found["simulated"])
-    )  # fmt: skip
-    chips = [f"{number} {chip(kind, _told(entry))}" for kind, number in kinds if number]
-    return "<br>".join(chips) or "float"
-
-
-def _attention(entry: Entry) -> str:
-    simulated = entry.arithmetic is not None and entry.arithmetic["attention_simulated"]
-    return chip("simulated", _told(entry)) if simulated else "float"
-
-
-def _told(entry: Entry) -> str:
-    words = "" if entry.arithmetic is None else arithmetic.in_words(entry.arithmetic)
-    return f"{entry.activations}. {words}"
-
-
-def _judged(first: Entry, second: Entry) -> str:
-    if first.verdict is None or second.verdict is None:
-        return ""
-    wrong = [
-        name for name in VERDICT_WORDS if not (first.verdict.get(name) and second.verdict.get(name))
-    ]
-    head = (
-        '<tr class="vq-judged"><th scope="row" title="A rule reads the pixels and'
-        " compares them with the"
-        f' prompt.">Shows what was asked</th>{_yes(first.passed)}{_yes(second.passed)}</tr>'
-    )
-    return head + "".join(
-        f'<tr class="vq-attribute"><th scope="row">{VERDICT_WORDS[name]}</th>'
-        f"{_yes(first.verdict.get(name))}{_yes(second.verdict.get(name))}</tr>"
-        for name in wrong
+def _floor(row: Mapping[str, Any]) -> Floor:
+    repeat = row.get("repeat")
+    return Floor(
+        rounding=apart(row["rounding"]),
+        dtype=str(row["dtype"]),
+        repeat=None if repeat is None else apart(repeat),
     )
 
 
-def _yes(value: bool | None) -> str:
-    word, kind = {True: ("yes", "good"), False: ("no", "bad"), None: ("–", "none")}[value]
-    return f'<td class="vq-{kind}">{word}</td>'
-
-
-def _certificate(found: Comparison) -> str:
-    if found.problems:
-        lines = "".join(f"<li>{escape(shorten(line, 300))}</li>" for line in found.problems)
-        return f'<ul class="vq-small vq-problems">{lines}</ul>'
-    if not found.certificate:
-        return ""
-    return (
-        f'<p class="vq-small vq-muted" title="SHA-256 of the initial noise:'
-        f' {escape(found.certificate)}">'
-        f"Same starting noise for all: <span"
-        f' class="vq-code">{escape(found.certificate[:12])}</span></p>'
+def _proof(stored: Mapping[str, Any], rows: tuple[Mapping[str, Any], ...]) -> Proof:
+    """The stored certificate, and what the pictures themselves say against it."""
+    noise = str(stored.get("initial_latent_sha256") or "")
+    found = list(stored.get("problems", ()))
+    if noise and noise != str(rows[0].get("initial_latent_sha256") or noise):
+        found.append("The certificate names other noise than the pictures started from.")
+    found += certificate.mismatches(rows)
+    return Proof(
+        noise=noise,
+        scheduler=str(stored.get("scheduler") or ""),
+        device=str(stored.get("device") or ""),
+        versions=stored.get("versions") or {},
+        kernels=stored.get("kernels") or {},
+        problems=tuple(dict.fromkeys(found)),
     )

@@ -18,7 +18,7 @@ from vqdq.jobs.store import Workspace
 from vqdq.ui import api, blind, compare, compress, grid, header, inspect, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
-from vqdq.ui.look import CompareLook, Look
+from vqdq.ui.look import Look
 from vqdq.ui.wording import escape, shorten
 
 TICK_SECONDS = 0.7
@@ -33,7 +33,7 @@ HOMES = {
     "grid": "grid",
 }
 """The tab that shows a kind of run; the others are shown in the history."""
-LOOKS = {"compare": CompareLook, "inspect": Look, "blind": blind.BlindLook}
+LOOKS = {"compare": compare.CompareLook, "inspect": Look, "blind": blind.BlindLook}
 """What is looked at begins anew when another run of the kind is opened."""
 
 
@@ -51,10 +51,10 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                 compress_regions, _, made = compress.build(desk)
                 with made["table"]:
                     first = html(_first(desk), "vq-first", elem_classes=["vq-table"])
-            with gr.Tab("Compare", id="compare", render_children=True):
-                compare_regions, drawn = compare.build(desk)
+            with gr.Tab("Compare", id="compare", render_children=True) as beside:
+                parts, bridge = compare.build(desk, session, beside)
             with gr.Tab("Inspect", id="inspect", render_children=True) as inside:
-                parts = inspect.build(desk, session, inside)
+                parts += inspect.build(desk, session, inside)
             with gr.Tab("Blind", id="blind", render_children=True) as apart:
                 parts += blind.build(desk, session, apart)
             with gr.Tab("Grid", id="grid", render_children=True) as wide:
@@ -69,7 +69,6 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             Region("pill", pill, markup(lambda _: _pill(desk))),
             Region("first look", first, markup(lambda _: _first(desk))),
             *compress_regions,
-            *compare_regions,
             *parts.regions,
         ]
         targets = [region.component for region in regions]
@@ -104,18 +103,13 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         button, start, inputs = made["start"]
         outputs = [session, made["trouble"]]
         then_refresh(button.click(start, [session, *inputs], outputs, **ACTION))
-        draw, prompt, begin, inputs, shown = drawn["start"]
-        for trigger in (draw.click, prompt.submit):
-            then_refresh(trigger(begin, [session, *inputs], [session, *shown], **ACTION))
 
         def act(state: Session, event: gr.EventData, *asked: Any) -> list[Any]:
             return _act(desk, state, clicked(event), asked)
 
-        for component in (pill, made["status"], drawn["first_model"], *parts.doors):
-            outputs = [session, tabs, drawn["chosen"]]
-            then_refresh(component.click(act, [session, *drawn["asked"]], outputs, **ACTION))
-        for component, function in (drawn["stage"], drawn["gallery"]):
-            then_refresh(component.click(function, session, session, **ACTION))
+        for component in (pill, made["status"], *parts.doors):
+            outputs = [session, tabs, bridge.chosen]
+            then_refresh(component.click(act, [session, *bridge.asked], outputs, **ACTION))
         for wire in parts.wires:
             then_refresh(wire.trigger(wire.function, wire.inputs, wire.outputs, **ACTION))
     return page
@@ -223,7 +217,7 @@ def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...
                 prompt, seed, steps, guidance = asked
                 if str(prompt or "").strip():
                     run = compare.submit(desk, prompt, seed, [name], steps, guidance)
-                    state = state.showing(compare=run).looking(CompareLook())
+                    state = state.showing(compare=run).looking(compare.CompareLook())
             case "start":
                 tab = gr.Tabs(selected="compress")
             case "first":

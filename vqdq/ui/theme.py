@@ -17,7 +17,7 @@ from gradio.themes import Base
 STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = (
     "gradio.css", "base.css", "compress.css", "viewer.css", "runs.css", "inspect.css",
-    "blame.css", "blind.css", "grid.css",
+    "compare.css", "blame.css", "blind.css", "grid.css",
 )  # fmt: skip
 """Each is nested below the page's container (CSS nesting), so that our rules win over Gradio's."""
 SCRIPTS = (
