@@ -115,6 +115,36 @@ def add_blame(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Adds what is looked at beside the model, which layers in detail, and how it is drawn."""
+    parser.add_argument(
+        "--variant",
+        dest="variants",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a compressed model made of MODEL; may be given up to 4 times",
+    )
+    parser.add_argument(
+        "--layer",
+        default="",
+        metavar="PATTERN",
+        help='a name, a part of one, or a pattern ("mid*attn2.to_q"); at most 20 layers are shown '
+        "in detail (default: the one that stands out)",
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="shown in detail, from 1 (default: the middle)"
+    )
+    parser.add_argument(
+        "--half",
+        choices=("cond", "uncond"),
+        default="cond",
+        help="half of the guidance that figures show: with the prompt, or without (default cond)",
+    )
+    parser.add_argument("--dark", action="store_true", help="figures on a dark ground")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+
+
 def whole(text: str) -> int:
     """Returns a whole number of at least 0.
 

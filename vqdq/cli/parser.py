@@ -13,7 +13,8 @@ from vqdq.calibration import CalibrationParams
 from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
-    "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "blame", "verify",
+    "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "inspect", "blame",
+    "verify", "export",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   vqdq compress demo --recipe trellis-4bit --activations dgq:bits=6 --attention --output studied
   vqdq compare demo small --prompt "a large red circle on a plain navy background" --output seen
   vqdq blame demo small --prompt "a large red circle on a plain navy background" --save mended.json
+  vqdq inspect demo --variant small --prompt "a small red circle" --layer "mid*" --output look
   vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
   vqdq verify small
 
@@ -87,6 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("variants", metavar="VARIANT", nargs="+", help="compressed models")
     drawing(compare)
     compare.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    inspect = command("inspect", "Look into the layers and the attention while a picture is drawn.")
+    inspect.add_argument("model", metavar="MODEL")
+    drawing(inspect)
+    flags.add_inspect(inspect)
     blame = command("blame", "Find the layers that cost a picture most, and what mends them.")
     blame.add_argument("model", metavar="MODEL")
     blame.add_argument("variant", metavar="VARIANT", help="a compressed model made of it")
@@ -94,4 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_blame(blame)
     verify = command("verify", "Check a compressed folder: checksums, sizes, every weight.")
     verify.add_argument("folder", metavar="DIR")
+    export = command("export", "Decode a compressed folder into an ordinary one, in float16.")
+    export.add_argument("folder", metavar="DIR")
+    export.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     return parser

@@ -9,6 +9,7 @@ each layer's error and the variant's teacher-forced predictions.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 import time
 from collections.abc import Sequence
@@ -22,17 +23,19 @@ from torch import nn
 from vqdq import capture
 from vqdq.errors import UserError
 from vqdq.jobs import recording
-from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.recording import Recorded
 from vqdq.jobs.requests import InspectRequest
 from vqdq.jobs.results import InspectResult
+from vqdq.jobs.shelf import Shelf
 from vqdq.jobs.warm import Warm, WarmPipelines
-from vqdq.params import nearest
 from vqdq.progress import Event, Report, silent
 
 if TYPE_CHECKING:
+    from vqdq.models.first_call import FirstCall
     from vqdq.models.trajectory import Call
 
+Led = dict[int, torch.Tensor]
+"""By step, what a variant's denoiser gives for the reference's calls."""
 MAX_LAYERS = 20
 """Layers recorded in detail at every step."""
 MAX_PAIRED = 25
@@ -60,52 +63,46 @@ def execute(
     start = time.perf_counter()
     stages = _Stages()
     base = cache.get(request.model, report=report)
-    names = capture.watchable(_denoiser(base))
-    matched = matching(request.layer, names)
-    layers = matched[:MAX_LAYERS]
+    matched = matching(request.layer, capture.watchable(_denoiser(base)))
     for name in request.variants:
         check_variant(_denoiser(base), cache.get(name, report=report))
     first = first_call(base.pipeline, request.prompt, guidance=request.guidance)
     stages.end("load")
-
-    total = request.steps * (1 + len(request.variants))
-    reference = recording.record(
-        base, request, folder, "reference", layers=layers, first=first,
-        report=_share(report, 0, total),
-    )  # fmt: skip
-    reference.found["plain_seconds"] = recording.plain_seconds(reference, _denoiser(base))
-    _save(reference, folder)
-    stages.end("draw")
-    paired = paired_steps(len(reference.calls), request.step)
-    others: list[tuple[Recorded, dict[int, torch.Tensor]]] = []
-    for number, name in enumerate(request.variants, start=1):
-        warm = cache.get(name, report=report)
-        recorded = recording.record(
-            warm, request, folder, f"variant-{number}", layers=layers, first=first,
-            report=_share(report, number * request.steps, total),
-        )  # fmt: skip
+    with Shelf(folder) as shelf:
+        inspection = _Inspection(
+            request=request,
+            folder=folder,
+            shelf=shelf,
+            layers=matched[:MAX_LAYERS],
+            first=first,
+            base=base,
+            cache=cache,
+            report=report,
+        )
+        reference = inspection.drawn(base, 0)
+        reference.found["plain_seconds"] = recording.plain_seconds(reference, _denoiser(base))
+        shelf.put(reference.found["activations"], reference.activations.save)
         stages.end("draw")
-        found, led = _paired(
-            recorded, reference.calls, base, warm, paired, guided=first.doubled,
-            report=_share(report, (number - 1) * len(paired), len(request.variants) * len(paired)),
-        )  # fmt: skip
-        _save(found, folder)
-        others.append((found, led))
-        stages.end("pair")
-    for number, (recorded, led) in enumerate(others, start=1):
-        part = _share(report, number - 1, len(others))
-        _follow(request, base, reference, recorded, led, folder, number, part)
-    stages.end("follow")
-    for number, (recorded, _) in enumerate(others, start=1):
-        warm = cache.get(request.variants[number - 1], report=report)
-        _weigh(base, warm, recorded, folder, number, len(others), report)
-    stages.end("weights")
-    chosen = layers[0] if layers else outstanding(others[0][0] if others else reference, request)
+        paired = paired_steps(len(reference.calls), request.step)
+        others: list[tuple[Recorded, Led]] = []
+        for number, name in enumerate(request.variants, start=1):
+            recorded = inspection.drawn(cache.get(name, report=report), number)
+            stages.end("draw")
+            others.append(inspection.paired(recorded, reference.calls, paired, number))
+            stages.end("pair")
+        for number, (recorded, led) in enumerate(others, start=1):
+            inspection.follow(reference, recorded, led, number)
+        stages.end("follow")
+        for number, (recorded, _) in enumerate(others, start=1):
+            inspection.weigh(recorded, number)
+        stages.end("weights")
+    stages.end("save")
+    chosen = matched or (outstanding(others[0][0] if others else reference, request.step),)
     return InspectResult(
         prompt=request.prompt,
         seed=request.seed,
-        layer=chosen,
-        layers=list(layers),
+        layer=chosen[0],
+        layers=list(matched[:MAX_LAYERS]),
         matched=len(matched),
         step=request.step,
         steps=request.steps,
@@ -136,9 +133,19 @@ def matching(pattern: str, names: Sequence[str]) -> tuple[str, ...]:
         raise UserError(
             f'the model has no such layer: "{pattern}".',
             where="layer",
-            remedy=nearest(pattern, names, "layer"),
+            remedy=_near(pattern, names),
         )
     return found
+
+
+def _near(pattern: str, names: Sequence[str]) -> str:
+    """The layers whose names are most like a pattern's, whole or in their last parts."""
+    plain = pattern.replace("*", "")
+    tails = {".".join(name.split(".")[-2:]): name for name in reversed(names)}
+    close = difflib.get_close_matches(plain, names, n=3, cutoff=0.5)
+    close += [tails[tail] for tail in difflib.get_close_matches(plain, tails, n=3, cutoff=0.5)]
+    known = list(dict.fromkeys(close or names))[:3]
+    return f"{'The nearest' if close else 'It has'}: {', '.join(known)}."
 
 
 def check_variant(reference: nn.Module, warm: Warm) -> None:
@@ -168,109 +175,110 @@ def paired_steps(steps: int, chosen: int) -> tuple[int, ...]:
     return tuple(sorted({*even, min(chosen, steps - 1)}))
 
 
-def outstanding(recorded: Recorded, request: InspectRequest) -> str:
+def outstanding(recorded: Recorded, step: int) -> str:
     """Returns the layer to look at first: of the worst output, else of the largest outliers."""
     scalars = recorded.activations.scalars
-    step = min(request.step, scalars.absmax.shape[2] - 1)
+    step = min(step, scalars.absmax.shape[2] - 1)
     errors = scalars.paired_sqnr_db[-1, :, step]
     if np.isfinite(errors).any():
         return recorded.activations.layers[int(np.nanargmin(errors))]
     return recorded.activations.layers[int(np.nanargmax(scalars.peak_ratio[-1, :, step]))]
 
 
-def _paired(
-    recorded: Recorded,
-    calls: Sequence[Call],
-    base: Warm,
-    warm: Warm,
-    steps: Sequence[int],
-    *,
-    guided: bool,
-    report: Report,
-) -> tuple[Recorded, dict[int, torch.Tensor]]:
-    """Returns the record with each layer's error on the same inputs, and the led predictions."""
-    from vqdq.models.trajectory import replay
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Inspection:
+    """What every part of one inspection needs."""
 
-    mine, theirs = _denoiser(base), _denoiser(warm)
-    pairing = capture.Pairing(mine, theirs, recorded.activations.layers, guided=guided)
-    led: dict[int, torch.Tensor] = {}
-    for done, step in enumerate(steps):
-        report(Event(stage="pair", done=done, total=len(steps), message=warm.label))
-        call = calls[step]
+    request: InspectRequest
+    folder: Path
+    shelf: Shelf
+    layers: tuple[str, ...]
+    first: FirstCall
+    base: Warm
+    cache: WarmPipelines
+    report: Report
 
-        def variant(step: int = step, call: Call = call) -> None:
-            led[step] = replay(theirs, call).detach().cpu()
+    def drawn(self, warm: Warm, number: int) -> Recorded:
+        """Returns the recorded drawing of a model; 0 is the reference."""
+        count = 1 + len(self.request.variants)
+        return recording.record(
+            warm,
+            self.request,
+            self.folder,
+            f"variant-{number}" if number else "reference",
+            layers=self.layers,
+            first=self.first,
+            report=_share(self.report, number * self.request.steps, count * self.request.steps),
+        )
 
-        def reference(call: Call = call) -> None:
-            replay(mine, call)
+    def paired(
+        self, recorded: Recorded, calls: Sequence[Call], steps: Sequence[int], number: int
+    ) -> tuple[Recorded, Led]:
+        """Returns the record with each layer's error on the same inputs, and what it predicted."""
+        from vqdq.models.trajectory import replay
 
-        pairing.add(step, reference, variant)
-    report(Event(stage="pair", done=len(steps), total=len(steps), message=warm.label))
-    record = recorded.activations
-    paired = record.paired(*pairing.energies(record))
-    return dataclasses.replace(recorded, activations=paired), led
+        variants = self.request.variants
+        warm = self.cache.get(variants[number - 1], report=self.report)
+        report = _share(self.report, (number - 1) * len(steps), len(variants) * len(steps))
+        mine, theirs = _denoiser(self.base), _denoiser(warm)
+        layers = recorded.activations.layers
+        pairing = capture.Pairing(mine, theirs, layers, guided=self.first.doubled)
+        led: Led = {}
+        for done, step in enumerate(steps):
+            report(Event(stage="pair", done=done, message=warm.label))
 
+            def variant(step: int = step) -> None:
+                led[step] = replay(theirs, calls[step]).detach().cpu()
 
-def _follow(
-    request: InspectRequest,
-    base: Warm,
-    reference: Recorded,
-    recorded: Recorded,
-    led: dict[int, torch.Tensor],
-    folder: Path,
-    number: int,
-    report: Report,
-) -> None:
-    """Writes the way of a variant beside the reference's, or says why there is none."""
-    from vqdq.models import following
+            pairing.add(step, lambda step=step: replay(mine, calls[step]), variant)
+        report(Event(stage="pair", done=len(steps), message=warm.label))
+        record = recorded.activations
+        record = record.paired(*pairing.energies(record))
+        self.shelf.put(recorded.found["activations"], record.save)
+        return dataclasses.replace(recorded, activations=record), led
 
-    report(Event(stage="follow", done=0, total=1, message=recorded.found["label"]))
-    label = recorded.found["label"]
-    guidance, seed = request.guidance, request.seed
-    try:
-        following.check_sampler(base.pipeline, reference.calls, reference.turns, guidance)
-    except UserError as error:
-        recorded.found["trajectory_reason"] = str(error)
-        return
-    errors = following.astray(
-        label, reference.calls, reference.turns, recorded.turns, led, guidance=guidance, seed=seed
-    )
-    ways = {"reference": reference.turns, label: recorded.turns}
-    found = following.together(
-        base.pipeline, ways, (errors,), prompts=(request.prompt,), guidance=guidance, seed=seed
-    )
-    name = f"variant-{number}-trajectory.npz"
-    with disk_faults(folder):
-        found.save(folder / name)
-    recorded.found["trajectory"] = name
-    report(Event(stage="follow", done=1, total=1, message=label))
+    def follow(self, reference: Recorded, recorded: Recorded, led: Led, number: int) -> None:
+        """Writes the way of a variant beside the reference's, or says why there is none."""
+        from vqdq.models import following
 
+        guidance, seed = self.request.guidance, self.request.seed
+        label, count = recorded.found["label"], len(self.request.variants)
+        self.report(Event(stage="follow", done=number - 1, total=count, message=label))
+        calls, own = reference.calls, reference.turns
+        try:
+            following.check_sampler(self.base.pipeline, calls, own, guidance)
+        except UserError as error:
+            recorded.found["trajectory_reason"] = str(error)
+            return
+        errors = following.astray(
+            label, calls, own, recorded.turns, led, guidance=guidance, seed=seed
+        )
+        ways = {"reference": own, label: recorded.turns}
 
-def _weigh(
-    base: Warm,
-    warm: Warm,
-    recorded: Recorded,
-    folder: Path,
-    number: int,
-    variants: int,
-    report: Report,
-) -> None:
-    """Writes the weights of a variant beside the reference's."""
+        def save(path: Path) -> None:  # decodes the previews, beside what comes next
+            following.together(
+                self.base.pipeline,
+                ways,
+                (errors,),
+                prompts=(self.request.prompt,),
+                guidance=guidance,
+                seed=seed,
+            ).save(path)
 
-    def each(layer: int, layers: int, name: str) -> None:
-        done = (number - 1) * layers + layer
-        report(Event(stage="weights", done=done, total=variants * layers, message=name))
+        recorded.found["trajectory"] = self.shelf.put(f"variant-{number}-trajectory.npz", save)
+        self.report(Event(stage="follow", done=number, total=count, message=label))
 
-    found = capture.weight_records(_denoiser(base), _denoiser(warm), each=each)
-    name = f"variant-{number}-weights.npz"
-    with disk_faults(folder):
-        found.save(folder / name)
-    recorded.found["weights"] = name
+    def weigh(self, recorded: Recorded, number: int) -> None:
+        """Writes the weights of a variant beside the reference's."""
+        variants = self.request.variants
+        warm = self.cache.get(variants[number - 1], report=self.report)
 
+        def each(layer: int, layers: int, name: str) -> None:
+            done, total = (number - 1) * layers + layer, len(variants) * layers
+            self.report(Event(stage="weights", done=done, total=total, message=name))
 
-def _save(recorded: Recorded, folder: Path) -> None:
-    with disk_faults(folder):
-        recorded.activations.save(folder / recorded.found["activations"])
+        found = capture.weight_records(_denoiser(self.base), _denoiser(warm), each=each)
+        recorded.found["weights"] = self.shelf.put(f"variant-{number}-weights.npz", found.save)
 
 
 def _denoiser(warm: Warm) -> nn.Module:

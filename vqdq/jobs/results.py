@@ -334,7 +334,7 @@ class InspectResult(TypedDict):
         layers: recorded in detail at every step; `matched`: how many the request's pattern names.
         step: the chosen one, from 0.
         paired_steps: at which the outputs of layers were compared on the same inputs.
-        seconds: of all of it; `stages`: of load, draw, pair, follow and weights.
+        seconds: of all of it; `stages`: of load, draw, pair, follow, weights, save.
     """
 
     prompt: str
