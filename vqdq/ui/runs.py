@@ -6,7 +6,7 @@ shown, and what is searched, is a `RunsLook` of the session; the style sheet hid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -18,22 +18,11 @@ from vqdq.jobs.run import STATES
 from vqdq.ui import frontier, runs_models, runs_rows
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
+from vqdq.ui.runs_look import SECTIONS, RunsLook
 from vqdq.ui.runs_reveal import reveal
 from vqdq.ui.wording import escape
 
 PAGE_LENGTH = 25
-SECTIONS = {"history": "History", "models": "Models", "frontier": "Frontier"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunsLook:
-    """What is looked at in the Runs tab; `page` counts from 0."""
-
-    section: str = "history"
-    words: str = ""
-    kind: str = ""
-    state: str = ""
-    page: int = 0
 
 
 def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
