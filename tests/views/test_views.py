@@ -13,8 +13,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.capture import toy
-from vqdq.capture import ActivationRecord, AttentionRecord, record, record_attention, tokenize
-from vqdq.views import activations, attention, style
+from vqdq.capture import (
+    ActivationRecord,
+    AttentionRecord,
+    record,
+    record_attention,
+    streams,
+    tokenize,
+)
+from vqdq.views import activations, attention, overview, style
 
 CONV = "down_blocks.1.resnets.0.conv1"
 TEXT = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -95,21 +102,42 @@ def test_a_wide_range_gets_a_scale_that_keeps_the_rest_visible(activity):
 
 def test_outliers_in_words(activity):
     layer = activity.layer(CONV, 1)
-    maximum, counts = layer.maximum.copy(), np.zeros_like(layer.outliers)
-    maximum[1, 5], counts[1, 5] = 60.0, 2
+    edges = streams.bin_edges()
+    calm = np.zeros_like(layer.histogram)
+    calm[:, np.searchsorted(edges, 0.5)] = 998
+    maximum, counts = np.full_like(layer.maximum, 0.9), calm.copy()
+    maximum[1, 5], counts[1, np.searchsorted(edges, 60.0) - 1] = 60.0, 2
     planted = dataclasses.replace(
         layer,
+        minimum=-0.5 * np.ones_like(maximum),
         maximum=maximum,
-        outliers=counts,
+        histogram=counts,
         median_abs=np.array([1.0, 0.5], np.float32),
-        count=np.array([1000, 1000]),
     )
     assert activations.outliers(planted) == (
         "Channel 5 reaches 60.0, 120 times the median magnitude (0.500). 0.200 % of the values, "
-        f"in 1 of {maximum.shape[1]} channels, have a magnitude of 6.00 or more."
+        f"in 1 of {maximum.shape[1]} channels, have a magnitude of 6.00 or more. None reaches "
+        "1,000 times the median."
     )
-    calm = dataclasses.replace(planted, outliers=np.zeros_like(counts))
-    assert "No value has a magnitude of 6.00 or more." in activations.outliers(calm)
+    quiet = dataclasses.replace(planted, histogram=calm)
+    assert "No value has a magnitude of 6.00 or more." in activations.outliers(quiet)
+
+
+def test_a_step_without_details_shows_what_its_series_knows(activity):
+    # CONV was kept at all steps; a layer that was not has extremes and a histogram.
+    bare = dataclasses.replace(activity, details={})
+    for step in range(3):
+        known, found = activity.layer(CONV, step), overview.layer_at(bare, CONV, step)
+        assert found is not None
+        assert not overview.detailed(found)
+        np.testing.assert_allclose(found.maximum, known.maximum, rtol=1e-6)
+        np.testing.assert_allclose(found.position_absmax, known.position_absmax, rtol=1e-6)
+        np.testing.assert_array_equal(found.histogram, known.histogram)
+        assert activations.outliers(found) == activations.outliers(known)
+        _check(activations.channel_strip([("FP16", found)], style.PAGE))
+    assert overview.layer_at(activity, CONV, 1) is activity.details[CONV, 1]
+    assert overview.layer_at(activity, "nowhere", 1) is None
+    assert overview.layer_at(bare, CONV, 3) is None
 
 
 def test_position_map_shows_the_values_and_their_difference(activity):

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-QUANTITIES = (
-    ("peak_ratio", "Outliers", "Largest over median magnitude of what goes into each layer"),
-    ("absmax", "Largest value", "Largest magnitude of what goes into each layer"),
-    ("kurtosis", "Kurtosis", "3 for a bell curve, far more when few values stand out"),
-    ("sqnr_db", "Drift", "What comes out, against FP16: signal over difference, in dB"),
+SECTIONS = (
+    ("map", "All layers, all steps"),
+    ("layer", "What goes into the layer"),
+    ("weights", "What the layer holds"),
+    ("words", "Where each word is looked at"),
+    ("trajectory", "On the way from noise to picture"),
 )
 HALVES = (("cond", "With the prompt"), ("uncond", "Without it"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CompareLook:
-    """What a person looks at in a comparison; chosen: index of the variant on the light table."""
-
-    chosen: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,15 +19,42 @@ class Look:
     """What a person looks at in a capture; a choice that is empty follows the capture.
 
     Attributes:
-        layer, step: of the activations; `half`: "cond" or "uncond".
-        word: index of the chosen word; `by_size`: channels sorted; `quantity`: of all layers.
-        where: the attention layer whose scores and maps are shown; "" is the mean of all.
+        variant: which of the recorded variants is shown beside the reference, from 1.
+        layer, step: of the activations and weights; `half`: "cond" or "uncond".
+        quantity, scale, order, match, which: of the map: its colours, "auto", "log" or "linear",
+            rows as they "run" or by "value", a pattern of names, and "reference", "variant" or
+            "difference".
+        by_size: channels sorted; `raised`: the surface as mountains instead of a flat map.
+        word: index of the chosen word; `where`: the attention layer whose scores and maps are
+            shown, "" is the mean of all, "step" the mean at the chosen step.
+        by: mass of the tokens by "step" or "head"; `inside`: the layer of self-attention.
     """
 
+    variant: int = 1
     layer: str = ""
     step: int = -1
     half: str = "cond"
-    word: int = -1
+    quantity: str = ""
+    scale: str = "auto"
+    order: str = "run"
+    match: str = ""
+    which: str = "variant"
     by_size: bool = False
-    quantity: str = "peak_ratio"
+    raised: bool = False
+    word: int = -1
     where: str = ""
+    by: str = "step"
+    inside: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Screen:
+    """How this page shows any capture.
+
+    Attributes:
+        narrow: a phone, whose figures have their panels below each other.
+        wanted: sections that were scrolled to or asked for; the others are not drawn.
+    """
+
+    narrow: bool = False
+    wanted: frozenset[str] = frozenset({"map"})

@@ -13,6 +13,7 @@ from vqdq.capture.streams import bin_edges
 from vqdq.views import data
 from vqdq.views import style as look
 from vqdq.views.layer_map import layer_map
+from vqdq.views.overview import detailed, outlier_share
 from vqdq.views.style import DIVERGING, SEQUENTIAL, Style, View, digits, share
 
 __all__ = ["Named", "channel_strip", "layer_map", "outliers", "position_map"]
@@ -56,6 +57,7 @@ def channel_strip(
         _mark_largest(axes, record, at, order, style)
         if groups is not None and len(groups) == len(order):
             _group_rule(axes, groups[order])
+    inner = all(detailed(record) for _, record in records)
     bottom = grid[-1, 0]
     bottom.set_xlabel("channel, largest first" if by_size else "channel")
     bottom.set_xlim(-0.5, len(order) - 0.5)
@@ -63,7 +65,8 @@ def channel_strip(
         figure=figure,
         alt=f"Range of the input values of each of {len(order)} channels of {first.name} at step "
         f"{first.step + 1}. {outliers(first, half=half)}",
-        caption="Light: smallest to largest value. Strong: 1st to 99th percentile. Line: median."
+        caption="Light: smallest to largest value."
+        + (" Strong: 1st to 99th percentile. Line: median." if inner else "")
         + (" Colours below: channels that share a scale." if groups is not None else ""),
         style=style,
         data=data.stacked({name: _channels(record, at, order) for name, record in records}),
@@ -128,7 +131,6 @@ def outliers(record: LayerRecord, *, half: str = "cond", name: str = "") -> str:
     channel = int(absmax.argmax())
     peak, median = float(absmax[channel]), float(record.median_abs[at])
     ratio = peak / max(median, 1e-12)
-    beyond = record.outliers[at]
     who = f"{name}: channel" if name else "Channel"
     times = digits(ratio) if ratio < 1000 else "more than 1,000"
     largest = (
@@ -137,13 +139,13 @@ def outliers(record: LayerRecord, *, half: str = "cond", name: str = "") -> str:
     )
     limit = digits(record.outlier_threshold)
     far, exact = beyond_median(record, half=half)
-    thousand = f" {share(far)} reach 1,000 times the median." if far and exact else ""
-    if int(beyond.sum()) == 0:
+    most = f"{share(far)} reach" if far else "None reaches"
+    thousand = f" {most} 1,000 times the median." if exact else ""
+    beyond, channels = outlier_share(record, half)
+    if not beyond:
         return f"{largest} No value has a magnitude of {limit} or more.{thousand}"
-    part = share(float(beyond.sum()) / max(int(record.count[at]), 1))
-    channels = int((beyond > 0).sum())
     return (
-        f"{largest} {part} of the values, in {channels} of {len(absmax)} channels, "
+        f"{largest} {share(beyond)} of the values, in {channels} of {len(absmax)} channels, "
         f"have a magnitude of {limit} or more.{thousand}"
     )
 

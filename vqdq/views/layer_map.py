@@ -243,7 +243,7 @@ def layer_map(
         if found.log
         else (found.low, found.high)
     )
-    figure = look.figure(880, 420, style)
+    figure = look.figure(880, _height(len(found.layers)), style)
     axes = figure.subplots()
     cmap = DIVERGING if found.diverging else "viridis_r" if known.low_is_bad else SEQUENTIAL
     image = axes.imshow(
@@ -294,6 +294,11 @@ def quantity_of(name: str) -> Quantity:
             remedy=nearest(name, tuple(QUANTITIES), "quantity"),
         )
     return QUANTITIES[name]
+
+
+def _height(layers: int) -> float:
+    """Four units a layer, more when there are few: a row can be pointed at; 640 at most."""
+    return 80 + min(max(4 * layers, min(24 * layers, 340)), 560)
 
 
 def _read(

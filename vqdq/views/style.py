@@ -34,6 +34,7 @@ NARROW = 600
 TYPE = 13.0
 SMALL = 12.0
 MANY_MARKS = 12
+RASTER_DPI = 144  # of what an SVG holds as pixels: a surface of thousands of facets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,10 @@ class Style:
     def phone(self) -> Style:
         """Returns the same colours for a figure that is read at 390 px."""
         return replace(self, width=390)
+
+    def showing(self, index: int) -> Style:
+        """Returns the same colours for FP16 and variant `index` alone, which keeps its own."""
+        return replace(self, variants=(self.variants[0], self.variant(index)))
 
     def variant(self, index: int) -> str:
         """Returns the colour of a variant; 0 is FP16, and the set repeats after its last."""
@@ -128,6 +133,15 @@ class View:
     style: Style
     data: Plotted = field(default_factory=Plotted)
 
+    @property
+    def frame(self) -> tuple[float, float, float, float]:
+        """Where the first axes are: left, top, width and height as shares of the figure.
+
+        Known once the figure was drawn; a page lays what can be clicked over it.
+        """
+        box = self.figure.axes[0].get_position()
+        return float(box.x0), float(1 - box.y1), float(box.width), float(box.height)
+
     def png(self, scale: float = 2.0) -> bytes:
         """Returns the figure as PNG, `scale` pixels for each unit."""
         buffer = io.BytesIO()
@@ -139,7 +153,8 @@ class View:
     def svg_file(self) -> bytes:
         """Returns the figure as an SVG document of its own: sized, with a typeface and a title."""
         buffer = io.StringIO()
-        self.figure.savefig(buffer, format="svg", facecolor=self.style.ground or "none")
+        ground = self.style.ground or "none"
+        self.figure.savefig(buffer, format="svg", dpi=RASTER_DPI, facecolor=ground)
         text = buffer.getvalue()
         for colour, variable in self.style.variables.items():
             text = text.replace(colour, _STAND_INS[variable])
@@ -148,7 +163,9 @@ class View:
     def svg(self) -> str:
         """Returns the figure as an `<svg>` element to stand in a page."""
         buffer = io.StringIO()
+        self.figure.dpi = RASTER_DPI
         FigureCanvasSVG(self.figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+        self.figure.dpi = 72
         text = buffer.getvalue()
         text = text[text.index("<svg") :]
         for colour, variable in self.style.variables.items():

@@ -67,7 +67,7 @@ def value_histogram(
     look.log_y(axes)
     axes.set_ylabel("share of values per unit")
     if np.isfinite(floor):
-        axes.set_ylim(bottom=floor / 2)
+        axes.set_ylim(floor / 2, 8 * axes.get_ylim()[1])  # room for the names
     margin = 0.03 * max(high - low, 1e-9)
     axes.set_xlim(low - margin, high + margin)
     axes.legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL, loc="upper right")
@@ -257,7 +257,9 @@ def _comb(axes: Axes, codes: CodesRecord, style: Style) -> None:
         order = order[np.linspace(0, len(order) - 1, COMBS).round().astype(int)]
     for row, scale in enumerate(order):
         colour = look.GROUPS[row % len(look.GROUPS)] if len(order) > 1 else style.text
-        axes.vlines(codes.levels(int(scale)), row + 0.1, row + 0.9, color=colour, linewidth=0.7)
+        teeth = np.repeat(codes.levels(int(scale)), 3)  # one path for all: up, and on to the next
+        ends = np.tile([row + 0.1, row + 0.9, np.nan], len(teeth) // 3)
+        axes.plot(teeth, ends, color=colour, linewidth=0.7)
     look.quiet(axes, style)
     axes.set_ylim(0, len(order))
     axes.set_yticks([])
@@ -275,7 +277,16 @@ def _raise(
     rows, columns = values.shape
     x, y = np.meshgrid(np.linspace(0, extent[1], columns), np.linspace(0, extent[2], rows))
     axes.plot_surface(
-        x, y, values, cmap=SEQUENTIAL, vmin=0, vmax=top, rcount=64, ccount=128, linewidth=0
+        x,
+        y,
+        values,
+        cmap=SEQUENTIAL,
+        vmin=0,
+        vmax=top,
+        rcount=64,
+        ccount=128,
+        linewidth=0,
+        rasterized=True,
     )
     axes.set_zlim(0, top)
     axes.set_facecolor((0, 0, 0, 0))
