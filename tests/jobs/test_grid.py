@@ -94,7 +94,7 @@ def test_a_request_comes_back_from_json_also_one_of_an_older_version():
     for name in ("variant", "method", "bits", "made"):
         del values[name]
     assert request_from_json(values).axes == request.axes
-    assert request.title == "2 prompts × 2 guidance"
+    assert request.title == "prompt × guidance · 4 cells"
     assert [label(Axis(name="bits", values=(3,)), v) for v in (3, 16)] == ["3 bits", "original"]
 
 

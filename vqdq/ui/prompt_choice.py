@@ -150,17 +150,17 @@ def build(
     def look(*values: Any) -> str:
         return _preview(values)
 
-    where.input(switch, where, [typed, of_set, of_file, of_hub, sampling], **PRIVATE)
+    where.change(switch, where, [typed, of_set, of_file, of_hub, sampling], **PRIVATE)
     triggers = [
-        where.input,
-        typed.input,
-        known.input,
+        where.change,
+        typed.change,
+        known.change,
         file.upload,
         hub.submit,
         hub.blur,
-        number.input,
-        spread.input,
-        seed.input,
+        number.change,
+        spread.change,
+        seed.change,
     ]
     for trigger in triggers:
         trigger(look, inputs, preview, trigger_mode="always_last", **ACTION)

@@ -144,10 +144,8 @@ class GridRequest:
     @property
     def title(self) -> str:
         """What is asked, in a few words."""
-        return " × ".join(
-            f"{len(axis.values)} {plural(axis.name) if len(axis.values) > 1 else axis.name}"
-            for axis in self.axes
-        )
+        names = " × ".join(axis.name for axis in self.axes)
+        return f"{names} · {self.cells} cell{'' if self.cells == 1 else 's'}"
 
     def with_made(self, made: Mapping[str, str]) -> Self:
         """Returns the request that uses these models where their recipes are asked for."""
