@@ -16,6 +16,8 @@ from vqdq.ui.blind_tests import Sitting
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import ACTION, Part, Region, Session, Wire, clicked, html, markup
 
+RESULTS = "blind results"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlindLook:
@@ -59,6 +61,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
         pictures = html("", "vq-blind-pictures")
         replies = html("", "vq-blind-replies")
         results = html("", "vq-blind-results")
+        seen = html("", "vq-blind-seen")
 
     def look_ahead(*values: Any) -> str:
         return blind_setup.outlook_html(desk, blind_form.asked_for(values))
@@ -84,7 +87,10 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
         trigger(look_ahead, form.inputs, form.outlook, trigger_mode="always_last", **ACTION)
     wires = [
         Wire(form.make.click, begin, [session, *form.inputs], [session, fault]),
-        *(Wire(part.click, act, [session], [session, fault]) for part in (main, replies, results)),
+        *(
+            Wire(part.click, act, [session], [session, fault])
+            for part in (main, replies, results, seen)
+        ),
         Wire(tab.select, _enter, [session], [session]),
     ]
     regions = [
@@ -93,7 +99,8 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
         Region("blind models", form.models, lambda _: _models(desk)),
         Region("blind pictures", pictures, markup(lambda s: pictures_html(desk, s))),
         Region("blind answers", replies, markup(lambda s: answers_html(desk, s))),
-        Region("blind results", results, lambda s: _results(desk, s)),
+        Region(RESULTS, results, lambda s: _results(desk, s)),
+        Region("blind pairs", seen, markup(lambda s: seen_html(desk, s))),
     ]
     return Part(regions=regions, wires=wires)
 
@@ -306,10 +313,30 @@ def _models(desk: Desk) -> tuple[str, Any]:
 
 
 def _results(desk: Desk, session: Session) -> tuple[str, Any]:
+    """The results of the test on display; drawn once, for they never change."""
     now = scene(desk, session) if "blind" in session.opened else Scene()
     if now.found is None or now.found.reveal is None:
         return "", ""
-    return "", ""
+    run = now.found.run.id
+    if session.sent.get(RESULTS) == run:
+        return run, ""  # what is there stays
+    from vqdq.ui import blind_results  # heavy: matplotlib
+
+    try:
+        return run, blind_results.results_html(now.found)
+    except UserError as error:
+        return f"{run} fault", header.fault(error.what, where=error.where, remedy=error.remedy)
+
+
+def seen_html(desk: Desk, session: Session) -> str:
+    """Returns the pairs of the results on display, and who said what; "" before the end."""
+    now = scene(desk, session) if "blind" in session.opened else Scene()
+    if now.found is None or now.found.reveal is None:
+        return ""
+    from vqdq.ui import blind_pairs
+
+    look = session.look(BlindLook)
+    return blind_pairs.pairs_html(now.found, look.pairs, look.page)
 
 
 def _enter(state: Session) -> Session:

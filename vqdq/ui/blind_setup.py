@@ -13,7 +13,7 @@ from vqdq.jobs import costs, pairs
 from vqdq.jobs import plan as planning
 from vqdq.jobs.protocol import QUESTIONS, Entrant, Mode, Protocol
 from vqdq.jobs.requests.checks import MAX_SEED, check_number, check_whole
-from vqdq.ui.blind_words import TITLES, answers, in_words, power_words
+from vqdq.ui.blind_words import answers, in_words, power_words
 from vqdq.ui.desk import Desk
 from vqdq.ui.settings import whole
 from vqdq.ui.wording import chip, count, digits, escape, roughly, shorten
@@ -105,14 +105,17 @@ def protocol_of(desk: Desk, wish: Wish, *, digests: bool = True) -> Protocol:
         _check_levels(others)
         others.sort(key=lambda one: one.bits or 0)
     asked = tuple(question for question in QUESTIONS if question.key in wish.questions)
-    number = min(wish.pairs, MOST_PAIRS)
+    number = wish.pairs
+    climbs = wish.mode == "staircase"
+    prompts = wish.prompts if climbs else wish.prompts[:number]
     asks = wish.mode == "preference"
     coarse = _obvious(desk) if asks and wish.obvious else None
+    coarse = None if coarse in wish.variants else coarse  # every pair would be a control
     return Protocol(
-        name=shorten(wish.name, 80) or f"{TITLES[wish.mode]} {count(number, 'pair')}",
+        name=shorten(wish.name, 80) or f"Blind test {len(desk.votes.tests()) + 1}",
         models=(first, *others),
-        prompts=wish.prompts,
-        seeds=_seeds(wish.seeds, -(-number // len(wish.prompts))),
+        prompts=prompts,
+        seeds=_seeds(wish.seeds, -(-number // len(prompts))),
         pairs=number,
         mode=wish.mode,
         questions=asked if asks else QUESTIONS,
@@ -136,7 +139,7 @@ def outlook(desk: Desk, wish: Wish) -> Outlook:
     each, source = picture_seconds(desk, wish.steps, wish.guidance)
     pictures = len(pairs.needed(made))
     hints: list[str] = []
-    if made.mode == "preference" and wish.obvious and made.obvious_model is None:
+    if made.mode == "preference" and wish.obvious and _obvious(desk) is None:
         hints.append(
             "There is no model at about 2 bits. With one, some pairs would be plainly different"
             " and show whether people look closely."

@@ -74,7 +74,7 @@ def power_words(protocol: Protocol) -> tuple[str, ...]:
         )
     tests = len(protocol.comparisons) * len(protocol.asked)
     rate = detectable_rate(number, alpha=ALPHA / tests)
-    after = "" if tests == 1 else f", corrected for {tests} comparisons"
+    after = "" if tests == 1 else f", corrected for {tests} tests"
     if rate is None:
         found = f"{count(number, 'pair')} cannot show any preference{after}. Use more."
     else:
