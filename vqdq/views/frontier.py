@@ -128,16 +128,19 @@ def _reference(axes: Axes, found: Frontier, style: Style) -> None:
 def _names(axes: Axes, points: Sequence[Point], style: Style) -> None:
     """Writes names where there is room: below the point, above it, further away, or not at all."""
     shown = points if len(points) <= _NAMED else [p for p in points if p.on_front]
-    taken: list[tuple[float, float, float, float]] = []
     right, (low, high) = axes.get_xlim()[1], axes.get_ylim()
     width, height = axes.bbox.width, axes.bbox.height  # at 72 dots an inch, so in units
-    for point in sorted(shown, key=lambda p: (not p.on_front, p.placed[0])):
+    places: dict[str, tuple[float, float]] = {}
+    for point in points:
         cost, quality = point.placed
-        equal = "" if math.isfinite(quality.value) else ": equal"
-        text = _short(point.label, 24 if style.narrow else 40) + equal
-        across = width * cost / right
         up = height * (_at(quality.value, axes) - low) / (high - low)
+        places[point.name] = (width * cost / right, up)
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]
+    for point in sorted(shown, key=lambda p: (not p.on_front, p.placed[0])):
+        equal = "" if math.isfinite(point.placed[1].value) else ": equal"
+        text = _short(point.label, 24 if style.narrow else 40) + equal
         long = _EM * look.SMALL * len(text)
+        across, up = places[point.name]
         end = across + long + 10 > width
         left = across - 10 - long if end else across + 10
         for shift in (-11, 11, -26, 26, -41, 41):
