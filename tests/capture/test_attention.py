@@ -200,9 +200,6 @@ def test_records_come_back_from_disk(tmp_path):
     np.testing.assert_array_equal(loaded.mass, record.mass)
     np.testing.assert_array_equal(loaded.histogram, record.histogram)
     np.testing.assert_array_equal(loaded.token_map((1, 2)), record.token_map((1, 2)))
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match="missing or damaged"):
-        AttentionRecord.load(path)
 
 
 def test_tokens_of_another_tokenizer_and_fused_layers_are_refused():

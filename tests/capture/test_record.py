@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.capture import toy
-from vqdq.capture import ActivationRecord, record, sketch, streams
+from vqdq.capture import (
+    ActivationRecord,
+    Along,
+    AttentionRecord,
+    TrajectoryRecord,
+    record,
+    record_attention,
+    sketch,
+    streams,
+    tokenize,
+)
 from vqdq.errors import UserError
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -259,16 +272,56 @@ def test_records_come_back_from_disk(tmp_path):
         assert all(archive[name].dtype != object for name in archive.files)
 
 
-@pytest.mark.parametrize("cut", [0, 10, 5000])
-def test_a_damaged_record_is_refused(tmp_path, cut):
+def _rewritten(path: Path, **changes: object) -> None:
+    """Changes entries of a record's header, as another version would; None takes one out."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    header = json.loads(arrays["header"].tobytes()) | changes
+    kept = {key: value for key, value in header.items() if value is not None}
+    arrays["header"] = np.frombuffer(json.dumps(kept).encode(), np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def test_damaged_records_and_those_of_other_versions_are_refused(tmp_path):
     model = toy.unet()
-    with record(model) as recorder:
+    tokens = tokenize(toy.Tokenizer(), "red circle")
+    with (
+        record(model, [CONV], detail=(CONV,)) as recorder,
+        record_attention(model, tokens) as heads,
+    ):
         toy.draw(model)
-    path = tmp_path / "activations.npz"
-    recorder.result().save(path)
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(UserError, match="missing or damaged"):
-        ActivationRecord.load(path)
+    along = Along(label="w4")
+    along.add(0, 900.0, torch.ones(2, 3), torch.ones(2, 3))
+    saved = {"activations": recorder, "attention": heads, "trajectory": along}
+    kinds = {
+        "activations": ActivationRecord,
+        "attention": AttentionRecord,
+        "trajectory": TrajectoryRecord,
+    }
+    needed = {"activations": "details", "attention": "mapped", "trajectory": "record"}
+    for name, kind in kinds.items():
+        path = tmp_path / f"{name}.npz"
+        saved[name].result().save(path)
+        whole = path.read_bytes()
+        for cut in (0, 10, len(whole) // 2):
+            path.write_bytes(whole[:cut])
+            with pytest.raises(UserError, match="missing or damaged"):
+                kind.load(path)
+        path.write_bytes(whole)
+        kind.load(path)
+        for changes, told in (
+            ({"version": 0}, "earlier form"),
+            ({"version": 99}, "this program reads"),
+            ({"kind": "picture"}, "holds 'picture'"),
+            ({needed[name]: None}, "missing or damaged"),
+            ({needed[name]: 7}, "missing or damaged"),
+        ):
+            _rewritten(path, **changes)
+            with pytest.raises(UserError, match=told) as error:
+                kind.load(path)
+            assert "again" in str(error.value)
+            path.write_bytes(whole)
 
 
 def test_unknown_layers_and_steps_are_refused():

@@ -59,9 +59,10 @@ class TrajectoryRecord:
             UserError: no record, a damaged one, or one of another version.
         """
         header, arrays = archive.load(path, kind=_KIND, version=_VERSION)
-        entry = dict(header["record"])
-        entry["timesteps"] = archive.real_times(entry["timesteps"])
-        return archive.restore(cls, entry, arrays, "steps")
+        with archive.reading(path):
+            entry = dict(header["record"])
+            entry["timesteps"] = archive.real_times(entry["timesteps"])
+            return archive.restore(cls, entry, arrays, "steps")
 
 
 class Along:

@@ -209,21 +209,22 @@ class AttentionRecord:
             found = {name: array for name, array in arrays.items() if name.startswith(place)}
             return {name.removeprefix(place): array for name, array in found.items()}
 
-        return cls(
-            layers=tuple(header["layers"]),
-            halves=tuple(header["halves"]),
-            timesteps=archive.real_times(header["timesteps"]),
-            tokens=tuple(PromptTokens.from_json(values) for values in header["tokens"]),
-            mapped=tuple(header["mapped"]),
-            mass=arrays["mass"],
-            histogram=arrays["histogram"],
-            layer_maps=maps("layer_maps/"),
-            step_maps=arrays["step_maps"],
-            spread=arrays["spread"],
-            samples=int(header["samples"]),
-            self_layers=tuple(header["self_layers"]),
-            self_histogram=arrays["self_histogram"],
-            self_spread=arrays["self_spread"],
-            self_maps=maps("self_maps/"),
-            context=header["context"],
-        )
+        with archive.reading(path):
+            return cls(
+                layers=tuple(header["layers"]),
+                halves=tuple(header["halves"]),
+                timesteps=archive.real_times(header["timesteps"]),
+                tokens=tuple(PromptTokens.from_json(values) for values in header["tokens"]),
+                mapped=tuple(header["mapped"]),
+                mass=arrays["mass"],
+                histogram=arrays["histogram"],
+                layer_maps=maps("layer_maps/"),
+                step_maps=arrays["step_maps"],
+                spread=arrays["spread"],
+                samples=int(header["samples"]),
+                self_layers=tuple(header["self_layers"]),
+                self_histogram=arrays["self_histogram"],
+                self_spread=arrays["self_spread"],
+                self_maps=maps("self_maps/"),
+                context=header["context"],
+            )

@@ -84,6 +84,9 @@ class LayerRecord:
         levels = streams.quantiles(
             flat, low.astype(np.float64).ravel(), high.astype(np.float64).ravel(), (0.01, 0.5, 0.99)
         ).reshape(3, *low.shape)  # [levels, halves, channels]
+        far = np.maximum(-low, high).ravel() >= OUTLIER  # few rows: counting all takes longer
+        outliers = np.zeros(len(flat), np.int64)
+        outliers[far] = streams.outlier_counts(flat[far])
         largest = np.maximum(summary.span[:2].max(axis=0), 0.0)
         middle = streams.magnitude_quantiles(summary.histogram, largest, (0.5,))
         return cls(
@@ -98,10 +101,12 @@ class LayerRecord:
             p01=levels[0].astype(np.float32),
             median=levels[1].astype(np.float32),
             p99=levels[2].astype(np.float32),
-            outliers=streams.outlier_counts(flat).reshape(low.shape),
+            outliers=outliers.reshape(low.shape),
             position_absmax=np.maximum(-first, last).reshape(len(halves), *positions),
             surface=detail.surface,
-            histogram=detail.histogram.sum(axis=1, dtype=np.int64),
+            histogram=summary.histogram
+            if summary.counted == summary.count
+            else detail.histogram.sum(axis=1, dtype=np.int64),
             count=np.full(len(halves), summary.count, dtype=np.int64),
             kurtosis=streams.kurtosis(summary.power / max(summary.counted, 1)).astype(np.float32),
             median_abs=middle[0].astype(np.float32),
@@ -293,25 +298,26 @@ class ActivationRecord:
             UserError: no record, a damaged one, or one of another version.
         """
         header, arrays = archive.load(path, kind=_KIND, version=_VERSION)
+        with archive.reading(path):
 
-        def group(name: str, kind: type[R]) -> list[R]:
-            return [
-                archive.restore(kind, entry, arrays, f"{name}/{index}")
-                for index, entry in enumerate(header[name])
-            ]
+            def group(name: str, kind: type[R]) -> list[R]:
+                return [
+                    archive.restore(kind, entry, arrays, f"{name}/{index}")
+                    for index, entry in enumerate(header[name])
+                ]
 
-        codes = zip(header["codes_of"], group("codes", CodesRecord), strict=True)
-        kept = group("kept", KeptTensor)
-        return cls(
-            layers=tuple(header["layers"]),
-            kinds=tuple(header["kinds"]),
-            halves=tuple(header["halves"]),
-            timesteps=archive.real_times(header["timesteps"]),
-            scalars=archive.restore(Scalars, {}, arrays, "scalars"),
-            series={item.name: item for item in group("series", LayerSeries)},
-            details={(item.name, item.step): item for item in group("details", LayerRecord)},
-            turned={(item.name, item.step): item for item in group("turned", LayerRecord)},
-            codes={(str(name), int(step)): item for (name, step), item in codes},
-            kept=kept[0] if kept else None,
-            context=header["context"],
-        )
+            codes = zip(header["codes_of"], group("codes", CodesRecord), strict=True)
+            kept = group("kept", KeptTensor)
+            return cls(
+                layers=tuple(header["layers"]),
+                kinds=tuple(header["kinds"]),
+                halves=tuple(header["halves"]),
+                timesteps=archive.real_times(header["timesteps"]),
+                scalars=archive.restore(Scalars, {}, arrays, "scalars"),
+                series={item.name: item for item in group("series", LayerSeries)},
+                details={(item.name, item.step): item for item in group("details", LayerRecord)},
+                turned={(item.name, item.step): item for item in group("turned", LayerRecord)},
+                codes={(str(name), int(step)): item for (name, step), item in codes},
+                kept=kept[0] if kept else None,
+                context=header["context"],
+            )
