@@ -11,11 +11,10 @@ from PIL import Image
 
 from tests.jobs.conftest import wait_state
 from tests.models import tiny
-from vqdq import capture
-from vqdq.errors import Cancelled, UserError
-from vqdq.jobs import compare, compress, generate, inspect
+from vqdq.errors import Cancelled
+from vqdq.jobs import compare, compress, generate
 from vqdq.jobs.draw import CHUNK
-from vqdq.jobs.requests import CompareRequest, CompressRequest, GenerateRequest, InspectRequest
+from vqdq.jobs.requests import CompareRequest, CompressRequest, GenerateRequest
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.jobs.worker import Worker
@@ -25,7 +24,6 @@ from vqdq.recipe import Recipe
 RECIPE = Recipe.from_json(
     {"name": "two", "rules": [{"pattern": "*attn*", "method": "uniform", "params": {"bits": 2}}]}
 )
-LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -108,28 +106,6 @@ def test_cancel_leaves_no_half_picture(place, cache, tmp_path):
     with pytest.raises(Cancelled):
         compare.execute(compared(place, "small"), tmp_path, report=stop, cache=cache)
     assert [item.name for item in tmp_path.iterdir()] == ["reference.png"]
-
-
-def test_inspect_records_both_models(place, cache, tmp_path):
-    asked = InspectRequest(
-        model=str(place / "tiny"),
-        variants=(str(place / "small"),),
-        prompt="a red circle",
-        steps=2,
-        layer=LAYER,
-        step=1,
-    )
-    result = inspect.execute(asked, tmp_path, cache=cache)
-    for found in (result["reference"], *result["variants"]):
-        record = capture.ActivationRecord.load(tmp_path / found["activations"])
-        assert record.layer(LAYER, 1).halves == ("uncond", "cond")
-        assert len(record.timesteps) == 2
-        assert record.layer(record.layers[0], 1)  # a small model: every layer at this step
-        attention = capture.AttentionRecord.load(tmp_path / found["attention"])
-        assert [word.text for word in attention.tokens[-1].words] == ["a", "red", "circle"]
-    wrong = InspectRequest(model=str(place / "tiny"), prompt="a", steps=1, layer="nowhere")
-    with pytest.raises(UserError, match="no such layer"):
-        inspect.execute(wrong, tmp_path, cache=cache)
 
 
 def test_the_oldest_pipeline_leaves_first(place):
