@@ -130,7 +130,10 @@ def recipe_of(
     """Returns what draws the same picture again; it goes into the PNG."""
     return {
         "model": warm.reference,
+        "base": warm.facts.get("base_model"),
         "recipe": warm.facts.get("recipe"),
+        "recipe_digest": warm.facts.get("recipe_digest"),
+        "compression": warm.recipe,
         "prompt": request.prompt,
         "seed": request.seed,
         "steps": request.steps,

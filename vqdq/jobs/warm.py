@@ -34,6 +34,7 @@ class Warm:
         facts: the content of `vqdq.json` of a compressed model, else empty.
         file_bytes: size of the denoiser's weights as the folder stores them, or as 16 bits need.
         activations: what its recipe does to activations and attention, in words.
+        recipe: of a compressed model, as JSON.
     """
 
     reference: str
@@ -45,6 +46,7 @@ class Warm:
     file_bytes: int
     is_demo: bool
     activations: str = ""
+    recipe: dict[str, Any] | None = None
 
 
 def unchanged(reference: str) -> str:
@@ -101,6 +103,7 @@ class WarmPipelines:
             file_bytes=int(facts.get("weight_bytes", info.bytes)),
             is_demo="demo" in (place, facts.get("base_model")),
             activations=_activations(folder) if facts else "",
+            recipe=read_json(folder / "recipe.json") if facts else None,
         )
         self._kept[key] = entry
         self._make_room(0)

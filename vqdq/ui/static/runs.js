@@ -103,3 +103,26 @@
     childList: true, subtree: true, attributes: true, attributeFilter: ["data-pick", "data-bytes"],
   });
 })();
+
+/* A picture dropped anywhere on the page is opened where its recipe is read. */
+(() => {
+  const holdsFiles = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+  const elsewhere = (event) => event.target.closest?.("input[type=file], [data-testid=file-upload], .upload-container, [aria-dropeffect]");
+  const mark = (on) => document.body.classList.toggle("vq-dropping", on);
+  let depth = 0;
+  document.addEventListener("dragenter", (event) => { if (holdsFiles(event)) { depth += 1; mark(true); } });
+  document.addEventListener("dragleave", (event) => { if (holdsFiles(event)) { depth = Math.max(0, depth - 1); mark(depth > 0); } });
+  document.addEventListener("dragover", (event) => { if (holdsFiles(event) && !elsewhere(event)) event.preventDefault(); });
+  document.addEventListener("drop", (event) => {
+    depth = 0;
+    mark(false);
+    if (!holdsFiles(event) || elsewhere(event)) return;
+    event.preventDefault();
+    const field = document.querySelector("input[type=file][data-testid=vq-picture-upload-button], #vq-picture input[type=file], input[type=file]:has(+ #vq-picture)");
+    if (!field || !event.dataTransfer.files.length) return;
+    const first = new DataTransfer();
+    first.items.add(event.dataTransfer.files[0]);
+    field.files = first.files;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+})();
