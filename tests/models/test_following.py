@@ -14,7 +14,7 @@ from tests.models import tiny
 from vqdq import codecs
 from vqdq.errors import Cancelled, UserError
 from vqdq.models.compressor import compress
-from vqdq.models.following import Following, follow, noted
+from vqdq.models.following import Following, _fitted, follow, noted
 from vqdq.models.students import with_denoiser
 from vqdq.models.trajectory import draw
 from vqdq.progress import Event
@@ -103,6 +103,20 @@ def test_previews_keep_their_budget(
     )  # fmt: skip
     assert found.shown == shown
     assert found.previews.nbytes == 1536 * len(shown) <= budget
+
+
+def test_colours_are_fitted_where_decoding_takes_too_long(pipe: Any) -> None:
+    """A picture that is a linear map of the latents is found again, at every step."""
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(2, 3, 4, 8, 8)).astype(np.float32)
+    weights = rng.uniform(-12, 12, size=(4, 3))
+    exact = np.moveaxis(latents, -3, -1) @ weights + 128
+    shown = exact[0, -1].round().clip(0, 255).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    found = _fitted(latents, latents[0, -1], shown)
+    assert found.shape == (2, 3, 8, 8, 3)
+    assert np.abs(found - exact.clip(0, 255)).max() < 2
+    way = follow(pipe, {}, PROMPTS[:1], steps=2, guidance=1.0, preview_seconds=0.0)
+    assert (way.previewed, way.shown, way.previews.shape) == ("linear", (0, 1), (1, 2, 8, 8, 3))
 
 
 @pytest.mark.parametrize("kind", [EulerAncestralDiscreteScheduler, UniPCMultistepScheduler])
