@@ -46,14 +46,15 @@ class Session:
         dismissed: a stopped run that a person has put away.
         opened: ids of the tabs that were opened; what is costly to draw waits for that.
         looks: what is looked at, a frozen dataclass of each tab's own by its type.
-        sent: signature of what each region last received.
+        sent: signature of what each region last received; one for all copies of a session, and
+            written in place: a refresh that takes long must not undo what was clicked meanwhile.
     """
 
     runs: Mapping[str, str] = field(default_factory=dict[str, str])
     dismissed: str = ""
     opened: frozenset[str] = frozenset()
     looks: Mapping[type, object] = field(default_factory=dict[type, object])
-    sent: Mapping[str, str] = field(default_factory=dict[str, str])
+    sent: dict[str, str] = field(default_factory=dict[str, str])
 
     def showing(self, **runs: str) -> Session:
         """Returns the session with other runs on display, by kind."""
@@ -143,20 +144,18 @@ def markup(render: Callable[[Session], str]) -> Callable[[Session], tuple[str, A
 
 
 def follow(regions: list[Region], session: Session) -> list[Any]:
-    """Returns the updates of `regions` in order and, last, the session that remembers what was
-    sent.
-    """
-    sent = dict(session.sent)
+    """Returns the updates of `regions` in order; the session remembers what was sent."""
     updates: list[Any] = []
+    fresh: dict[str, str] = {}
     for region in regions:
         signature, update = region.render(session)
-        if sent.get(region.name) == signature:
+        if session.sent.get(region.name) == signature:
             updates.append(gr.skip())
         else:
-            sent[region.name] = signature
+            fresh[region.name] = signature
             updates.append(update)
-    unchanged = sent == session.sent
-    return [*updates, gr.skip() if unchanged else replace(session, sent=sent)]
+    session.sent.update(fresh)  # at the end: a render that fails leaves nothing half sent
+    return updates
 
 
 def html(value: str, name: str, **options: Any) -> gr.HTML:

@@ -15,7 +15,7 @@ import gradio as gr
 from vqdq.errors import UserError
 from vqdq.jobs import votes
 from vqdq.jobs.store import Workspace
-from vqdq.ui import api, blind, compare, compress, grid, header, inspect, runs, theme
+from vqdq.ui import api, blind, compare, compress, grid, header, inspect, provenance, runs, theme
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
 from vqdq.ui.look import Look
@@ -53,6 +53,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                     first = html(_first(desk), "vq-first", elem_classes=["vq-table"])
             with gr.Tab("Compare", id="compare", render_children=True) as beside:
                 parts, bridge = compare.build(desk, session, beside)
+                parts += provenance.build(desk, session, tabs, bridge.asked, bridge.chosen)
             with gr.Tab("Inspect", id="inspect", render_children=True) as inside:
                 parts += inspect.build(desk, session, inside)
             with gr.Tab("Blind", id="blind", render_children=True) as apart:
@@ -77,7 +78,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             try:
                 return follow(regions, state)
             except UserError:  # the index is busy: the clock asks again in a moment
-                return [gr.skip()] * (len(regions) + 1)
+                return [gr.skip()] * len(regions)
 
         restore, inputs, settings = made["restore"]
 
@@ -90,15 +91,15 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             if tab in TABS:
                 state, chosen = state.entering(tab), gr.Tabs(selected=tab)
             card = _identity(desk)
-            fresh = follow(regions, state.fresh())
-            return [card, chosen, *restore(asked, *values), *fresh]
+            state = state.fresh()
+            return [card, chosen, *restore(asked, *values), *follow(regions, state), state]
 
         outputs = [identity, tabs, *settings, *targets, session]
         page.load(arrive, [session, *inputs], outputs, **ACTION)
-        clock.tick(refresh, session, [*targets, session], trigger_mode="once", **PRIVATE)
+        clock.tick(refresh, session, targets, trigger_mode="once", **PRIVATE)
 
         def then_refresh(event: Any) -> None:
-            event.then(refresh, session, [*targets, session], **PRIVATE)
+            event.then(refresh, session, targets, **PRIVATE)
 
         button, start, inputs = made["start"]
         outputs = [session, made["trouble"]]
