@@ -19,6 +19,7 @@ _DOERS = {
     "compare": "vqdq.cli.draw:compare",
     "inspect": "vqdq.cli.inspect:run",
     "blame": "vqdq.cli.blame:run",
+    "grid": "vqdq.cli.grid:run",
     "verify": "vqdq.cli.verify:run",
     "export": "vqdq.cli.export:run",
 }

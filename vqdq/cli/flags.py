@@ -171,6 +171,33 @@ def parse_region(text: str) -> tuple[float, ...]:
     return found
 
 
+def add_grid(parser: argparse.ArgumentParser) -> None:
+    """Adds the directions of a grid, its prompts, and what stays the same in every cell."""
+    parser.add_argument("model", metavar="MODEL")
+    settings = "bits=16,4,3,2; seed=1-8; steps=10..30:5; method=trellis,uniform; recipe=…; model=…"
+    parser.add_argument("--columns", required=True, metavar="SETTING=VALUES", help=settings)
+    parser.add_argument("--rows", metavar="SETTING=VALUES", help="the same, or prompt")
+    parser.add_argument("--pages", metavar="SETTING=VALUES", help="the same, for a third setting")
+    words = parser.add_argument_group("prompts")
+    one = words.add_mutually_exclusive_group()
+    one.add_argument("--prompt", help="what every picture should show")
+    one.add_argument(
+        "--prompts", metavar="FILE", help="text, CSV, TSV, JSON, or the name of a built-in set"
+    )
+    words.add_argument("--sample", type=count, metavar="N", help="draw N of the prompts")
+    words.add_argument(
+        "--sample-by", choices=("category", "challenge"), help="spread them over this label"
+    )
+    words.add_argument("--sample-seed", type=int, default=0, help="same seed, same prompts")
+    parser.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
+    parser.add_argument("--steps", type=int, default=20, help="1 to 1000 (default 20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="0 to 100 (default 3)")
+    parser.add_argument("--method", default="trellis", help="where bits change (default trellis)")
+    parser.add_argument("--bits", type=int, default=3, help="where methods change (default 3)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new or unfinished folder")
+    parser.add_argument("--dry-run", action="store_true", help="say what it takes, draw nothing")
+
+
 def count(text: str) -> int:
     """Returns a whole number of at least 1.
 

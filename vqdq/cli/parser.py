@@ -14,7 +14,7 @@ from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
     "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "inspect", "blame",
-    "verify", "export",
+    "grid", "verify", "export",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   vqdq compare demo small --prompt "a large red circle on a plain navy background" --output seen
   vqdq blame demo small --prompt "a large red circle on a plain navy background" --save mended.json
   vqdq inspect demo --variant small --prompt "a small red circle" --layer "mid*" --output look
+  vqdq grid demo --columns bits=16,4,3,2 --rows prompt --prompts "demo examples" --output grid
   vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
   vqdq verify small
 
@@ -98,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     blame.add_argument("variant", metavar="VARIANT", help="a compressed model made of it")
     drawing(blame)
     flags.add_blame(blame)
+    grid = command("grid", "Draw a picture for each pair of settings; goes on where it stopped.")
+    flags.add_grid(grid)
     verify = command("verify", "Check a compressed folder: checksums, sizes, every weight.")
     verify.add_argument("folder", metavar="DIR")
     export = command("export", "Decode a compressed folder into an ordinary one, in float16.")
