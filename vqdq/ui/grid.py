@@ -178,7 +178,7 @@ def cost_html(found: Cost) -> str:
     """Returns the cost in one or two lines."""
     guess = chip("estimated", found.source)
     head = [
-        count(found.cells, "cell"),
+        *([count(found.cells, "cell")] if found.cells != found.pictures else []),
         count(found.pictures, "picture"),
         f"about {roughly(found.draw_seconds)} of drawing",
     ]

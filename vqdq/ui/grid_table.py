@@ -59,12 +59,11 @@ def table(shown: Shown, page: int) -> str:
         name = f'<th scope="row"><span>{_named(down, line)}</span></th>' if down else ""
         cells = "".join(_cell(shown, column, line, page) for column in range(columns))
         body.append(f"<tr>{name}{cells}</tr>")
-    wide = "few" if columns <= 3 else "some" if columns <= 6 else "many"
     return (
         f'<div data-shown-run="{escape(shown.run)}">{_pages(shown, page)}'
-        f'<div class="vq-grid-frame" data-wide="{wide}" role="region" aria-label="Grid of pictures"'
-        f' tabindex="0"><table class="vq-grid-table"><caption class="vq-grid-caption">'
-        f"{escape(_caption(shown, page))}</caption>"
+        '<div class="vq-grid-frame" role="region" aria-label="Grid of pictures" tabindex="0">'
+        f'<table class="vq-grid-table" style="--vq-columns:{columns}">'
+        f'<caption class="vq-grid-caption">{escape(_caption(shown, page))}</caption>'
         f"<thead><tr>{corner}{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div></div>"
     )
 
