@@ -10,10 +10,10 @@ import gradio as gr
 
 from vqdq.errors import UserError
 from vqdq.jobs.requests import BlameRequest, CompressRequest
-from vqdq.jobs.run import RunRecord
 from vqdq.recipe import Recipe
-from vqdq.ui import blame_stage, header
+from vqdq.ui import blame_stage, header, inspect_shown
 from vqdq.ui.blame_look import RANKS, BlameLook
+from vqdq.ui.blame_stage import shown_run
 from vqdq.ui.desk import Desk, as_fault
 from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
 from vqdq.ui.look import Look, Screen
@@ -130,9 +130,8 @@ def find(desk: Desk, state: Session, region: str) -> Session:
     marked = blame_stage.region_in(region)
     variant = blame_stage.chosen_variant(desk, state, shown)
     run = submit(desk, shown, variant, marked)
-    kept: Any = marked  # four numbers: the request checked them
-    look = BlameLook(variant=state.look(BlameLook).variant, region=kept, by=_by(state))
-    return state.showing(blame=run).looking(look)
+    look = state.look(BlameLook)
+    return state.showing(blame=run).looking(BlameLook(variant=look.variant, by=look.by))
 
 
 def mend(desk: Desk, state: Session) -> Session:
@@ -168,6 +167,8 @@ def looked(state: Session, data: dict[str, str]) -> Session:
             return state.looking(replace(look, by=value))
         case "area" if value in ("whole", "region"):
             return state.looking(replace(look, area=value))
+        case "narrow":
+            return state.looking(replace(state.look(Screen), narrow=value == "true"))
         case "all":
             return state.looking(replace(look, everything=not look.everything))
         case _:
@@ -190,17 +191,6 @@ def save(desk: Desk, state: Session, data: dict[str, str]) -> str:
     path = blame_result.saved(run, state.look(BlameLook), name, kind, dark=dark)
     link = f'<a hidden href="{escape(file_url(path))}" download="{escape(path.name)}"'
     return f'{link} data-fetch="{time.time_ns()}">{escape(path.name)}</a>'
-
-
-def shown_run(desk: Desk, session: Session) -> RunRecord | None:
-    """Returns the search on display: the chosen one, else the newest that was not given up."""
-    if session.run("blame"):
-        try:
-            return desk.workspace.run(session.run("blame"))
-        except UserError:
-            pass  # it was deleted: show the newest instead
-    runs = desk.workspace.runs("blame", 20)
-    return next((run for run in runs if run.state in ("queued", "running", "done")), None)
 
 
 def status_html(desk: Desk, session: Session) -> str:
@@ -258,10 +248,6 @@ def made_html(desk: Desk, session: Session) -> str:
     )
 
 
-def _by(state: Session) -> str:
-    return state.look(BlameLook).by
-
-
 def _variants(desk: Desk, session: Session) -> tuple[str, Any]:
     known = desk.variants()
     value = blame_stage.chosen_variant(desk, session, blame_stage.subject(desk, session))
@@ -280,8 +266,9 @@ def _result(desk: Desk, session: Session) -> tuple[str, str]:
     from vqdq.ui import blame_result  # heavy: matplotlib; not needed before this tab is opened
 
     look, narrow = session.look(BlameLook), session.look(Screen).narrow
-    key = f"{run.id} {replace(look, variant='', region=(), made='')} {narrow}"
+    recorded = inspect_shown.shown_run(desk, session) is not None
+    key = f"{run.id} {replace(look, variant='', made='')} {narrow} {recorded}"
     try:
-        return key, blame_result.shown(desk, run, look, narrow=narrow)
+        return key, blame_result.shown(desk, run, look, narrow=narrow, recorded=recorded)
     except UserError as error:
         return key, header.fault(error.what, where=error.where, remedy=error.remedy)

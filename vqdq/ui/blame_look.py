@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
-Box: TypeAlias = tuple[float, float, float, float]
 RANKS = (
     ("share", "Share", "Its part of the whole error: half of what its repair removes and what it"
      " does alone"),
@@ -20,7 +18,6 @@ class BlameLook:
 
     Attributes:
         variant: the compressed model to look into; "" is the first beside the picture.
-        region: left, top, right, bottom as shares of the picture; () is all of it.
         area: of the result on display: "region" or "whole".
         by: what the table is sorted by, one of `RANKS`; `everything`: all its rows.
         offer: which set of repairs; -1 is the proposed one.
@@ -28,7 +25,6 @@ class BlameLook:
     """
 
     variant: str = ""
-    region: Box | tuple[()] = ()
     area: str = "region"
     by: str = "share"
     everything: bool = False

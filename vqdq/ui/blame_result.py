@@ -30,8 +30,11 @@ _PEN = threading.Lock()  # matplotlib's fonts and text layout are not made for t
 _MEASURED = "Measured on recorded steps of this very picture, errors in the noise prediction."
 
 
-def shown(desk: Desk, run: RunRecord, look: BlameLook, *, narrow: bool) -> str:
+def shown(desk: Desk, run: RunRecord, look: BlameLook, *, narrow: bool, recorded: bool) -> str:
     """Returns the result of a finished search.
+
+    Args:
+        narrow: the page is a phone's; recorded: there is a recording that a layer can be seen in.
 
     Raises:
         UserError: its files are missing or damaged.
@@ -39,8 +42,10 @@ def shown(desk: Desk, run: RunRecord, look: BlameLook, *, narrow: bool) -> str:
     values = result_of(run)
     area = area_of(values, look)
     return (
-        f'<div class="vq-part vq-blame-result">{_lead(values, area)}'
-        f"{_offers(desk, run, values, look, narrow)}{_ranking(values, look, area)}"
+        '<div class="vq-part vq-blame-result">'
+        '<button type="button" data-act="narrow" data-value="" hidden></button>'
+        f"{_lead(values, area)}{_offers(desk, run, values, look, narrow)}"
+        f"{_ranking(values, look, area, recorded)}"
         f"{_figure(run, 'steps', 'When each layer costs most', look, narrow)}</div>"
     )
 
@@ -215,11 +220,11 @@ def ordered(rows: Sequence[BlamedLayer], area: str, by: str) -> list[BlamedLayer
     return sorted(rows, key=key)
 
 
-def _ranking(values: BlameResult, look: BlameLook, area: str) -> str:
+def _ranking(values: BlameResult, look: BlameLook, area: str, recorded: bool) -> str:
     rows = ordered(values["layers"], area, look.by)
     some = rows if look.everything else rows[:FIRST]
     most = max((_share(row, area) for row in rows), default=0.0)
-    body = "".join(_row(row, area, most) for row in some)
+    body = "".join(_row(row, area, most, recorded) for row in some)
     more = ""
     if len(rows) > FIRST:
         words = f"The worst {FIRST}" if look.everything else f"All {len(rows)} layers"
@@ -244,7 +249,7 @@ def _ranking(values: BlameResult, look: BlameLook, area: str) -> str:
     )
 
 
-def _row(row: BlamedLayer, area: str, most: float) -> str:
+def _row(row: BlamedLayer, area: str, most: float, recorded: bool) -> str:
     scores: Any = row[_key(area)]
     if scores is None:
         bar, gain = '<span class="vq-muted">not measured</span>', "–"
@@ -253,26 +258,39 @@ def _row(row: BlamedLayer, area: str, most: float) -> str:
     else:
         part = _share(row, area)
         wide = 100 * max(part, 0.0) / most if most > 0 else 0.0
-        bar = (
-            f'<span class="vq-share"><i style="width:{wide:.1f}%"></i></span>{share(part)}'
-        ).replace("-", "−")
-        gain = _with_error(scores["gain_db"], scores["gain_error_db"])
-        alone = _with_error(scores["damage_db"], scores["damage_error_db"])
+        words = share(part).replace("-", "−")
+        bar = f'<span class="vq-share"><i style="width:{wide:.1f}%"></i></span>{words}'
+        gain = _with_error(scores["gain_db"], scores["gain_error_db"], 2)
+        alone = _with_error(scores["damage_db"], scores["damage_error_db"], 1)
     name = escape(row["name"])
     how = f"{row['method']}, {digits(row['bits_per_weight'])} bits"
     inputs = f" · inputs {row['activation']}" if row["activation"] else ""
+    look = (
+        f'<button type="button" class="vq-button vq-button-small" data-act="layer"'
+        f' data-value="{name}" aria-label="Look inside {name}">Open</button>'
+        if recorded
+        else ""
+    )
+    cells = "".join(
+        f'<td data-label="{label}">{cell}</td>'
+        for label, cell in (
+            ("Share of the error", bar),
+            ("Put back", gain),
+            ("Alone", alone),
+            ("Size", size(row["bytes"])),
+            ("To 16 bits", f"+{size(row['sixteen_bit_bytes'])}"),
+        )
+    )
     return (
         f'<tr><th scope="row" title="{name}">{escape(row["brief"])}<small>{escape(how + inputs)}'
-        f"</small></th><td>{bar}</td><td>{gain}</td><td>{alone}</td><td>{size(row['bytes'])}</td>"
-        f"<td>+{size(row['sixteen_bit_bytes'])}</td><td>"
-        f'<button type="button" class="vq-button vq-button-small" data-act="layer"'
-        f' data-value="{name}" aria-label="Look inside {name}">Open</button></td></tr>'
+        f"</small></th>{cells}<td>{look}</td></tr>"
     )
 
 
-def _with_error(value: float | None, error: float | None) -> str:
-    words = digits(value, "dB") if value is not None else "∞"
-    return words if error is None else f"{words} <small>± {digits(error)}</small>"
+def _with_error(value: float | None, error: float | None, places: int) -> str:
+    """Decibels below each other: as many places in every row."""
+    words = "∞" if value is None else f"{value:.{places}f} dB".replace("-", "−")
+    return words if error is None else f"{words} <small>± {error:.{places}f}</small>"
 
 
 def _share(row: BlamedLayer, area: str) -> float:

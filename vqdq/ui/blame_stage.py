@@ -10,6 +10,7 @@ from typing import Any
 
 from vqdq.errors import UserError
 from vqdq.jobs import costs
+from vqdq.jobs.requests import BlameRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.ui.blame_look import BlameLook
 from vqdq.ui.desk import Desk
@@ -69,14 +70,18 @@ def stage(desk: Desk, session: Session) -> tuple[str, str]:
     variant = chosen_variant(desk, session, shown)
     if shown is None or not variant:
         return "", ""
-    look = session.look(BlameLook)
     seconds = expected_seconds(desk, shown.steps)
-    key = f"{shown.run} {variant} {seconds:.0f}"
+    found = shown_run(desk, session)
+    marked: tuple[float, ...] = ()
+    if found is not None and isinstance(found.request, BlameRequest):
+        same = (found.request.prompt, found.request.seed) == (shown.prompt, shown.seed)
+        marked = found.request.region if same else ()
+    key = f"{shown.run} {variant} {found.id if found else ''}"
     other = shown.variants.get(variant)
     panes = _pane(shown.reference, "FP16", 0, shown, first=other is None)
     if other is not None:
         panes += _pane(other, variant, 1 + list(shown.variants).index(variant), shown, first=True)
-    region = ",".join(f"{value:.4f}" for value in look.region)
+    region = ",".join(f"{value:.4f}" for value in marked)
     note = chip("estimated", "From the size of the model, for two cores; your earlier runs count.")
     return key, (
         f'<div class="vq-blame-stage" data-region="{region}">'
@@ -106,6 +111,15 @@ def missing(desk: Desk, session: Session) -> str:
             "Press <b>Record</b> above, or draw a comparison. Then mark the part that went wrong.",
         )
     return ""
+
+
+def shown_run(desk: Desk, session: Session) -> RunRecord | None:
+    """Returns the search on display: the chosen one, else the newest that was not given up."""
+    if session.run("blame"):
+        with contextlib.suppress(UserError):  # it was deleted: show the newest instead
+            return desk.workspace.run(session.run("blame"))
+    runs = desk.workspace.runs("blame", 20)
+    return next((run for run in runs if run.state in ("queued", "running", "done")), None)
 
 
 def region_in(text: str) -> tuple[float, ...]:

@@ -107,19 +107,27 @@
     if (section) section.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   }
 
-  /* A stage that arrives is painted once; a file that lies ready is fetched once. */
-  const painted = new WeakSet();
-  let fetched = "";
+  /* A stage that arrives, or that the server wrote anew, is painted; a ready file is fetched once. */
+  let fetched = "", told = null;
+  const phone = matchMedia("(max-width: 720px)");
+  function tell() {  /* the width of the window, where no recording above tells it */
+    const figure = document.querySelector(".vq-blame-result .vq-figure[data-narrow]");
+    const button = document.querySelector(".vq-blame-result [data-act=narrow]");
+    if (!figure || !button || document.querySelector("#vq-inspect-bar [data-act=narrow]")) return;
+    if (figure.dataset.narrow === String(phone.matches) || told === phone.matches) return;
+    told = phone.matches;
+    button.dataset.value = String(told);
+    button.click();
+  }
+  phone.addEventListener("change", tell);
   new MutationObserver(() => {
     const stage = document.querySelector(".vq-blame-stage");
-    if (stage && !painted.has(stage)) {
-      painted.add(stage);
-      paint(stage);
-    }
+    if (stage && !stage.dataset.on) paint(stage);
+    tell();
     const link = document.querySelector("#vq-blame-fetched a[data-fetch]");
     if (link && link.dataset.fetch !== fetched) {
       fetched = link.dataset.fetch;
       link.click();
     }
-  }).observe(document.documentElement, { childList: true, subtree: true });
+  }).observe(document.documentElement, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-region", "data-fetch"] });
 })();
