@@ -32,6 +32,8 @@ UNITS = {
     "distortion": "layer",
     "blame": "measurement",
     "repair": "measurement",
+    "follow": "variant",
+    "weights": "layer",
     "pairs": "picture",
     "cells": "picture",
 }

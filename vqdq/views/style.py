@@ -150,6 +150,10 @@ class View:
         )
         return buffer.getvalue()
 
+    def _repr_png_(self) -> bytes:
+        """Returns what a notebook shows for a view."""
+        return self.png()
+
     def svg_file(self) -> bytes:
         """Returns the figure as an SVG document of its own: sized, with a typeface and a title."""
         buffer = io.StringIO()
