@@ -287,14 +287,34 @@ def test_compare_writes_pictures_and_a_page(capsys, place, here):
     assert main([*words, "--steps", "2", "--output", "seen"]) == 0
     text = capsys.readouterr().out
     assert "index.html shows them side by side." in text
-    names = {"reference.png", "1-small.png", "1-small-error.png", "report.json", "index.html"}
+    names = {f"1-small{kind}.png" for kind in ("", "-error", "-flip")}
+    names |= {"reference.png", "report.json", "index.html"}
     assert {item.name for item in (here / "seen").iterdir()} == names
     report = json.loads((here / "seen" / "report.json").read_text())
     assert report["certificate"]["same_start"]
+    assert 0 < report["variants"][0]["flip"] < 1
     page = (here / "seen" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "http" not in page
     assert list(here.glob(".*")) == []
+
+
+def test_compare_many_prompts_against_the_floor(capsys, place, here):
+    (here / "prompts.txt").write_text("a red circle\n\na blue square\n")
+    words = ["compare", str(place / "tiny"), str(place / "small"), "--steps", "1", "--floor"]
+    assert main([*words, "--prompts", "prompts.txt", "--output", "many"]) == 0
+    text = capsys.readouterr().out
+    assert "2 sets, medians" in text
+    assert "floor" in text
+    report = json.loads((here / "many" / "report.json").read_text())
+    assert [each["prompt"] for each in report["pictures"]] == ["a red circle", "a blue square"]
+    first, second = report["pictures"]
+    assert first["floor"]["repeat"]["psnr"] is None
+    assert second["floor"]["repeat"] is None
+    assert 0 < second["floor"]["rounding"]["flip"] < 1
+    assert (here / "many" / "002-1-small.png").is_file()
+    assert main([*words, "--prompts", "nowhere.txt", "--output", "none"]) == 2
+    assert main([*words, "--output", "none"]) == 2
 
 
 def test_methods(capsys):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from vqdq.cli import compare_page
@@ -13,9 +16,10 @@ from vqdq.errors import UserError
 from vqdq.jobs import arithmetic
 from vqdq.jobs import compare as comparing
 from vqdq.jobs import generate as generating
+from vqdq.jobs.batch import FILE, read
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import CompareRequest, GenerateRequest
-from vqdq.jobs.results import CompareResult
+from vqdq.jobs.results import CompareResult, Distance, PictureSet
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
 
@@ -43,8 +47,14 @@ def generate(options: argparse.Namespace, output: Output) -> int:
 def compare(options: argparse.Namespace, output: Output) -> int:
     """Draws one picture with each model into a new folder."""
     with asking():
-        request = CompareRequest(
-            model=options.model, variants=tuple(options.variants), **_sampling(options)
+        request = CompareRequest.batch(
+            model=options.model,
+            variants=tuple(options.variants),
+            prompts=_prompts(options),
+            seeds=(options.seed,),
+            steps=options.steps,
+            guidance=options.guidance,
+            floor=options.floor,
         )
     target = new_path(options.output)
     check_models(options.model, *options.variants)
@@ -54,28 +64,79 @@ def compare(options: argparse.Namespace, output: Output) -> int:
         part.mkdir()
     try:
         result = comparing.execute(request, part, report=output.report, cache=WarmPipelines())
-        report = {"request": request.to_json(), **result}
+        sets = read(part, request) if request.is_batch else []
+        (part / FILE).unlink(missing_ok=True)  # all of it is in the report
+        report = {"request": request.to_json(), **result, "pictures": sets}
         with disk_faults(target):
             write_json(part / "report.json", report)
             (part / "index.html").write_text(compare_page.html(result, part), encoding="utf-8")
             part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    output.result(report | {"output": str(target)}, [str(target), *_compared(result)])
+    lines = _medians(sets, result) if request.is_batch else _compared(result)
+    output.result(report | {"output": str(target)}, [str(target), *lines])
     return 0
 
 
+def _prompts(options: argparse.Namespace) -> tuple[str, ...]:
+    """The prompt, or those of a file: text, CSV, TSV or JSON, as in a grid."""
+    if options.prompts is None:
+        return (options.prompt,)
+    from vqdq.models import prompt_sets
+
+    return tuple(each.text for each in prompt_sets.read_prompt_set(options.prompts).prompts)
+
+
 def _compared(result: CompareResult) -> list[str]:
-    rows = [("  picture", "PSNR", "SSIM", "time", "size", "judge")]
-    rows.append(("  " + result["reference"]["label"], "", "", *_costs(result["reference"])))
+    rows = [("  picture", "PSNR", "SSIM", "FLIP", "cosine", "time", "size", "judge")]
+    empty = ("", "", "", "")
+    rows.append(("  " + result["reference"]["label"], *empty, *_costs(result["reference"])))
     for picture in result["variants"]:
-        psnr = "equal" if picture["psnr"] is None else f"{picture['psnr']:.2f} dB"
-        rows.append(("  " + picture["label"], psnr, f"{picture['ssim']:.4f}", *_costs(picture)))
+        rows.append(("  " + picture["label"], *_apart(picture), *_costs(picture)))
+    floor = result["floor"]
+    if floor is not None:
+        rows.append((f"  floor: {floor['dtype']}", *_apart(floor["rounding"]), "", "", ""))
+        if floor["repeat"] is not None:
+            rows.append(("  floor: drawn again", *_apart(floor["repeat"]), "", "", ""))
     given = [
         f"  {each['label']}: {_inputs(each)}" for each in result["variants"] if each["arithmetic"]
     ]
     problems = [f"  ! {problem}" for problem in result["certificate"]["problems"]]
     return [*table(rows), *given, *problems, "  index.html shows them side by side."]
+
+
+def _apart(row: Distance) -> tuple[str, str, str, str]:
+    psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.2f} dB"
+    cosine = "" if row["latent_cosine"] is None else f"{row['latent_cosine']:.5f}"
+    return psnr, f"{row['ssim']:.4f}", f"{row['flip']:.4f}", cosine
+
+
+def _medians(sets: Sequence[PictureSet], result: CompareResult) -> list[str]:
+    """One row a variant: medians over the sets."""
+    rows = [(f"  {len(sets)} sets, medians", "PSNR", "SSIM", "FLIP", "cosine")]
+    measured: list[tuple[str, list[Distance]]] = [
+        (picture["label"], [row for each in sets if (row := each["variants"][index]) is not None])
+        for index, picture in enumerate(result["variants"])
+    ]
+    measured.append(("floor", [each["floor"]["rounding"] for each in sets if each["floor"]]))
+    for label, found in measured:
+        if found:
+            middle = Distance(
+                psnr=_finite(median(math.inf if x["psnr"] is None else x["psnr"] for x in found)),
+                ssim=median(x["ssim"] for x in found),
+                mean_error=median(x["mean_error"] for x in found),
+                max_error=median(x["max_error"] for x in found),
+                changed=median(x["changed"] for x in found),
+                flip=median(x["flip"] for x in found),
+                latent_cosine=median(x["latent_cosine"] or 0.0 for x in found),
+            )
+            rows.append((f"  {label}", *_apart(middle)))
+    problems = [f"  ! {problem}" for problem in result["certificate"]["problems"]]
+    return [*table(rows), *problems, "  report.json holds every picture's numbers."]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _inputs(picture: Any) -> str:

@@ -60,8 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="one JSON object a line")
         return added
 
-    def drawing(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--prompt", required=True, help="what the picture should show")
+    def drawing(added: argparse.ArgumentParser, *, many: bool = False) -> None:
+        words = added.add_mutually_exclusive_group(required=True) if many else added
+        words.add_argument("--prompt", required=not many, help="what the picture should show")
+        if many:
+            files = "at most 50 prompts: text, CSV, TSV or JSON"
+            words.add_argument("--prompts", metavar="FILE", help=files)
         added.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
         added.add_argument("--steps", type=int, default=20, help="1 to 1000 (default 20)")
         added.add_argument("--guidance", type=float, default=3.0, help="0 to 100 (default 3)")
@@ -88,7 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare = command("compare", "Draw the same picture with a model and its variants.")
     compare.add_argument("model", metavar="MODEL")
     compare.add_argument("variants", metavar="VARIANT", nargs="+", help="compressed models")
-    drawing(compare)
+    drawing(compare, many=True)
+    floor = "measure MODEL against itself: drawn again, and with 16-bit rounding"
+    compare.add_argument("--floor", action="store_true", help=floor)
     compare.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     inspect = command("inspect", "Look into the layers and the attention while a picture is drawn.")
     inspect.add_argument("model", metavar="MODEL")
