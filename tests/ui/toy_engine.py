@@ -1,23 +1,17 @@
 """An engine for the page's tests: the real shapes of results, pictures of the demo world, no model.
 
-A prompt that holds "slow" takes ten seconds, one that holds "fault" fails. A compression takes as
-long as
-`VQDQ_TOY_LAYER_SECONDS` says for each layer; a model whose name holds "broken" fails in the middle.
+Comparisons are in `toy_compare`. A compression takes as long as `VQDQ_TOY_LAYER_SECONDS` says for
+each layer; a model whose name holds "broken" fails in the middle.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
-from vqdq.demo import scenes
+from tests.ui import toy_compare
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic
 from vqdq.jobs.inputs import in_words
@@ -26,14 +20,6 @@ from vqdq.models import pipelines
 from vqdq.progress import Event
 from vqdq.recipe import resolve
 from vqdq.rules import Rule
-
-SIDE = 128
-MIXED = {
-    "layers": 137, "integer": 120, "simulated": 9, "sixteen_bit": 8, "rounded_weights": 0,
-    "reasons": {"scales lie on the summed axis, one for each channel": 9},
-    "attention": 32, "attention_simulated": 32,
-}  # fmt: skip
-PARTS = ("count", "shapes", "colours", "sizes", "relation", "background")
 
 
 class Engine:
@@ -50,7 +36,7 @@ class Engine:
         if isinstance(request, PlanRequest):
             return self.plan(request, report)
         assert isinstance(request, CompareRequest)
-        return self.compare(request, folder, report)
+        return toy_compare.compare(request, folder, report)
 
     def stage(self, report, name, total, message=""):
         for done in range(total):
@@ -154,90 +140,3 @@ class Engine:
             "learnt": {"before_db": 33.1, "after_db": 36.2, "steps": 20} if tuned else None,
             "layers": layers,
         }
-
-    def compare(self, request, folder, report):
-        if "fault" in request.prompt:
-            raise UserError(
-                "there was not enough memory.", where="worker", remedy="Close other programs."
-            )
-        pause = 1.0 if "slow" in request.prompt else 0.01
-        names = (request.model, *request.variants)
-        total = request.steps * len(names)
-        clean = picture(request.prompt, request.seed)
-        noise = np.random.default_rng(request.seed)
-        drawn = []
-        for place, name in enumerate(names):
-            for step in range(request.steps):
-                report(
-                    Event(
-                        stage="generate",
-                        done=place * request.steps + step,
-                        total=total,
-                        message=name,
-                    )
-                )
-                time.sleep(pause)
-            pixels = clean.astype(np.float32) + 6 * place * noise.standard_normal(clean.shape)
-            file = "reference.png" if place == 0 else f"{place}-variant.png"
-            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / file)
-            row = {
-                "variant": name,
-                "label": "FP16" if place == 0 else name,
-                "image": file,
-                "seconds": 0.91 - 0.2 * place,
-                "load_seconds": 0.0,
-                "peak_memory_bytes": 412_000_000,
-                "verdict": dict.fromkeys(("passed", *PARTS), True)
-                | ({"sizes": False, "passed": False} if place else {}),
-                "verdict_reason": None,
-                "bits_per_weight": 3.02 if place else 16.0,
-                "bytes": 11_200_000 if place else 57_000_000,
-                "reference_bytes": 57_000_000,
-                "initial_latent_sha256": "3fa9c1" + 58 * "0",
-                "activations": "",
-                "arithmetic": None,
-            }
-            if "w8a8" in name:
-                row |= {"activations": "activations 8 bits (dynamic)", "arithmetic": MIXED}
-            if place:
-                error = np.abs(pixels - clean).mean(axis=2)
-                Image.fromarray(np.clip(error * 6, 0, 255).astype(np.uint8)).save(
-                    folder / f"{place}-error.png"
-                )
-                row |= {
-                    "psnr": 29.41,
-                    "ssim": 0.951,
-                    "mean_error": 0.01,
-                    "max_error": 0.2,
-                    "changed": 0.9,
-                }
-                row |= {
-                    "latent_cosine": 0.98,
-                    "error_map": f"{place}-error.png",
-                    "error_scale": 0.25,
-                }
-            drawn.append(row)
-        return json.loads(
-            json.dumps(
-                {
-                    "prompt": request.prompt,
-                    "seed": request.seed,
-                    "steps": request.steps,
-                    "guidance": request.guidance,
-                    "reference": drawn[0],
-                    "variants": drawn[1:],
-                    "images": {row["variant"]: row["image"] for row in drawn},
-                    "certificate": {"initial_latent_sha256": "3fa9c1" + 58 * "0", "problems": []},
-                    "notices": [],
-                    "seconds": 2.0,
-                }
-            )
-        )
-
-
-def picture(prompt, seed):
-    try:
-        scene = scenes.parse(prompt)
-    except UserError:
-        scene = scenes.parse(scenes.EXAMPLE_PROMPTS[0])
-    return scenes.render(scene, torch.Generator().manual_seed(seed), SIDE)
