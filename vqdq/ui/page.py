@@ -46,6 +46,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             identity = html(_identity(desk), "vq-identity")
             pill = html("", "vq-pill")
             html(header.tools(), "vq-tools")
+            picture = provenance.door()
         with gr.Tabs(elem_id="vq-tabs") as tabs:
             with gr.Tab("Compress", id="compress", render_children=True):
                 compress_regions, _, made = compress.build(desk)
@@ -53,7 +54,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                     first = html(_first(desk), "vq-first", elem_classes=["vq-table"])
             with gr.Tab("Compare", id="compare", render_children=True) as beside:
                 parts, bridge = compare.build(desk, session, beside)
-                parts += provenance.build(desk, session, tabs, bridge.asked, bridge.chosen)
+                parts += provenance.build(desk, session, tabs, picture, bridge.asked, bridge.chosen)
             with gr.Tab("Inspect", id="inspect", render_children=True) as inside:
                 parts += inspect.build(desk, session, inside)
             with gr.Tab("Blind", id="blind", render_children=True) as apart:

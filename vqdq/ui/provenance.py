@@ -40,23 +40,34 @@ class PictureLook:
     making: str = ""
 
 
+def door() -> gr.UploadButton:
+    """Returns what takes a picture; unseen, and outside of the tabs, so that it is always there."""
+    return gr.UploadButton(
+        "Open a picture", file_types=[".png"], elem_id="vq-picture", elem_classes=["vq-unseen"]
+    )
+
+
 def build(
-    desk: Desk, session: gr.State, tabs: gr.Tabs, asked: list[Any], chosen: gr.CheckboxGroup
+    desk: Desk,
+    session: gr.State,
+    tabs: gr.Tabs,
+    upload: gr.UploadButton,
+    asked: list[Any],
+    chosen: gr.CheckboxGroup,
 ) -> Part:
-    """Returns the place where a picture is opened.
+    """Returns the place where a picture is opened, a part of the Compare tab.
 
     Args:
+        upload: the page's `door`.
         asked: prompt, seed, steps and guidance of the Compare tab; chosen: its variants.
     """
-    with gr.Row(elem_classes=["vq-picture"]):
-        upload = gr.UploadButton(
-            "Open a picture", file_types=[".png"], elem_id="vq-picture", size="sm", scale=0
-        )
-        html(
-            '<p class="vq-muted">A picture that was drawn here carries its recipe. Open it, or drop'
-            " it anywhere on the page, and its prompt, settings and model come back.</p>",
-            "vq-picture-words",
-        )
+    html(
+        '<p class="vq-picture vq-muted"><button type="button" class="vq-button vq-button-small"'
+        " data-open-picture>Open a picture</button><span>A picture that was drawn here carries its"
+        " recipe. Open it, or drop it anywhere on the page, and its prompt, settings and model come"
+        " back.</span></p>",
+        "vq-picture-words",
+    )
     note = html("", "vq-picture-note")
 
     def opened(session: Session, path: str | None) -> tuple[Any, ...]:

@@ -108,6 +108,10 @@
 (() => {
   const holdsFiles = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
   const elsewhere = (event) => event.target.closest?.("input[type=file], [data-testid=file-upload], .upload-container, [aria-dropeffect]");
+  const input = () => document.querySelector("input[type=file]:has(+ #vq-picture)");
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("[data-open-picture]")) input()?.click();
+  });
   const mark = (on) => document.body.classList.toggle("vq-dropping", on);
   let depth = 0;
   document.addEventListener("dragenter", (event) => { if (holdsFiles(event)) { depth += 1; mark(true); } });
@@ -118,7 +122,7 @@
     mark(false);
     if (!holdsFiles(event) || elsewhere(event)) return;
     event.preventDefault();
-    const field = document.querySelector("input[type=file][data-testid=vq-picture-upload-button], #vq-picture input[type=file], input[type=file]:has(+ #vq-picture)");
+    const field = input();
     if (!field || !event.dataTransfer.files.length) return;
     const first = new DataTransfer();
     first.items.add(event.dataTransfer.files[0]);
