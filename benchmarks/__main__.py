@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import (
     activations,
     allocation,
+    capture,
     codec_speed,
     evidence,
     feedback_gain,
@@ -102,6 +103,13 @@ PARTS = {
         "many ran in which arithmetic here; attention is always simulated. As published: groups "
         "anew at each of 20 levels; base 2, one scale a batch.",
         activations.run,
+    ),
+    "capture": (
+        "Recording what happens inside",
+        "The embedded model, 20 steps, guidance 3; the record is made, not yet saved. Seconds are "
+        "medians, ratios those of pictures drawn in the same turn: median with the smallest and "
+        "the largest.",
+        capture.run,
     ),
     "studio": (
         "Studio",
