@@ -66,7 +66,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
         fault = html("", "vq-compare-fault")
         with gr.Row(elem_classes=["vq-look"]):
             stage = html(viewer.empty(""), "vq-compare-stage", elem_classes=["vq-table"])
-            beside = html(blank_numbers(), "vq-compare-numbers", elem_classes=["vq-figures"])
+            beside = html(blank_numbers(), "vq-compare-numbers", elem_classes=["vq-follow"])
         sets = html("", "vq-batch")
         with gr.Row(elem_classes=["vq-options"]):
             chosen = gr.CheckboxGroup([], label="Compressed models to show", elem_id="vq-variants")

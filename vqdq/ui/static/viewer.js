@@ -75,7 +75,7 @@
     const count = root.querySelectorAll(".vq-image-b").length;
     const chosen = count ? Math.min(number(root, "chosen", 0), count - 1) : number(root, "chosen", 0);
     mark(root, "data-chosen", String(chosen));
-    document.querySelectorAll(".vq-figures").forEach((figures) => {
+    document.querySelectorAll(".vq-follow").forEach((figures) => {
       if (root.closest("[role=tabpanel]") === figures.closest("[role=tabpanel]")) mark(figures, "data-chosen", String(chosen));
     });
     root.querySelectorAll(".vq-mode[data-mode]").forEach((button) => {
