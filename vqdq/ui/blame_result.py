@@ -274,7 +274,7 @@ def _row(row: BlamedLayer, area: str, most: float, recorded: bool) -> str:
     cells = "".join(
         f'<td data-label="{label}">{cell}</td>'
         for label, cell in (
-            ("Share of the error", bar),
+            ("Share", bar),
             ("Put back", gain),
             ("Alone", alone),
             ("Size", size(row["bytes"])),
