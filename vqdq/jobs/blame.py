@@ -3,6 +3,10 @@
 Both directions are measured on calls recorded from the reference (`vqdq.models.blame`). What was
 measured lies in the run's folder, so a run that was stopped goes on from there. Then several sets
 of layers are repaired together and measured again: those are the offers.
+
+Measured on the demo model in 3 bits, models loaded, one core: 20 of 129 layers both ways at 6 steps
+and 8 sets of repairs take 12 s (1.5 s to record, 3.3 s to estimate all layers, 4.3 s to measure,
+3.0 s for the repairs). Its 5 worst layers in 8 bits add 0.47 MB and 7.9 dB.
 """
 
 from __future__ import annotations
