@@ -90,18 +90,7 @@ def score_histogram(
         if floor > -14
         else "attention score, log2 axis"
     )
-    grid[0].legend(
-        frameon=False,
-        labelcolor=style.muted,
-        fontsize=look.SMALL,
-        ncols=len(GROUPS),
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        handlelength=0.9,
-        handleheight=0.9,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
+    look.roles(figure, grid[0], style, len(GROUPS))
     return View(
         figure=figure,
         alt="Histogram of cross-attention scores by the token's role, from small to 1. "

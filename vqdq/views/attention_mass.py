@@ -175,10 +175,16 @@ def self_attention(
         sentences.append(f"{name}: {share(float(parts[0]) / 100)} of the scores are below 2^−24.")
     seen = np.flatnonzero(sum(table.columns["scores_percent"] for table in tables.values()) > 0)
     grid[0].set_xlim(float(edges[seen[0]]) if len(seen) else -24.5, 0.25)
-    grid[0].set_ylim(0, 1.5 * tallest)  # the first bin is open, and may hold half of the scores
+    grid[0].set_ylim(0, 1.1 * tallest)  # the first bin is open, and may hold half of the scores
     grid[0].set_xlabel("log2 of the score")
     grid[0].set_ylabel("scores (%)")
-    grid[0].legend(frameon=False, labelcolor=style.muted, fontsize=look.SMALL)
+    grid[0].legend(
+        frameon=False,
+        labelcolor=style.muted,
+        fontsize=look.SMALL,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+    )
     words = " ".join(sentences)
     return View(
         figure=figure,
@@ -244,14 +250,7 @@ def role_steps(records: Sequence[Named], style: Style, *, half: str = "cond") ->
             f"{share(float(start[-1]))} at last."
         )
     grid[-1].set_xlabel("sampler step")
-    grid[0].legend(
-        frameon=False,
-        labelcolor=style.muted,
-        fontsize=look.SMALL,
-        ncols=len(GROUPS),
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-    )
+    look.roles(figure, grid[0], style, len(GROUPS))
     return View(
         figure=figure,
         alt="Attention by the token's role over the steps. " + " ".join(sentences),

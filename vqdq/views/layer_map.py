@@ -251,8 +251,8 @@ def layer_map(
     )
     look.quiet(axes, style)
     layers, steps = shown.shape
-    samples = " · ".join(part for part in (name, f"{layers} layers × {steps} steps") if part)
-    look.title(axes, samples, style)
+    samples = f"{layers} layers × {steps} steps"
+    look.title(axes, samples if not name or style.narrow else f"{name} · {samples}", style)
     axes.set_xlabel("sampler step")
     marks = range(0, steps, max(1, round(steps / 10)))
     axes.set_xticks(list(marks), [str(mark + 1) for mark in marks])

@@ -239,6 +239,24 @@ def bare(axes: Axes, style: Style) -> None:
         spine.set_visible(True)
 
 
+def roles(figure: Figure, axes: Axes, style: Style, names: int) -> None:
+    """Puts the names of stacked parts above axes, at their right; under the figure on a phone."""
+    options: dict[str, Any] = {
+        "frameon": False,
+        "labelcolor": style.muted,
+        "fontsize": SMALL,
+        "ncols": names,
+        "handlelength": 0.9,
+        "handleheight": 0.9,
+        "columnspacing": 1.4,
+    }
+    if style.narrow:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", **options)
+    else:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2, **options)
+
+
 def below(axes: Axes) -> Any:
     """Returns the transform of x as data and y as a share of the axes, for marks at the bottom."""
     return axes.get_xaxis_transform()

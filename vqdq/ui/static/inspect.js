@@ -65,23 +65,32 @@
       reveal(anchor.dataset.section);
     }
   }, true);
+  let travelling = 0;
+  addEventListener("scrollend", () => { travelling = 0; });
   function reveal(name) {
     const section = document.getElementById(`vq-at-${name}`);
     if (!section) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    travelling = performance.now() + 1500;
     section.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   }
 
   /* A part is drawn when it comes near the window. */
+  const seen = new Set();
+  let asked = 0;
+  function want() {
+    if (performance.now() < travelling) { setTimeout(want, 200); return; }  // not what is passed by
+    const part = [...document.querySelectorAll(".vq-inspect .vq-waiting")].find((each) => seen.has(each));
+    if (!part || performance.now() < asked) return;
+    asked = performance.now() + 4000;  // one at a time: two clicks at once would undo each other
+    part.querySelector("[data-act=want]").click();
+    setTimeout(want, 4100);
+  }
   const near = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      const button = entry.isIntersecting && entry.target.querySelector("[data-act=want]");
-      if (button && !button.disabled) {
-        near.unobserve(entry.target);
-        button.click();
-        button.disabled = true;
-      }
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) seen.add(target); else seen.delete(target);
     }
+    want();
   }, { rootMargin: "160px 0px" });
 
   /* Which part is in sight, for the row of anchors. */
@@ -134,10 +143,13 @@
   }
   phone.addEventListener("change", tell);
 
-  let waiting = false;
+  let waiting = false, left = 0;
   function settle() {
     waiting = false;
-    document.querySelectorAll(".vq-inspect .vq-waiting").forEach((part) => near.observe(part));
+    const parts = document.querySelectorAll(".vq-inspect .vq-waiting");
+    parts.forEach((part) => near.observe(part));
+    if (parts.length !== left) { left = parts.length; asked = 0; }  // what was asked for is here
+    want();
     tell();
     fetchFile();
     refocus();
