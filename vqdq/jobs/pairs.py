@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from vqdq.errors import UserError
+from vqdq.jobs import models
 from vqdq.jobs.ballots import Picture
 from vqdq.jobs.blind import strip
 from vqdq.jobs.protocol import Entrant, Protocol
@@ -78,6 +79,7 @@ def execute(
     with closing(VoteStore.of(folder.parents[1])) as store:
         protocol = store.protocol(request.test)
     steps, guidance = sampling_of(protocol)
+    check_models(protocol, lambda name: models.locate(folder.parents[1] / "models", name))
 
     def paint(entrant: Entrant, picture: Picture, on: Report) -> Painted:
         wanted = GenerateRequest(
@@ -95,6 +97,19 @@ def execute(
         return Painted(image=drawn.image, start=drawn.picture["initial_latent_sha256"])
 
     return draw_all(protocol, folder, paint, report=report)
+
+
+def check_models(protocol: Protocol, locate: Callable[[str], str]) -> None:
+    """Raises `UserError` when a model is no longer the one that the protocol was frozen with."""
+    from vqdq.jobs.plan import fingerprint  # heavy: torch
+
+    for entrant in protocol.entrants:
+        if fingerprint(locate(entrant.reference)) != entrant.digest:
+            raise UserError(
+                "has changed since the test was fixed.",
+                where=entrant.name,
+                remedy="Make a new test; its hash will name the new model.",
+            )
 
 
 def draw_all(

@@ -14,7 +14,7 @@ from vqdq.ui import prompt_choice
 from vqdq.ui.blind_setup import Wish
 from vqdq.ui.blind_words import MODES, SHORT
 from vqdq.ui.desk import Desk
-from vqdq.ui.live import html
+from vqdq.ui.live import PRIVATE, html
 from vqdq.ui.settings import whole
 
 PROMPTS = 20
@@ -110,6 +110,11 @@ def build(desk: Desk) -> BlindForm:
         with gr.Column(elem_classes=["vq-blind-beside"], scale=2):
             outlook = html("", "vq-blind-outlook")
             make = gr.Button("Make the test", variant="primary", elem_id="vq-blind-make")
+
+    def fitting(kind: str) -> list[Any]:
+        return [gr.update(visible=kind == "preference"), gr.update(visible=kind != "staircase")]
+
+    mode.input(fitting, mode, [asked, number], **PRIVATE)
     fields = [name, mode, models, seeds, number, asked, margin, same, coarse, again]
     return BlindForm(
         inputs=[*fields, steps, guidance, *chooser.inputs],

@@ -108,6 +108,7 @@ def protocol_of(desk: Desk, wish: Wish, *, digests: bool = True) -> Protocol:
     number = wish.pairs
     climbs = wish.mode == "staircase"
     prompts = wish.prompts if climbs else wish.prompts[:number]
+    seeds = _seeds(wish.seeds, 1 if climbs else -(-number // len(prompts)))
     asks = wish.mode == "preference"
     coarse = _obvious(desk) if asks and wish.obvious else None
     coarse = None if coarse in wish.variants else coarse  # every pair would be a control
@@ -115,8 +116,8 @@ def protocol_of(desk: Desk, wish: Wish, *, digests: bool = True) -> Protocol:
         name=shorten(wish.name, 80) or f"Blind test {len(desk.votes.tests()) + 1}",
         models=(first, *others),
         prompts=prompts,
-        seeds=_seeds(wish.seeds, -(-number // len(prompts))),
-        pairs=number,
+        seeds=seeds,
+        pairs=len(prompts) * len(seeds) if climbs else number,
         mode=wish.mode,
         questions=asked if asks else QUESTIONS,
         primary=asked[-1].key if asks else "overall",
