@@ -288,14 +288,22 @@ def test_compare_writes_pictures_and_a_page(capsys, place, here):
     text = capsys.readouterr().out
     assert "index.html shows them side by side." in text
     names = {f"1-small{kind}.png" for kind in ("", "-error", "-flip")}
-    names |= {"reference.png", "report.json", "index.html"}
+    names |= {"reference.png", "report.json", "report.csv", "index.html"}
     assert {item.name for item in (here / "seen").iterdir()} == names
     report = json.loads((here / "seen" / "report.json").read_text())
     assert report["certificate"]["same_start"]
     assert 0 < report["variants"][0]["flip"] < 1
     page = (here / "seen" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
-    assert "http" not in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "http:" not in page
+    assert "https:" not in page
+    assert main(["report", "seen", "--output", "again.html"]) == 0
+    again = (here / "again.html").read_text()
+    assert again.count("data:image/png;base64,") == 4
+    assert main(["report", "seen", "--output", "again.html"]) == 2
+    assert main(["report", "nowhere", "--output", "none.html"]) == 2
+    for name in ("again.html", "again.csv", "again.json"):
+        (here / name).unlink()
     assert list(here.glob(".*")) == []
 
 

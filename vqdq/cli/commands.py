@@ -21,6 +21,7 @@ _DOERS = {
     "blame": "vqdq.cli.blame:run",
     "grid": "vqdq.cli.grid:run",
     "verify": "vqdq.cli.verify:run",
+    "report": "vqdq.cli.report:run",
     "export": "vqdq.cli.export:run",
 }
 """Command -> "module:function" of (options, output) -> exit code; only one module is imported."""

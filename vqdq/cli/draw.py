@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from vqdq.cli import compare_page
+from vqdq import report as pages
 from vqdq.cli.checks import asking, check_models, new_path
 from vqdq.cli.terminal import Output, duration, size, table
 from vqdq.errors import UserError
@@ -65,11 +65,12 @@ def compare(options: argparse.Namespace, output: Output) -> int:
     try:
         result = comparing.execute(request, part, report=output.report, cache=WarmPipelines())
         sets = read(part, request) if request.is_batch else []
-        (part / FILE).unlink(missing_ok=True)  # all of it is in the report
         report = {"request": request.to_json(), **result, "pictures": sets}
         with disk_faults(target):
             write_json(part / "report.json", report)
-            (part / "index.html").write_text(compare_page.html(result, part), encoding="utf-8")
+        pages.write(pages.open_run(part), part / "index.html", data="report")
+        (part / FILE).unlink(missing_ok=True)  # all of it is in the report
+        with disk_faults(target):
             part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)

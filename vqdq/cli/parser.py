@@ -14,7 +14,7 @@ from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
     "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "inspect", "blame",
-    "grid", "verify", "export",
+    "grid", "verify", "export", "report",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   vqdq grid demo --columns bits=16,4,3,2 --rows prompt --prompts "demo examples" --output grid
   vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
   vqdq verify small
+  vqdq report seen --output seen.html
 
 MODEL is "demo" (the embedded model), the folder of a diffusers pipeline, or a hub id.
 A recipe is the name of a preset (vq-3bit, trellis-3bit, w3a8-trellis, …) or a JSON file.
@@ -112,4 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
     export = command("export", "Decode a compressed folder into an ordinary one, in float16.")
     export.add_argument("folder", metavar="DIR")
     export.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    report = command("report", "Write a comparison, a grid or a blind test as one HTML file.")
+    report.add_argument("run", metavar="RUN", help="a run of the workspace, or its folder")
+    report.add_argument("--output", metavar="FILE.html", help="a new file; CSV and JSON beside it")
+    report.add_argument("--workspace", default="workspace", help="folder of the runs")
+    report.add_argument("--card", action="store_true", help="RUN is a model: measure its card")
     return parser

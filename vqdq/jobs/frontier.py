@@ -297,7 +297,7 @@ def _compared(
             if row is None or reference is None or "psnr" not in row:
                 continue
             place = (each["prompt"], each["seed"], request.steps, request.guidance)
-            yield _sample(run, row, place, reference)
+            yield sample(run, row, place, reference)
 
 
 def _gridded(run: RunRecord, request: GridRequest) -> Iterator[Sample]:
@@ -310,12 +310,17 @@ def _gridded(run: RunRecord, request: GridRequest) -> Iterator[Sample]:
             continue
         asked = (row["prompt"], row["seed"], row["steps"], row["guidance"])
         name = made.get(row["drawer"].rpartition(" ")[2], row["drawer"])
-        yield _sample(run, {**row, "variant": name}, asked, reference)
+        yield sample(run, {**row, "variant": name}, asked, reference)
 
 
-def _sample(
+def sample(
     run: RunRecord, row: Mapping[str, Any], asked: tuple[Any, ...], reference: Mapping[str, Any]
 ) -> Sample:
+    """Returns one picture of a result beside its reference.
+
+    Args:
+        row: `ComparedPicture` or a row of a grid; asked: what makes it another sample.
+    """
     values = {
         name: float(row[name])
         for name in ("ssim", "flip", "latent_cosine")
