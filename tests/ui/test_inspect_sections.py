@@ -174,7 +174,8 @@ def test_all_variants_share_the_trajectory_and_each_has_its_previews(capture):
     assert "smaller: lowest" in shown
     assert shown.count('class="vq-steps"') == 3
     assert shown.count('class="vq-step"') == 9
-    sprites = re.findall(r"file=([^&]*previews-\d.png)", shown)
+    sprites = re.findall(r"url\(&quot;[^&]*file=([^&]*previews-\d.png)", shown)
+    assert re.findall(r'download="(previews-\d.png)"', shown)[2] == "previews-2.png"
     assert [Image.open(name).size for name in sprites] == [(12, 4)] * 3
     path = file_of(capture, Look(), "trajectory", "csv", dark=False)
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
@@ -218,6 +219,7 @@ def test_choices_out_of_range_are_settled(capture):
     assert (found.variant, found.layer, found.step, found.half) == (2, CONV, 2, "cond")
     assert inspect_map.shown(capture, Look(quantity="folder"))[0] == "peak_ratio"
     assert f"{len(capture.reference.activity.layers)} layers at 3 steps" in summary(capture)
+    assert "1.20 times as long" in summary(capture)
 
 
 def test_without_attention_the_reason_is_told(tmp_path_factory):

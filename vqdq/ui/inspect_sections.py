@@ -121,9 +121,20 @@ def summary(capture: Capture) -> str:
     how = "Counted while the pictures were drawn; percentiles are read from bins 12.5 % wide."
     return (
         f'<p class="vq-muted" role="status" data-shown-run="{escape(capture.run)}">{labels}:'
-        f" {count} layers at {capture.steps} steps, recorded in {seconds}. The pictures are the"
-        f" same as without recording. {chip('measured', how)}</p>"
+        f" {count} layers at {capture.steps} steps, recorded in {seconds} {chip('measured', how)}."
+        f" The pictures are the same as without recording.{_cost(capture)}</p>"
     )
+
+
+def _cost(capture: Capture) -> str:
+    """How much longer drawing took with the recorder, when the job has told."""
+    part = capture.reference.part
+    seconds, plain = part.get("seconds"), part.get("plain_seconds")
+    if not seconds or not plain:
+        return ""
+    how = "The time without it: some steps were made once more with nothing recorded."
+    times = digits(max(float(seconds) / float(plain), 1.0))
+    return f" Drawing took {times} times as long as without {chip('estimated', how)}."
 
 
 def _heading(name: str, title: str) -> str:

@@ -66,7 +66,9 @@ def _row(capture: Capture, index: int, label: str, way: Following, place: int) -
     colour = variant_colour(index)
     return (
         '<div class="vq-way-row"><span class="vq-way-name">'
-        f'<i class="vq-swatch" style="background:{colour}"></i>{escape(label)}</span>'
+        f'<i class="vq-swatch" style="background:{colour}"></i>{escape(label)}'
+        f' <a class="vq-file" href="{escape(url)}" download="previews-{index}.png"'
+        f' aria-label="Pictures of {escape(label)} as PNG">PNG</a></span>'
         f'<div class="vq-steps" role="img" aria-label="{escape(label)} after each of'
         f' {len(way.shown)} steps" style="--sprite:url(&quot;{escape(url)}&quot;);'
         f'--count:{len(way.shown)}">{cells}</div></div>'

@@ -94,7 +94,7 @@ def position_map(
     for index, (name, values) in enumerate(zip(named, maps, strict=True)):
         axes = grid[index]
         image = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="none")
-        _map_axes(axes, style, first.positions)
+        _map_axes(axes, style, first.positions, rows=index == 0 or style.narrow)
         look.title(axes, name, style, colour=style.variant(index))
         if index == len(maps) - 1:
             look.colour_bar(figure.colorbar(image, ax=axes, pad=0.03), style, "largest |input|")
@@ -105,7 +105,7 @@ def position_map(
         image = axes.imshow(
             difference, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="none"
         )
-        _map_axes(axes, style, first.positions, border=True)
+        _map_axes(axes, style, first.positions, border=True, rows=style.narrow)
         look.title(axes, f"{named[1]} − {named[0]}", style)
         look.colour_bar(figure.colorbar(image, ax=axes, pad=0.03), style, "change")
     row, column = np.unravel_index(int(maps[0].argmax()), maps[0].shape)
@@ -249,14 +249,15 @@ def _mark_largest(
 
 
 def _map_axes(
-    axes: Axes, style: Style, positions: tuple[int, ...], *, border: bool = False
+    axes: Axes, style: Style, positions: tuple[int, ...], *, border: bool = False, rows: bool = True
 ) -> None:
     look.quiet(axes, style, frame=False)
     height, width = positions
     axes.set_xticks([0, width - 1], ["1", str(width)])
     axes.set_yticks([0, height - 1], ["1", str(height)])
     axes.set_xlabel("column")
-    axes.set_ylabel("row", labelpad=-4)
+    if rows:  # panels side by side have the same
+        axes.set_ylabel("row", labelpad=-4)
     if border:
         for spine in axes.spines.values():
             spine.set_visible(True)
