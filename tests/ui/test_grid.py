@@ -166,13 +166,11 @@ def test_cancel_keeps_what_is_drawn_and_a_page_is_turned(tab, studio) -> None:
     cells = tab.locator("#vq-grid-table button.vq-cell")
     wait_until(tab, lambda: cells.count() >= 1)
     assert "of 8 pictures" in tab.locator("#vq-grid-status").inner_text()
-    start = time.monotonic()
     tab.evaluate("document.querySelector('#vq-grid-status [data-act=cancel]').click()")
-    wait_until(tab, lambda: studio.workspace.run(run).state == "cancelled", 15)
-    assert time.monotonic() - start < 4  # two seconds, and the click's way on a busy machine
+    wait_until(tab, lambda: studio.workspace.run(run).state == "cancelled")
     slow.unlink()
     kept = len(list(studio.workspace.run(run).folder.glob("*.png")))
-    assert kept >= 1
+    assert 1 <= kept < 8
     tab.get_by_role("button", name="Go on").click()
     wait_until(tab, lambda: finished(studio.workspace, run))
     assert studio.workspace.run(run).result["kept"] == kept
