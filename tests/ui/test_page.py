@@ -200,7 +200,7 @@ def test_keys_move_the_divider_flip_and_open_tabs_and_help(tab, studio) -> None:
     assert int(split.input_value()) > start
     tab.evaluate("document.activeElement.blur()")
     tab.keyboard.press("Space")
-    assert stage.get_attribute("data-mode") == "flip"
+    assert stage.get_attribute("data-mode") == "blink"
     assert stage.get_attribute("data-flipped") == "true"
     tab.keyboard.press("ArrowLeft")
     assert stage.get_attribute("data-mode") == "slider"

@@ -18,6 +18,7 @@ import torch
 from vqdq.jobs import certificate, distance, floor
 from vqdq.jobs.batch import Journal
 from vqdq.jobs.draw import Drawn, draw
+from vqdq.jobs.extras import Measures
 from vqdq.jobs.requests import CompareRequest, GenerateRequest
 from vqdq.jobs.results import ComparedPicture, CompareResult, Floor, Picture
 from vqdq.jobs.warm import Warm, WarmPipelines
@@ -35,7 +36,15 @@ def execute(
     start = time.perf_counter()
     journal = Journal(folder, request)
     base = cache.get(request.model, report=report)
-    work = _Work(request=request, folder=folder, journal=journal, base=base, report=report)
+    measures = Measures(request)
+    work = _Work(
+        request=request,
+        folder=folder,
+        journal=journal,
+        base=base,
+        measures=measures,
+        report=report,
+    )
     references = [work.reference(place) for place in range(len(request.sets))]
     if request.floor:
         for place, reference in enumerate(references):
@@ -77,6 +86,7 @@ class _Work:
     folder: Path
     journal: Journal
     base: Warm
+    measures: Measures
     report: Report
     done: int = 0
 
@@ -92,6 +102,7 @@ class _Work:
             self.folder / self._file(place, 0),
             report=self._share(),
         )
+        drawn.picture["extras"] = self.measures.of(drawn.image, self.request.sets[place][0])
         self._keep(place, 0, drawn, drawn.picture)
         return drawn
 
@@ -114,6 +125,8 @@ class _Work:
         path = self.folder / self._file(place, model)
         asked = self._asked(place, self.request.variants[model - 1])
         drawn = draw(warm, asked, path, report=self._share())
+        prompt = self.request.sets[place][0]
+        drawn.picture["extras"] = self.measures.of(drawn.image, prompt, reference.image)
         self._keep(place, model, drawn, _against(reference, drawn, self.folder))
 
     @property

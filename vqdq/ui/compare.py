@@ -17,7 +17,7 @@ from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.ui import comparison, header, settings, viewer
+from vqdq.ui import compare_extras, comparison, header, settings, viewer
 from vqdq.ui.compare_batch import CompareLook, board, drawn
 from vqdq.ui.compare_gallery import first_model_html, gallery_html, words_html
 from vqdq.ui.compare_numbers import blank_numbers, numbers
@@ -92,31 +92,27 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
             with gr.Row(elem_classes=["vq-ask"]):
                 seeds = gr.Textbox("7", label="Seeds, 1 to 8", elem_id="vq-seeds", min_width=112)
                 draw_all = gr.Button("Draw all", elem_id="vq-draw-all", min_width=112)
+        clip, lpips = compare_extras.build()
         gallery = html("", "vq-gallery")
-    one = [prompt, seed, chosen, steps, guidance, floor]
-    many = [prompts, seeds, chosen, steps, guidance, floor]
+    more = [chosen, steps, guidance, floor, clip, lpips]
 
     def example(event: gr.EventData, now: str) -> Any:
         if clicked(event).get("act") != "example":
             return gr.skip()
         return random.choice([text for text in EXAMPLE_PROMPTS if text != now])
 
-    def start(state: Session, hold: bool, *values: Any) -> tuple[Any, ...]:
-        text, number, variants, count, scale, measure = values
+    def start(state: Session, hold: bool, text: str, number: Any, *more: Any) -> tuple[Any, ...]:
         number = number if hold else random.randrange(10_000)
         try:
-            run = submit(desk, text, number, variants or (), count, scale, floor=bool(measure))
+            whole = settings.whole(number, "seed")
+            run = submit_batch(desk, (text,), (whole,), *_read(*more))
         except UserError as error:
             return state, gr.skip(), _refused(error)
         return state.showing(compare=run).looking(CompareLook()), number, ""
 
-    def start_all(state: Session, *values: Any) -> tuple[Any, ...]:
-        text, numbers_, variants, count, scale, measure = values
+    def start_all(state: Session, text: str, numbers_: str, *more: Any) -> tuple[Any, ...]:
         try:
-            run = submit_batch(
-                desk, lines(text), read_seeds(numbers_), variants or (), count, scale,
-                floor=bool(measure),
-            )  # fmt: skip
+            run = submit_batch(desk, lines(text), read_seeds(numbers_), *_read(*more))
         except UserError as error:
             return state, _refused(error)
         return state.showing(compare=run).looking(CompareLook()), ""
@@ -139,9 +135,9 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
         return state
 
     wires = [
-        *(Wire(t, start, [session, keep, *one], [session, seed, fault])
+        *(Wire(t, start, [session, keep, prompt, seed, *more], [session, seed, fault])
           for t in (draw.click, prompt.submit)),
-        Wire(draw_all.click, start_all, [session, *many], [session, fault]),
+        Wire(draw_all.click, start_all, [session, prompts, seeds, *more], [session, fault]),
         Wire(words.click, example, [prompt], [prompt]),
         *(Wire(part.click, act, [session], [session]) for part in (stage, sets, gallery)),
         Wire(tab.select, _enter, [session], [session]),
@@ -179,7 +175,7 @@ def submit(
         UserError: what is wrong with the prompt, the seed, the models or the settings.
     """
     whole = settings.whole(seed, "seed")
-    return submit_batch(desk, (prompt,), (whole,), variants, steps, guidance, floor=floor)
+    return submit_batch(desk, (prompt,), (whole,), variants, steps, guidance, floor)
 
 
 def submit_batch(
@@ -189,8 +185,9 @@ def submit_batch(
     variants: Any,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    *,
     floor: bool = False,
+    clip: str = "",
+    lpips: bool = False,
 ) -> str:
     """Returns the id of a queued comparison of every prompt with every seed.
 
@@ -214,8 +211,17 @@ def submit_batch(
         steps=int(steps),
         guidance=float(guidance),
         floor=floor,
+        clip=clip,
+        lpips=lpips,
     )
     return desk.workspace.submit(request)
+
+
+def _read(
+    variants: Any, steps: float, guidance: float, floor: bool, clip: str | None, lpips: bool
+) -> tuple[Any, ...]:
+    """The values of the controls below the pictures, as `submit_batch` takes them."""
+    return variants or (), int(steps), guidance, bool(floor), (clip or "").strip(), bool(lpips)
 
 
 def lines(text: object) -> tuple[str, ...]:
