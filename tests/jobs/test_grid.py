@@ -165,4 +165,8 @@ def test_models_are_made_once_inside_the_run(place, cache, tmp_path):
     rows = result["rows"]
     assert [row["bits_per_weight"] == 16 for row in rows] == [True, True, False, False]
     assert all(0 < row["psnr"] < 100 for row in rows[2:])
+    with Image.open(tmp_path / rows[2]["image"]) as image:
+        chunk = image.text[CHUNK]
+    assert json.loads(chunk)["recipe_digest"] == digest
+    assert str(tmp_path) not in chunk
     assert len({row["initial_latent_sha256"] for row in rows}) == 1

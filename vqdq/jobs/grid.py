@@ -160,7 +160,10 @@ class _Work:
         def loading(event: Event) -> None:  # its name, not where it lies
             self.report(dataclasses.replace(event, message=target.name))
 
-        return self.cache.get(str(target), report=loading)
+        # the picture carries the recipe; where this run lies is nobody's business
+        return dataclasses.replace(
+            self.cache.get(str(target), report=loading), reference=target.name
+        )
 
     def _drawn(self, warm: Warm, picture: Picture) -> GridRow:
         total = len(self.grid.pictures)
