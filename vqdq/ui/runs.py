@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from vqdq import report
 from vqdq.errors import UserError
 from vqdq.jobs.history import DiskUse, Search
 from vqdq.jobs.requests import KINDS
@@ -98,6 +99,9 @@ def _act(desk: Desk, session: Session, data: dict[str, str]) -> Session:
             return session.entering("runs").looking(replace(look, section=data["section"]))
         case "page":
             return session.looking(replace(look, page=max(0, int(data.get("page", 0)))))
+        case "report":
+            run = desk.workspace.run(data.get("run", ""))
+            report.write(run, run.folder / "report.html", votes=desk.votes)
         case "rename":
             desk.workspace.rename(data.get("run", ""), data.get("name", ""))
         case "delete-many":

@@ -12,6 +12,7 @@ from vqdq.jobs import arithmetic
 from vqdq.jobs.history import Usage
 from vqdq.jobs.requests import CompressRequest, GenerateRequest, GridRequest, PlanRequest
 from vqdq.jobs.run import RunRecord
+from vqdq.report import REPORTED
 from vqdq.ui import header
 from vqdq.ui.desk import as_fault
 from vqdq.ui.runs_reveal import opener_command
@@ -179,6 +180,8 @@ def _more(run: RunRecord) -> str:
         f'<button type="button" class="vq-button vq-button-small {quiet}"'
         f' data-copy-link="{escape(link(run))}">Copy link</button>',
     ]
+    if run.state == "done" and run.kind in REPORTED:
+        made.append(_report(run, quiet))
     if opener_command() is not None:
         made.append(_button(run, "reveal", "Show in folder", quiet))
     made.append(
@@ -186,6 +189,18 @@ def _more(run: RunRecord) -> str:
         f' data-copy="{escape(_folder(run))}">Copy path</button>'
     )
     return "".join(made)
+
+
+def _report(run: RunRecord, quiet: str) -> str:
+    """The button that writes a report or, once it is written, the ways to its files."""
+    if not (run.folder / "report.html").is_file():
+        return _button(run, "report", "Report", quiet)
+    return "".join(
+        f'<a class="vq-button vq-button-small {quiet}" data-report-of="{escape(run.id)}"'
+        f' href="{escape(file_url(run.folder / f"report.{kind}"))}"'
+        f' download="{escape(run.id)}.{kind}">{words}</a>'
+        for kind, words in (("html", "Report"), ("csv", "CSV"), ("json", "JSON"))
+    )
 
 
 def _folder(run: RunRecord) -> str:

@@ -84,7 +84,20 @@
     if (writing && !writing.field.isConnected) rename(writing.run, writing.field.value);
   }
 
+  /* A report takes a moment: when its link arrives, it is followed once. */
+  let asked = null;
+  function fetchReport() {
+    const link = asked && document.querySelector(`#vq-history [data-report-of="${CSS.escape(asked)}"]`);
+    if (link) { asked = null; link.click(); }
+  }
+
   document.addEventListener("click", (event) => {
+    const wanted = event.target.closest("#vq-history [data-act=report]");
+    if (wanted) {
+      asked = wanted.dataset.run;
+      wanted.textContent = "Writing";
+      wanted.disabled = true;
+    }
     const link = event.target.closest("a[data-act]");
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) event.preventDefault();
     const renamed = event.target.closest("[data-rename]");
@@ -99,7 +112,7 @@
     }
   });
 
-  new MutationObserver(() => { sync(); rewrite(); }).observe(document.documentElement, {
+  new MutationObserver(() => { sync(); rewrite(); fetchReport(); }).observe(document.documentElement, {
     childList: true, subtree: true, attributes: true, attributeFilter: ["data-pick", "data-bytes"],
   });
 })();
