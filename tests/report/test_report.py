@@ -12,13 +12,15 @@ import pytest
 from PIL import Image
 
 from tests.jobs.conftest import toy
-from tests.ui import blind_world
+from tests.ui import blind_world, toy_grid
 from vqdq import report
 from vqdq.errors import UserError
+from vqdq.jobs import grid
 from vqdq.jobs.draw import save_png
-from vqdq.jobs.requests import CompareRequest
+from vqdq.jobs.requests import Axis, CompareRequest, GridRequest
 from vqdq.jobs.run import write_json
 from vqdq.jobs.store import Workspace
+from vqdq.progress import silent
 from vqdq.recipe import Recipe
 from vqdq.report import bundle, card
 from vqdq.rules import Rule
@@ -133,6 +135,27 @@ def test_a_blind_test_has_a_report_only_after_its_end(space, tmp_path):
     values = json.loads(made.json.read_text())
     assert len(values["votes"]) == 4
     assert len(made.csv.read_text().splitlines()) == 5
+
+
+def test_a_grid_is_a_table_of_its_pictures(space, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "draw", grid.draw)  # the toy puts another one in its place
+    prompts = ("a large red ring on a plain sand background", "a small teal heart on a plain navy"
+               " background")  # fmt: skip
+    axes = (Axis(name="seed", values=(1, 2, 3)), Axis(name="prompt", values=prompts))
+    run = space.submit(GridRequest(model="demo", axes=axes, prompt="", steps=1))
+    record = space.take()
+    made = toy_grid.Engine(space).execute(record.request, record.folder, report=silent)
+    space.finish(run, "done", result=dict(made))
+    written = report.write(space.run(run), tmp_path / "grid.html")
+    page = written.html.read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert [page.index(word) for word in ("seed 1", "seed 2", "seed 3")]
+    rows = list(csv.DictReader(io.StringIO(written.csv.read_text())))
+    assert [(row["seed"], row["prompt"]) for row in rows] == [
+        (str(seed), prompt) for prompt in prompts for seed in (1, 2, 3)
+    ]
+    assert [row["shows_what_was_asked"] for row in rows] == ["True", "True", "False"] * 2
+    assert report.open_run(record.folder).request == record.request
 
 
 def test_what_is_no_run_is_told(space, tmp_path):
