@@ -221,8 +221,8 @@ def _floor_words(found: Comparison) -> str:
         again = (
             "Drawn again, FP16 gives the same bits (∞ dB). "
             if exact
-            else f"Drawn again, FP16 itself is {digits(floor.repeat.psnr, 'dB')} away: these"
-            " kernels do not repeat a sum exactly. "
+            else f"Drawn again, FP16 is {digits(floor.repeat.psnr, 'dB')} away from itself: this"
+            " machine does not repeat a picture bit for bit. "
         )
     lines = "".join(
         f'<span class="vq-of" data-of="{i}">{_above(entry.apart, floor.rounding)}</span>'
