@@ -192,6 +192,11 @@ def test_surfaces_and_turned_inputs(activity):
         cells = view.data.columns["largest |input|"].reshape(16, 16)
         np.testing.assert_allclose(cells, layer.surface[1], rtol=1e-6)
         _check(view)
+    spike = np.zeros((2, 300, 300), np.float32)
+    spike[1, 151, 77] = 9.0
+    tall = dataclasses.replace(layer, surface=spike)
+    raised = values.surface([("FP16", tall)], style.DARK, flat=False).figure.axes[0]
+    assert raised.zaxis.get_data_interval()[1] == 9.0  # between the facets' corners, and kept
     turned = dataclasses.replace(layer, maximum=layer.maximum / 2, minimum=layer.minimum / 2)
     _check(values.before_after(layer, turned, style.LIGHT))
 
