@@ -9,7 +9,7 @@
   const keep = (store, key, value) => {
     try { if (value) store.setItem(key, value); else store.removeItem(key); } catch { /* private window */ }
   };
-  const visible = (node) => node && node.offsetParent !== null;
+  const visible = (node) => node && node.getClientRects().length > 0;  // fixed at the bottom of a phone, too
   const pair = () => document.querySelector("[data-blind-pair]");
   const answers = () => document.querySelector(".vq-blind-answers");
   let locked = "";
