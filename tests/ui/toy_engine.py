@@ -9,13 +9,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
-from tests.ui import toy_compare
+from tests.ui import blind_world, toy_compare
 from vqdq.errors import UserError
-from vqdq.jobs import arithmetic
+from vqdq.jobs import arithmetic, pairs
 from vqdq.jobs.inputs import in_words
-from vqdq.jobs.requests import CompareRequest, CompressRequest, PlanRequest
+from vqdq.jobs.requests import (
+    BlindRequest,
+    CompareRequest,
+    CompressRequest,
+    GenerateRequest,
+    PlanRequest,
+)
+from vqdq.jobs.votes import VoteStore
 from vqdq.models import pipelines
 from vqdq.progress import Event
 from vqdq.recipe import resolve
@@ -23,18 +31,28 @@ from vqdq.rules import Rule
 
 
 class Engine:
-    def __init__(self, _workspace, _warm=()):
+    def __init__(self, workspace, _warm=()):
+        self.place = workspace.path
         self.pace = float(os.environ.get("VQDQ_TOY_LAYER_SECONDS", "0.004"))
 
     def idle(self):
         return False
 
     def execute(self, request, folder, *, report):
-        report(Event(stage="load", done=0, total=1, message=request.model))
+        report(Event(stage="load", done=0, total=1, message=request.title))
         if isinstance(request, CompressRequest):
             return self.compress(request, report)
         if isinstance(request, PlanRequest):
             return self.plan(request, report)
+        if isinstance(request, GenerateRequest):
+            index = int(request.model != "demo")
+            return toy_compare.one(
+                request, folder, "picture", index, request.model, request.prompt, request.seed, 0
+            )
+        if isinstance(request, BlindRequest):
+            with closing(VoteStore.of(self.place)) as votes:
+                protocol = votes.protocol(request.test)
+            return pairs.draw_all(protocol, folder, blind_world.paint, report=report)
         assert isinstance(request, CompareRequest)
         return toy_compare.compare(request, folder, report)
 
