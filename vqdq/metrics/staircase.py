@@ -136,7 +136,7 @@ def _words(bits: Interval, trials: int, low_end: float, high_end: float) -> str:
         return "No trial has been answered yet (n = 0)."
     span = f"{100 * bits.level:g}% interval {bits.low:.1f}–{bits.high:.1f}, n = {trials}"
     if bits.value < low_end:
-        return f"No difference detected down to {low_end:g} bits ({span})."
+        return f"No difference detected down to {low_end:.3g} bits ({span})."
     if bits.value > high_end:
-        return f"Still told apart at {high_end:g} bits, the most that was shown ({span})."
+        return f"Still told apart at {high_end:.3g} bits, the most that was shown ({span})."
     return f"The difference is just seen at about {bits.value:.1f} bits ({span})."
