@@ -97,44 +97,6 @@ def test_settings_change_the_prediction_and_bad_ones_say_why(tab, studio) -> Non
     assert lines.input_value() == "conv_*t = keep\nconv_in = keep"  # what was typed stays
 
 
-def test_compress_shows_progress_survives_a_reload_and_ends_with_sizes(tab, studio) -> None:
-    visit(tab, studio)
-    tab.locator("#vq-compress").click()
-    tab.locator("#vq-status [role=progressbar]").wait_for()
-    wait_until(tab, lambda: "%" in tab.title())
-    tab.reload()
-    tab.locator(".vq-result, #vq-status [role=progressbar]").first.wait_for()  # attached again
-    tab.locator(".vq-result").wait_for()
-    run = studio.workspace.runs("compress")[0]
-    assert run.state == "done"
-    assert "instead of" in tab.locator(".vq-result").inner_text()
-    assert tab.locator("#vq-layers tbody tr").count() == len(run.result["layers"])
-    wait_until(tab, lambda: tab.title() == "VQDQ")
-
-
-def test_cancel_stops_within_two_seconds_and_leaves_nothing_half_written(tab, studio) -> None:
-    visit(tab, studio)
-    slow = studio.workspace.runs_folder.parent / "slow"
-    slow.touch()
-    try:
-        tab.locator("#vq-compress").click()
-        cancel = tab.locator("#vq-status [data-act=cancel]")
-        cancel.wait_for()
-        wait_until(tab, lambda: studio.workspace.active().state == "running")
-        run = studio.workspace.active()
-        cancel.click()
-        start = time.monotonic()
-        wait_until(tab, lambda: studio.workspace.run(run.id).state == "cancelled", 15)
-        assert time.monotonic() - start < 4  # two seconds, and the click's way on a busy machine
-    finally:
-        slow.unlink()
-    tab.locator("#vq-status [data-act=resume]").wait_for()
-    assert not (studio.workspace.models_folder / run.request.name).exists()
-    tab.locator("#vq-status [data-act=resume]").click()
-    wait_until(tab, lambda: studio.workspace.run(run.id).state == "done")
-    tab.locator(".vq-result").wait_for()
-
-
 def test_a_failed_job_says_what_where_and_what_to_do(tab, studio) -> None:
     visit(tab, studio)
     tab.get_by_role("button", name="Advanced settings").click()
