@@ -147,7 +147,7 @@ def build(desk: Desk) -> None:
         Returns the paths of the files, and the `url` of each below the server's address.
         """
         run = desk.workspace.run(run_id)
-        made = pages.write(run, run.folder / "report.html", votes=desk.votes)
+        made = pages.write(run, run.folder / f"{run.id}.html", votes=desk.votes)
         files = {"html": made.html, "csv": made.csv, "json": made.json}
         return {
             **{kind: str(path) for kind, path in files.items()},

@@ -41,7 +41,6 @@ class Shelf:
         self._key: object = None
         self._known = Known()
         self._lock = threading.Lock()
-        self._votes: VoteStore | None = None
 
     def look(self) -> Known:
         """Returns what is known now."""
@@ -70,13 +69,12 @@ class Shelf:
 
     def _store(self) -> VoteStore | None:
         """The votes, once there are any; a damaged file says so in the Blind tab."""
-        path = self._desk.workspace.path
-        if self._votes is None and (path / FOLDER / "votes.sqlite").is_file():
-            try:
-                self._votes = VoteStore.of(path)
-            except UserError:
-                return None
-        return self._votes
+        if not (self._desk.workspace.path / FOLDER / "votes.sqlite").is_file():
+            return None
+        try:
+            return self._desk.votes
+        except UserError:
+            return None
 
 
 def recipe_of(model: ModelEntry) -> Recipe | None:

@@ -143,7 +143,7 @@ def note_html(desk: Desk, look: PictureLook) -> str:
         fault = look.fault
         close = '<button type="button" class="vq-button" data-act="forget">Close</button>'
         return header.fault(
-            f"{fault.where} {fault.what}",
+            f"“{fault.where}” {fault.what}",
             remedy=fault.remedy,
             title="This picture brings nothing back",
             actions=close,

@@ -101,7 +101,7 @@ def _act(desk: Desk, session: Session, data: dict[str, str]) -> Session:
             return session.looking(replace(look, page=max(0, int(data.get("page", 0)))))
         case "report":
             run = desk.workspace.run(data.get("run", ""))
-            report.write(run, run.folder / "report.html", votes=desk.votes)
+            report.write(run, run.folder / f"{run.id}.html", votes=desk.votes)
         case "rename":
             desk.workspace.rename(data.get("run", ""), data.get("name", ""))
         case "delete-many":

@@ -60,7 +60,7 @@ def chosen_bar() -> str:
     return (
         '<div class="vq-chosen"><label><input type="checkbox" data-pick-all> All on this page'
         '</label><button type="button" class="vq-button vq-button-small" data-confirm="delete-many"'
-        " data-chosen hidden>Delete</button></div>"
+        " data-delete-chosen hidden>Delete</button></div>"
     )
 
 
@@ -193,11 +193,11 @@ def _more(run: RunRecord) -> str:
 
 def _report(run: RunRecord, quiet: str) -> str:
     """The button that writes a report or, once it is written, the ways to its files."""
-    if not (run.folder / "report.html").is_file():
+    if not (run.folder / f"{run.id}.html").is_file():
         return _button(run, "report", "Report", quiet)
     return "".join(
         f'<a class="vq-button vq-button-small {quiet}" data-report-of="{escape(run.id)}"'
-        f' href="{escape(file_url(run.folder / f"report.{kind}"))}"'
+        f' href="{escape(file_url(run.folder / f"{run.id}.{kind}"))}"'
         f' download="{escape(run.id)}.{kind}">{words}</a>'
         for kind, words in (("html", "Report"), ("csv", "CSV"), ("json", "JSON"))
     )

@@ -22,7 +22,7 @@
       if (on) bytes += Number(box.dataset.bytes);
       return on;
     });
-    const button = bar.querySelector("[data-chosen]");
+    const button = bar.querySelector("[data-delete-chosen]");
     const runs = here.map((box) => box.dataset.pick).join(" ");
     if (button.hidden !== !here.length) button.hidden = !here.length;
     if (button.dataset.runs !== runs) {
@@ -142,4 +142,14 @@
     field.files = first.files;
     field.dispatchEvent(new Event("change", { bubbles: true }));
   });
+
+  /* What the picture said stands below the pictures: it is brought into sight once. */
+  let told = "";
+  new MutationObserver(() => {
+    const note = document.querySelector("#vq-picture-note :is(.vq-picture-found, .vq-fault)");
+    const text = note ? note.textContent : "";
+    if (text === told) return;
+    told = text;
+    if (note?.offsetParent) note.scrollIntoView({ block: "nearest" });
+  }).observe(document.documentElement, { childList: true, subtree: true });
 })();
