@@ -13,7 +13,6 @@ from PIL import Image
 
 from tests.jobs.conftest import toy
 from tests.ui import blind_world, toy_grid
-from vqdq import report
 from vqdq.errors import UserError
 from vqdq.jobs import grid
 from vqdq.jobs.draw import save_png
@@ -23,6 +22,8 @@ from vqdq.jobs.store import Workspace
 from vqdq.progress import silent
 from vqdq.recipe import Recipe
 from vqdq.report import bundle, card
+from vqdq.report.bundle import write
+from vqdq.report.source import open_run
 from vqdq.rules import Rule
 from vqdq.ui.desk import Desk
 
@@ -75,8 +76,8 @@ def space(tmp_path):
 
 def test_a_comparison_is_whole_escaped_and_the_same_in_three_files(space, tmp_path):
     run = compared(space)
-    assert report.open_run(run.folder).request == run.request
-    made = report.write(run, tmp_path / "seen.html")
+    assert open_run(run.folder).request == run.request
+    made = write(run, tmp_path / "seen.html")
     page = made.html.read_text()
     bare = re.sub(r"<(style|script)>.*?</\1>|data:image/png;base64,[\w+/=]+", "", page, flags=re.S)
     assert "<img src=x" not in bare
@@ -104,7 +105,7 @@ def test_a_comparison_is_whole_escaped_and_the_same_in_three_files(space, tmp_pa
 def test_a_full_file_says_what_it_leaves_out(space, tmp_path):
     run = compared(space)
     (run.folder / "1.png").unlink()
-    made = report.write(run, tmp_path / "seen.html", budget=300)
+    made = write(run, tmp_path / "seen.html", budget=300)
     page = made.html.read_text()
     assert made.left_out > 0
     assert f"{made.left_out} pictures were left out" in page
@@ -116,17 +117,17 @@ def test_a_blind_test_has_a_report_only_after_its_end(space, tmp_path):
     blind_world.add_models(space)
     run = space.run(blind_world.drawn(desk, repeats=0.0, identical=0, obvious=0))
     with pytest.raises(UserError, match="only at the end"):
-        report.write(run, tmp_path / "no.html", votes=desk.votes)
+        write(run, tmp_path / "no.html", votes=desk.votes)
     assert not (tmp_path / "no.html").exists()
     with pytest.raises(UserError, match="has no report"):
-        report.write(run, tmp_path / "no.html")
+        write(run, tmp_path / "no.html")
     from vqdq.ui import blind
 
     asked = blind.vote(desk, run.id, "Ana <b>")
     while not asked["done"]:
         asked = blind.vote(desk, run.id, "Ana <b>", "a", asked["ballot"], asked["question"])
     blind.results(desk, run.id, reveal=True)
-    made = report.write(run, tmp_path / "yes.html", votes=desk.votes)
+    made = write(run, tmp_path / "yes.html", votes=desk.votes)
     page = made.html.read_text()
     assert "Ana &lt;b&gt;" in page
     assert "Ana <b>" not in page
@@ -146,7 +147,7 @@ def test_a_grid_is_a_table_of_its_pictures(space, tmp_path, monkeypatch):
     record = space.take()
     made = toy_grid.Engine(space).execute(record.request, record.folder, report=silent)
     space.finish(run, "done", result=dict(made))
-    written = report.write(space.run(run), tmp_path / "grid.html")
+    written = write(space.run(run), tmp_path / "grid.html")
     page = written.html.read_text()
     assert page.count("data:image/png;base64,") == 6
     assert [page.index(word) for word in ("seed 1", "seed 2", "seed 3")]
@@ -155,16 +156,16 @@ def test_a_grid_is_a_table_of_its_pictures(space, tmp_path, monkeypatch):
         (str(seed), prompt) for prompt in prompts for seed in (1, 2, 3)
     ]
     assert [row["shows_what_was_asked"] for row in rows] == ["True", "True", "False"] * 2
-    assert report.open_run(record.folder).request == record.request
+    assert open_run(record.folder).request == record.request
 
 
 def test_what_is_no_run_is_told(space, tmp_path):
     for folder, words in ((tmp_path / "absent", "no such folder"), (tmp_path, "holds no run")):
         with pytest.raises(UserError, match=words):
-            report.open_run(folder)
+            open_run(folder)
     run = space.submit(toy())
     with pytest.raises(UserError, match="no result yet"):
-        report.open_run(space.run(run).folder)
+        open_run(space.run(run).folder)
 
 
 def test_tables_hold_no_formulas():

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from vqdq import report as pages
 from vqdq.cli.checks import asking, check_models, new_path
 from vqdq.cli.terminal import Output, duration, size, table
 from vqdq.errors import UserError
@@ -22,6 +21,8 @@ from vqdq.jobs.requests import CompareRequest, GenerateRequest
 from vqdq.jobs.results import CompareResult, Distance, PictureSet
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
+from vqdq.report import bundle
+from vqdq.report.source import open_run
 
 
 def generate(options: argparse.Namespace, output: Output) -> int:
@@ -68,7 +69,7 @@ def compare(options: argparse.Namespace, output: Output) -> int:
         report = {"request": request.to_json(), **result, "pictures": sets}
         with disk_faults(target):
             write_json(part / "report.json", report)
-        pages.write(pages.open_run(part), part / "index.html", data="report")
+        bundle.write(open_run(part), part / "index.html", data="report")
         (part / FILE).unlink(missing_ok=True)  # all of it is in the report
         with disk_faults(target):
             part.rename(target)

@@ -6,13 +6,14 @@ import argparse
 from contextlib import closing
 from pathlib import Path
 
-from vqdq import report as pages
 from vqdq.cli.checks import asking, new_path
 from vqdq.cli.terminal import Output, size
 from vqdq.errors import UserError
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.votes import FOLDER, VoteStore
 from vqdq.report import card
+from vqdq.report.bundle import Written, write
+from vqdq.report.source import open_run
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             raise UserError("is missing.", where="--output", remedy="Name a new FILE.html.")
         if not options.output.lower().endswith((".html", ".htm")):
             raise UserError("is no HTML file.", where=options.output, remedy="Name a FILE.html.")
-        found = pages.open_run(_folder(options.run, Path(options.workspace)))
+        found = open_run(_folder(options.run, Path(options.workspace)))
     target = new_path(options.output)
     for suffix in (".csv", ".json"):
         new_path(str(target.with_suffix(suffix)))
@@ -52,12 +53,12 @@ def _folder(name: str, workspace: Path) -> Path:
     return Path(name).expanduser().absolute()
 
 
-def _write(found: RunRecord, target: Path) -> pages.Written:
+def _write(found: RunRecord, target: Path) -> Written:
     home = found.folder.parents[1] if len(found.folder.parents) > 1 else found.folder
     if found.kind != "blind" or not (home / FOLDER / "votes.sqlite").is_file():
-        return pages.write(found, target)
+        return write(found, target)
     with closing(VoteStore.of(home)) as votes:
-        return pages.write(found, target, votes=votes)
+        return write(found, target, votes=votes)
 
 
 def _card(options: argparse.Namespace, output: Output) -> int:

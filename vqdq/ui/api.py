@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from vqdq import report as pages
 from vqdq.errors import UserError
 from vqdq.jobs.inputs import in_words
 from vqdq.jobs.requests import GenerateRequest
 from vqdq.jobs.run import RunRecord
+from vqdq.report import bundle
 from vqdq.ui import blind, compare, compress, settings, targets
 from vqdq.ui.desk import DEFAULT_GOAL, Desk
 from vqdq.ui.settings import Aim, Wish
@@ -147,7 +147,7 @@ def build(desk: Desk) -> None:
         Returns the paths of the files, and the `url` of each below the server's address.
         """
         run = desk.workspace.run(run_id)
-        made = pages.write(run, run.folder / f"{run.id}.html", votes=desk.votes)
+        made = bundle.write(run, run.folder / f"{run.id}.html", votes=desk.votes)
         files = {"html": made.html, "csv": made.csv, "json": made.json}
         return {
             **{kind: str(path) for kind, path in files.items()},

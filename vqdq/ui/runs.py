@@ -11,11 +11,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from vqdq import report
 from vqdq.errors import UserError
 from vqdq.jobs.history import DiskUse, Search
 from vqdq.jobs.requests import KINDS
 from vqdq.jobs.run import STATES
+from vqdq.report import bundle
 from vqdq.ui import frontier, runs_models, runs_rows
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
@@ -101,7 +101,7 @@ def _act(desk: Desk, session: Session, data: dict[str, str]) -> Session:
             return session.looking(replace(look, page=max(0, int(data.get("page", 0)))))
         case "report":
             run = desk.workspace.run(data.get("run", ""))
-            report.write(run, run.folder / f"{run.id}.html", votes=desk.votes)
+            bundle.write(run, run.folder / f"{run.id}.html", votes=desk.votes)
         case "rename":
             desk.workspace.rename(data.get("run", ""), data.get("name", ""))
         case "delete-many":

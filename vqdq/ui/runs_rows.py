@@ -12,7 +12,7 @@ from vqdq.jobs import arithmetic
 from vqdq.jobs.history import Usage
 from vqdq.jobs.requests import CompressRequest, GenerateRequest, GridRequest, PlanRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.report import REPORTED
+from vqdq.report.bundle import REPORTED
 from vqdq.ui import header
 from vqdq.ui.desk import as_fault
 from vqdq.ui.runs_reveal import opener_command
