@@ -36,7 +36,9 @@ def main(prompt: str) -> None:
         )
         pictures = work / "pictures"
         pictures.mkdir()
-        request = CompareRequest(model="demo", variants=(str(output),), prompt=prompt, seed=SEED)
+        request = CompareRequest(
+            model="demo", variants=(str(output),), prompt=prompt, seed=SEED, floor=True
+        )
         result = compare.execute(
             request, pictures, cache=WarmPipelines(lambda reference: reference)
         )
@@ -46,6 +48,8 @@ def main(prompt: str) -> None:
             for name in NOT_YOURS:
                 picture.pop(name)
         result["images"] = {picture["variant"]: picture["image"] for picture in result["variants"]}
+        if result["floor"] is not None:
+            result["floor"]["seconds"] = 0.0
         kept = {k: v for k, v in result["certificate"].items() if k not in MADE_HERE}
         content = {
             "request": request.to_json() | {"variants": [LABEL]},
