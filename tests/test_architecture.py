@@ -18,6 +18,7 @@ FLOORS = {
     "vqdq.params": 0,
     "vqdq.packing": 0,
     "vqdq.tensors": 0,
+    "vqdq.waiting": 0,
     "vqdq.kernels": 1,
     "vqdq.codecs": 2,
     "vqdq.activations": 2,

@@ -16,10 +16,12 @@ from vqdq.cli.parser import COMMANDS, build_parser
 from vqdq.cli.terminal import HumanOutput, JsonOutput, WrongUse
 from vqdq.errors import UserError
 from vqdq.params import nearest
+from vqdq.waiting import settle
 
 # Before a hub library reads them: nothing is told to anybody.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
+settle(os.environ)  # and before torch reads it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

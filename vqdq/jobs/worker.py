@@ -22,6 +22,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.lock import Lock
 from vqdq.jobs.requests import Request
 from vqdq.jobs.store import Workspace
+from vqdq.waiting import settle
 
 PATIENCE_SECONDS = 1.2  # of the two seconds that a cancel may take
 WATCH_SECONDS = 0.1
@@ -137,7 +138,7 @@ class Worker:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops us
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env=settle(os.environ | {"PYTHONUNBUFFERED": "1"}),
             )
 
     def _watch(self) -> None:
