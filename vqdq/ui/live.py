@@ -46,6 +46,8 @@ class Session:
         dismissed: a stopped run that a person has put away.
         opened: ids of the tabs that were opened; what is costly to draw waits for that.
         looks: what is looked at, a frozen dataclass of each tab's own by its type.
+        arrived: what its address asks for was taken up; until then there is nothing to send, and a
+            late answer for a page that has not arrived would empty what it shows by now.
         sent: signature of what each region last received; one for all copies of a session, and
             written in place: a refresh that takes long must not undo what was clicked meanwhile.
     """
@@ -54,6 +56,7 @@ class Session:
     dismissed: str = ""
     opened: frozenset[str] = frozenset()
     looks: Mapping[type, object] = field(default_factory=dict[type, object])
+    arrived: bool = False
     sent: dict[str, str] = field(default_factory=dict[str, str])
 
     def showing(self, **runs: str) -> Session:
@@ -83,7 +86,7 @@ class Session:
 
     def fresh(self) -> Session:
         """Returns the session as a page has it that just opened: nothing was sent to it yet."""
-        return replace(self, sent={})
+        return replace(self, arrived=True, sent={})
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from vqdq.errors import UserError
 from vqdq.jobs import votes
 from vqdq.jobs.store import Workspace
 from vqdq.ui import api, blind, compare, compress, grid, header, inspect, provenance, runs, theme
+from vqdq.ui.blame_look import BlameLook
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
 from vqdq.ui.look import Look
@@ -33,7 +34,12 @@ HOMES = {
     "grid": "grid",
 }
 """The tab that shows a kind of run; the others are shown in the history."""
-LOOKS = {"compare": compare.CompareLook, "inspect": Look, "blind": blind.BlindLook}
+LOOKS = {
+    "compare": compare.CompareLook,
+    "inspect": Look,
+    "blame": BlameLook,
+    "blind": blind.BlindLook,
+}
 """What is looked at begins anew when another run of the kind is opened."""
 
 
@@ -64,7 +70,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             with gr.Tab("Runs", id="runs", render_children=True) as past:
                 parts += runs.build(desk, session, past)
         html(header.HELP, "vq-help")
-        clock = gr.Timer(TICK_SECONDS)
+        clock = gr.Timer(TICK_SECONDS, active=False)  # it starts when the page has arrived
         api.build(desk)
 
         regions = [
@@ -76,6 +82,8 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         targets = [region.component for region in regions]
 
         def refresh(state: Session) -> list[Any]:
+            if not state.arrived:
+                return [gr.skip()] * len(regions)
             try:
                 return follow(regions, state)
             except UserError:  # the index is busy: the clock asks again in a moment
@@ -93,9 +101,10 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                 state, chosen = state.entering(tab), gr.Tabs(selected=tab)
             card = _identity(desk)
             state = state.fresh()
-            return [card, chosen, *restore(asked, *values), *follow(regions, state), state]
+            running = gr.Timer(active=True)
+            return [card, chosen, *restore(asked, *values), *refresh(state), state, running]
 
-        outputs = [identity, tabs, *settings, *targets, session]
+        outputs = [identity, tabs, *settings, *targets, session, clock]
         page.load(arrive, [session, *inputs], outputs, **ACTION)
         clock.tick(refresh, session, targets, trigger_mode="once", **PRIVATE)
 
