@@ -152,7 +152,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
             Region(f"inspect {name}", component, _part(desk, name))
             for name, component in parts.items()
         ),
-        Region("inspect variants", variants, lambda _: _variants(desk)),
+        Region("inspect variants", variants, lambda s: _variants(desk, s)),
         *(
             Region(f"inspect {field} control", component, _asked(desk, field))
             for field, component in asked.items()
@@ -271,6 +271,12 @@ def _asked(desk: Desk, field: str) -> Callable[[Session], tuple[str, Any]]:
     return render
 
 
-def _variants(desk: Desk) -> tuple[str, Any]:
-    known = desk.variants()
-    return repr(known), gr.update(choices=known, value=[name for _, name in known[:1]])
+def _variants(desk: Desk, session: Session) -> tuple[str, Any]:
+    """The models to choose from; chosen are those of the capture on display, else the newest."""
+    known, run = desk.variants(), shown_run(desk, session)
+    names = [name for _, name in known]
+    asked = run.request.variants if run and isinstance(run.request, InspectRequest) else ()
+    chosen = [name for name in asked if name in names] or names[:1]
+    if run and not asked:
+        chosen = []  # FP16 alone was asked for
+    return f"{run.id if run else ''} {known!r}", gr.update(choices=known, value=chosen)

@@ -100,7 +100,8 @@ def code_words(codes: CodesRecord, *, half: str, halves: Sequence[str]) -> str:
     each = "" if scales == 1 else f" for each of {scales} scales ({codes.axis})"
     return (
         f"{total} levels{each}: {empty} never occur ({share(empty / total)}), "
-        f"{share(float(codes.clipped[at]))} of {int(codes.counted[at]):,} values lie beyond them."
+        f"{share(float(codes.clipped[at]))} of the {int(codes.counted[at]):,} values counted lie "
+        "beyond them."
     )
 
 
@@ -210,9 +211,8 @@ def surface(
             axes.set_ylabel(place, color=style.muted, fontsize=look.SMALL)
             axes.set_title(look.drawable(name), fontsize=look.TYPE, color=style.text)
     name, values = next(iter(maps.items()))
-    row, column = np.unravel_index(int(values.argmax()), values.shape)
-    at_channel = int(column * channels / values.shape[1])
-    at_place = int(row * places / values.shape[0])
+    at = first.half(half)  # the surface's cells hold several: the exact ones are known
+    at_channel, at_place = int(first.absmax[at].argmax()), int(first.position_absmax[at].argmax())
     words = (
         f"{name}: the peak of {digits(float(values.max()))} is at {place} {at_place + 1}, "
         f"channel {at_channel}."
