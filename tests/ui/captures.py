@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -106,27 +109,37 @@ def following(label: str, error: float) -> Following:
     )
 
 
+@cache
+def _recorded(variants: tuple[str, ...], attention: bool) -> tuple[dict[str, bytes], str]:
+    """Files of a capture and its result as JSON; drawn once a process, as it takes a second."""
+    with TemporaryDirectory() as name:
+        folder, parts = Path(name), []
+        for number, label in enumerate(variants, start=1):
+            model = variant()
+            part = side(folder, label, model, seed=number, attention=attention)
+            part |= {"trajectory": f"{label}-trajectory.npz", "weights": f"{label}-weights.npz"}
+            following(label, 0.1 * number).save(folder / part["trajectory"])
+            weight_records(toy.unet(), model).save(folder / part["weights"])
+            parts.append(part)
+        result = {
+            "prompt": PROMPT,
+            "layer": CONV,
+            "step": 1,
+            "steps": 3,
+            "seconds": 1.5,
+            "reference": side(folder, "reference", toy.unet(), attention=attention),
+            "variants": parts,
+        }
+        return {path.name: path.read_bytes() for path in folder.iterdir()}, json.dumps(result)
+
+
 def done(workspace: Workspace, *, variants: tuple[str, ...] = ("small",), attention=True) -> str:
     """Returns the id of a finished capture; each variant has more error than the one before."""
     workspace.submit(request(variants=variants))
     run = workspace.take()
     assert run is not None
-    parts = []
-    for number, name in enumerate(variants, start=1):
-        model = variant()
-        part = side(run.folder, name, model, seed=number, attention=attention)
-        part |= {"trajectory": f"{name}-trajectory.npz", "weights": f"{name}-weights.npz"}
-        following(name, 0.1 * number).save(run.folder / part["trajectory"])
-        weight_records(toy.unet(), model).save(run.folder / part["weights"])
-        parts.append(part)
-    result = {
-        "prompt": PROMPT,
-        "layer": CONV,
-        "step": 1,
-        "steps": 3,
-        "seconds": 1.5,
-        "reference": side(run.folder, "reference", toy.unet(), attention=attention),
-        "variants": parts,
-    }
-    workspace.finish(run.id, "done", result=result)
+    files, result = _recorded(variants, attention)
+    for name, content in files.items():
+        (run.folder / name).write_bytes(content)
+    workspace.finish(run.id, "done", result=json.loads(result))
     return run.id

@@ -14,6 +14,7 @@ import pytest
 
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.worker import Worker
+from vqdq.models import pipelines
 from vqdq.ui import page as studio_page
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
@@ -68,6 +69,23 @@ def _no_loops_left_behind() -> Iterator[None]:
     patch.setattr(gradio.queueing, "safe_get_lock", asyncio.Lock)
     patch.setattr(gradio.utils, "safe_get_lock", asyncio.Lock)
     patch.setattr(gradio.utils, "safe_get_stop_event", asyncio.Event)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_demo_is_read_once() -> Iterator[None]:
+    """Every desk asks for the shapes of the embedded model, which never change."""
+    patch, read, kept = pytest.MonkeyPatch(), pipelines.component, []
+
+    def component(model):
+        if model != pipelines.DEMO:
+            return read(model)
+        if not kept:
+            kept.append(read(model))
+        return kept[0]
+
+    patch.setattr(pipelines, "component", component)
     yield
     patch.undo()
 

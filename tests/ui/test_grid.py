@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import time
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.ui.conftest import Studio, photograph, visit
+from tests.ui.conftest import photograph, visit
 from vqdq.jobs import grid_records
 from vqdq.jobs.requests import Axis, GridRequest
-from vqdq.jobs.store import Workspace
-from vqdq.jobs.worker import Worker
-from vqdq.ui import page as studio_page
 
 PROMPTS = (
     "a large red circle on a plain navy background",
     "a small blue ring on a striped mint background",
 )
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    workspace = Workspace.open(tmp_path_factory.mktemp("grids"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    blocks = studio_page.build(workspace, "demo")
-    options = studio_page.launch_options(workspace, host="127.0.0.1", port=port, auth=None)
-    with Worker(workspace, engine="tests.ui.toy_grid"):
-        _, url, _ = blocks.launch(prevent_thread_lock=True, **options)
-        yield Studio(url=url, workspace=workspace)
-        blocks.close(verbose=False)
-    workspace.close()
 
 
 def wait_until(tab, condition, seconds=60):

@@ -1,7 +1,7 @@
 """An engine for the page's tests: the real shapes of results, pictures of the demo world, no model.
 
-Comparisons are in `toy_compare`. A compression takes as long as `VQDQ_TOY_LAYER_SECONDS` says for
-each layer; a model whose name holds "broken" fails in the middle.
+Comparisons are in `toy_compare`, grids in `toy_grid`. A compression takes as long as
+`VQDQ_TOY_LAYER_SECONDS` says for each layer; a model whose name holds "broken" fails in the middle.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import dataclasses
 import os
 import time
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
-from tests.ui import blind_world, toy_compare
+from tests.ui import blind_world, toy_compare, toy_grid
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, pairs
 from vqdq.jobs.inputs import in_words
@@ -21,6 +22,7 @@ from vqdq.jobs.requests import (
     CompareRequest,
     CompressRequest,
     GenerateRequest,
+    GridRequest,
     PlanRequest,
 )
 from vqdq.jobs.votes import VoteStore
@@ -28,6 +30,8 @@ from vqdq.models import pipelines
 from vqdq.progress import Event
 from vqdq.recipe import resolve
 from vqdq.rules import Rule
+
+component = cache(pipelines.component)
 
 
 class Engine:
@@ -53,6 +57,8 @@ class Engine:
             with closing(VoteStore.of(self.place)) as votes:
                 protocol = votes.protocol(request.test)
             return pairs.draw_all(protocol, folder, blind_world.paint, report=report)
+        if isinstance(request, GridRequest):
+            return toy_grid.execute(request, folder, self.place, report)
         assert isinstance(request, CompareRequest)
         return toy_compare.compare(request, folder, report)
 
@@ -66,15 +72,15 @@ class Engine:
         self.stage(report, "record", 4)
         self.stage(report, "sensitivity", 8)
         self.stage(report, "distortion", 8)
-        component = pipelines.component(request.model)
-        before = resolve(request.recipe, component)
+        shapes = component(request.model)
+        before = resolve(request.recipe, shapes)
         kind = type(request.recipe.rules[-1].params)
         rules = tuple(
             Rule(pattern=item.layer.name, method="trellis", params=kind(bits=2 + number % 3))
             for number, item in enumerate(before.quantized)
         )
         recipe = dataclasses.replace(request.recipe, name="toy-plan", rules=rules)
-        after = resolve(recipe, component)
+        after = resolve(recipe, shapes)
         Path(request.sensitivity).write_text("{}")
         return {
             "recipe": recipe.to_json(),
@@ -98,7 +104,7 @@ class Engine:
         }
 
     def compress(self, request, report):
-        plan = resolve(request.recipe, pipelines.component(request.model))
+        plan = resolve(request.recipe, component(request.model))
         calibrated = request.recipe.calibration is not None
         if calibrated:
             self.stage(report, "record", 8)

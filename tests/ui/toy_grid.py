@@ -1,4 +1,4 @@
-"""An engine that draws grids by the real job with a toy in the place of the model.
+"""Grids for the page's tests: the real job with a toy in the place of the model.
 
 A prompt that holds "yellow" fails until the file "mended" lies in the workspace; while the file
 "slow" lies there, a picture takes long. Seed 3 forgets the background.
@@ -7,6 +7,8 @@ A prompt that holds "yellow" fails until the file "mended" lies in the workspace
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -21,17 +23,18 @@ from vqdq.progress import Event
 PARTS = ("passed", "count", "shapes", "colours", "sizes", "relation", "background")
 
 
-class Engine:
-    def __init__(self, workspace, _warm=()):
-        self.place = workspace.path
-        grid.draw = self.draw
+def execute(request, folder, place, report):
+    """The real job, in a process of its own, so that its model may be replaced for good."""
+    toy = Toy(place)
+    grid.draw = toy.draw
+    return grid.execute(request, folder, report=report, cache=toy)
 
-    def idle(self):
-        return False
 
-    def execute(self, request, folder, *, report):
-        report(Event(stage="load", message=request.model))
-        return grid.execute(request, folder, report=report, cache=self)
+@dataclass
+class Toy:
+    """Stands in for the warm pipelines and for what they draw."""
+
+    place: Path
 
     def get(self, reference, *, report):
         del report
