@@ -244,6 +244,13 @@ def test_a_region_finds_the_damage_that_is_in_it() -> None:
     assert found.damage_db(REGION)[1] == math.inf
     assert np.allclose(found.by_step(REGION)[1][:, 1], 0.0)
     lost = reference.left.weight - variant.left.weight  # type: ignore[union-attr]
+    # So does the estimate of whom to measure.
+    few = blamed(reference, variant, data, calls=3, worst=1, mask=mask)
+    assert few.measured.tolist() == [True, False]
+    assert few.estimate[1] == 0.0
+    assert few.estimate[0] == pytest.approx(10 ** (-few.damage_db(REGION)[0] / 10), rel=0.8)
+    everywhere = blamed(reference, variant, data, calls=3, worst=1)
+    assert everywhere.measured.tolist() == [False, True]
     for number, call in enumerate(made):
         half = torch.nn.functional.conv2d(call.args[0][..., :4], lost.detach())
         assert found.error[REGION, number] == pytest.approx(float(half.square().sum()), rel=1e-4)

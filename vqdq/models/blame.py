@@ -122,7 +122,7 @@ def blamed(
     found = _empty(models, names, chosen, judge)
     measured = tuple(range(len(names)))
     if worst is not None:
-        estimate = _estimated(models, names, trajectories, report)
+        estimate = _estimated(models, names, trajectories, judge.weights, report)
         found = replace(found, estimate=estimate)
         measured = found.ranked("estimate")[: max(1, worst)]
         measured = tuple(sorted(measured))
@@ -328,17 +328,27 @@ def _relative(models: _Models, name: str, shares: Sequence[float] = ()) -> float
 
 
 def _estimated(
-    models: _Models, names: tuple[str, ...], trajectories: Trajectories, report: Report
+    models: _Models,
+    names: tuple[str, ...],
+    trajectories: Trajectories,
+    places: torch.Tensor | None,
+    report: Report,
 ) -> Floats:
-    """Returns the loss of every layer to first order: of its weight, and of its rounded input."""
+    """Returns the loss of every layer to first order: of its weight, and of its rounded input.
+
+    Args:
+        places: weights of the places of a prediction where a region was marked.
+    """
     effects = measure(
-        models.reference, trajectories, names, calls=_ESTIMATING, report=report
+        models.reference, trajectories, names, calls=_ESTIMATING, weights=places, report=report
     ).effects
     weights = [effects[name].guided * _relative(models, name, effects[name].rows) for name in names]
     inputs: Mapping[str, Any] = {}
     if any(models.packed(name).input is not None for name in names):
         calls = spread_calls(trajectories, _ESTIMATING)
-        inputs = input_costs(models.variant, calls, trajectories.guidance, report=report)
+        inputs = input_costs(
+            models.variant, calls, trajectories.guidance, weights=places, report=report
+        )
     rounded = [inputs[name].guided if name in inputs else 0.0 for name in names]
     return np.array(weights) + np.array(rounded)
 

@@ -31,7 +31,7 @@ class BlameReport:
         weights: how many; `bytes`: stored, parameters of the input included.
         relative_error: ‖W − Ŵ‖² / ‖W‖².
         estimate: ESTIMATED squared error of the prediction / its energy of this layer alone, to
-            first order; NaN where no estimate was asked for.
+            first order, in the region where one was given; NaN where none was asked for.
         steps, timesteps, prompts: of the recorded calls; the first prompt of each.
         signal: what the reference predicts, [areas, calls]; `error`: of the variant as it is.
         repaired: error left when the layer is put back to 16 bits, weight and input,
@@ -143,7 +143,7 @@ class BlameReport:
 
         Args:
             by: "gain": quality regained by a repair; "damage": lowest SQNR alone; "share": both;
-                "estimate": to first order, of the whole picture.
+                "estimate": to first order, of the region where one was given.
         """
         scores = {
             "gain": self.gain_db(area),

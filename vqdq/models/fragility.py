@@ -52,6 +52,7 @@ def input_costs(
     *,
     probes: int = 2,
     seed: int = 0,
+    weights: torch.Tensor | None = None,
     report: Report = silent,
 ) -> dict[str, InputCost]:
     """Returns the cost of each quantized input of a model, by layer; the model comes back as it is.
@@ -62,6 +63,7 @@ def input_costs(
         module: a denoiser with calibrated inputs.
         calls: recorded calls of the full-precision model, over many noise levels.
         probes: sign vectors a call, for each of the two kinds of prediction.
+        weights: of the places of a prediction, as in `sensitivity.measure`.
         report: stage "protect", one unit a call; may raise `Cancelled`.
 
     Raises:
@@ -83,6 +85,7 @@ def input_costs(
                 output = replay(module, call)
                 for kind in (False, True):
                     seen = guided(output, call, guidance) if kind else output
+                    seen = seen if weights is None else seen * weights.to(seen).sqrt()
                     energy[kind] += float(seen.detach().double().square().sum())
                     probe.guided, probe.share = kind, 1 / probes
                     for number in range(probes):

@@ -128,6 +128,7 @@ def measure(
     calls: int = 20,
     probes: int = 1,
     seed: int = 0,
+    weights: torch.Tensor | None = None,
     report: Report = silent,
 ) -> Sensitivity:
     """Returns the effect of each layer, all layers from the same backward passes.
@@ -139,6 +140,8 @@ def measure(
         calls: recorded calls that are probed, spread over steps and prompts.
         probes: random sign vectors a call, for each of the two kinds of prediction. A probe keeps
             the activations of one forward pass, and the gradient of one layer at a time.
+        weights: how much each place of a prediction counts, see `region.region_weights`; None:
+            all alike. The error Σ w e² is that of √w times the prediction.
         report: stage "sensitivity", one unit a call; may raise `Cancelled`.
 
     Raises:
@@ -156,6 +159,7 @@ def measure(
                 output = replay(module, call).float()
                 for kind in kinds:
                     seen = guided(output, call, trajectories.guidance) if kind else output
+                    seen = seen if weights is None else seen * weights.to(seen).sqrt()
                     signal[kind] += float(seen.detach().double().square().sum())
                     for number in range(probes):
                         last = kind == kinds[-1] and number == probes - 1
