@@ -90,7 +90,7 @@ def usage(found: Usage) -> str:
         return '<p class="vq-disk vq-muted">Counting bytes</p>'
     parts = [("models", sum(found.models.values()))]
     parts += [(KIND_WORDS.get(kind, kind).lower(), n) for kind, n in found.by_kind().items()]
-    parts.append(("index", found.other))
+    parts.append(("index and logs", found.other))
     shown = [(name, n) for name, n in parts if n]
     bar = "".join(f'<i style="flex-grow:{n}"></i>' for _, n in shown)
     words = " · ".join(f"{escape(name)} {size(n)}" for name, n in shown)

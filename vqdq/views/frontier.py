@@ -191,15 +191,15 @@ def _caption(found: Frontier) -> str:
     counts = [p.count for p in points]
     if not counts:
         return "No model has been measured on this yet."
+    joined = "The line joins the models that no other beats in both."
+    if max(counts) == 1:
+        return f"One picture of each model. {joined}"
     span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     plain = found.quality.name not in ("alignment", "blind")
     noun = {"blind": "decisive pairs"}.get(found.quality.name, "pictures")
     what = "Median" if plain else "Share"
     bars = "95 % interval, the whole range below six pictures" if plain else "95 % interval"
-    return (
-        f"{what} over n = {span} {noun} a model; bars: {bars}. The line joins the models that no"
-        " other beats in both."
-    )
+    return f"{what} over n = {span} {noun} a model; bars: {bars}. {joined}"
 
 
 def _table(found: Frontier) -> data.Plotted:
