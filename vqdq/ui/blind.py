@@ -284,14 +284,16 @@ def _home(desk: Desk, session: Session) -> str:
         back = blind_tests.BACK if tests else ""
         return f"{back}{_WHY}"
     return (
-        '<div class="vq-blind-home"><div class="vq-blind-bar"><h2>Blind tests</h2>'
+        '<div class="vq-blind-home" data-shown-run=""><div class="vq-blind-bar">'
+        "<h2>Blind tests</h2>"
         '<button type="button" class="primary" data-act="make">New test</button></div>'
         f"{tests}</div>"
     )
 
 
 _WHY = (
-    '<div class="vq-blind-why"><h2>Ask people, without telling them which is which</h2><p>Numbers'
+    '<div class="vq-blind-why" data-shown-run=""><h2>Ask people, without telling them which'
+    " is which</h2><p>Numbers"
     " miss what people see. Two pictures of one prompt and one noise, side and order by lot,"
     " results only at the end, and words that say no more than the votes do.</p></div>"
 )

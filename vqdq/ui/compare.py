@@ -28,7 +28,7 @@ from vqdq.ui.wording import escape, file_url, roughly
 
 FIRST_LOOK = ASSETS / "first-look"
 STEPS, GUIDANCE = 20, 3.0
-SHOWN = 4  # variants that the page offers at once
+SHOWN = 4  # variants beside the original at once: as many as there are colours
 CHEAP_SECONDS = 1.5  # up to which the floor is measured unasked
 SMALL = 50_000_000  # parameters of a model whose floor is cheap before anything was drawn
 
@@ -69,7 +69,9 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
             beside = html(blank_numbers(), "vq-compare-numbers", elem_classes=["vq-follow"])
         sets = html("", "vq-batch")
         with gr.Row(elem_classes=["vq-options"]):
-            chosen = gr.CheckboxGroup([], label="Compressed models to show", elem_id="vq-variants")
+            chosen = gr.CheckboxGroup(
+                [], label=f"Compressed models to show, up to {SHOWN}", elem_id="vq-variants"
+            )
             steps = gr.Slider(1, 50, STEPS, step=1, label="Steps", elem_id="vq-steps", buttons=[])
             guidance = gr.Slider(
                 0, 12, GUIDANCE, step=0.1, label="Guidance", elem_id="vq-guidance", buttons=[]
@@ -196,6 +198,12 @@ def submit_batch(
     """
     names = tuple(str(name) for name in variants)
     known = {name for _, name in desk.variants()}
+    if len(names) > SHOWN:
+        raise UserError(
+            f"{len(names)} compressed models are too many to look at side by side.",
+            where="variants",
+            remedy=f"Choose at most {SHOWN}; the Grid tab draws with more.",
+        )
     for name in names:
         if name not in known:
             raise UserError(

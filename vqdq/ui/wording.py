@@ -80,7 +80,9 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return UNKNOWN
     if seconds < 9.95:
-        return f"{seconds:.2g} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms"
+        if seconds < 0.1:
+            return f"{seconds * 1000:.0f} ms"
+        return f"{seconds:.1f} s" if seconds >= 0.995 else f"{seconds:.2g} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
