@@ -224,7 +224,8 @@ def _ranking(values: BlameResult, look: BlameLook, area: str, recorded: bool) ->
     rows = ordered(values["layers"], area, look.by)
     some = rows if look.everything else rows[:FIRST]
     most = max((_share(row, area) for row in rows), default=0.0)
-    body = "".join(_row(row, area, most, recorded) for row in some)
+    estimated = area == ("region" if values["region"] else "whole")
+    body = "".join(_row(row, area, most, recorded, estimated) for row in some)
     more = ""
     if len(rows) > FIRST:
         words = f"The worst {FIRST}" if look.everything else f"All {len(rows)} layers"
@@ -249,11 +250,13 @@ def _ranking(values: BlameResult, look: BlameLook, area: str, recorded: bool) ->
     )
 
 
-def _row(row: BlamedLayer, area: str, most: float, recorded: bool) -> str:
+def _row(row: BlamedLayer, area: str, most: float, recorded: bool, estimated: bool) -> str:
+    """One layer; `estimated` when its estimate is of this area."""
     scores: Any = row[_key(area)]
     if scores is None:
         bar, gain = '<span class="vq-muted">not measured</span>', "–"
-        alone = f"≈ {digits(row['estimate_db'])} dB" if row["estimate_db"] is not None else "–"
+        near = row["estimate_db"] if estimated else None
+        alone = "–" if near is None else f"≈ {digits(near)} dB"
         alone = f'<span class="vq-muted" title="Estimated, to first order">{alone}</span>'
     else:
         part = _share(row, area)
