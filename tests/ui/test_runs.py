@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,7 +100,7 @@ def test_a_link_opens_its_run(tab, studio, earlier) -> None:
 
 
 @pytest.fixture(scope="module")
-def compared(studio) -> list[str]:
+def compared(studio) -> Iterator[list[str]]:
     """Two models with their recipes, and three comparisons of both."""
     desk = Desk(studio.workspace, "demo")
     names = ["frontier-2bit", "frontier-3bit"]
@@ -124,7 +126,9 @@ def compared(studio) -> list[str]:
         for n in range(3)
     ]
     ended(studio.workspace, runs)
-    return runs
+    yield runs
+    for name in names:  # a grid of another file would take these for models of its recipes
+        shutil.rmtree(studio.workspace.models_folder / name)
 
 
 def ended(workspace, runs: list[str]) -> None:
