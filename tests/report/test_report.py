@@ -145,7 +145,7 @@ def test_a_grid_is_a_table_of_its_pictures(space, tmp_path, monkeypatch):
     axes = (Axis(name="seed", values=(1, 2, 3)), Axis(name="prompt", values=prompts))
     run = space.submit(GridRequest(model="demo", axes=axes, prompt="", steps=1))
     record = space.take()
-    made = toy_grid.Engine(space).execute(record.request, record.folder, report=silent)
+    made = toy_grid.execute(record.request, record.folder, space.path, silent)
     space.finish(run, "done", result=dict(made))
     written = write(space.run(run), tmp_path / "grid.html")
     page = written.html.read_text()
