@@ -145,7 +145,7 @@ def _offers(desk: Desk, run: RunRecord, values: BlameResult, look: BlameLook, na
     offer = offers[place]
     note = chip("measured", "Measured with all of these repairs in place, on the same steps.")
     everywhere = (
-        f" In the whole picture {digits(offer['whole_db'] - values['before_db'])} dB."
+        f" In the whole picture {_signed(offer['whole_db'] - values['before_db'])} dB."
         if values["region"]
         else ""
     )
@@ -170,8 +170,8 @@ def _offers(desk: Desk, run: RunRecord, values: BlameResult, look: BlameLook, na
         f'<div class="vq-offers" role="group" aria-label="Sets of repairs">{cards}</div>'
         f'<div class="vq-offer-full"><p role="status">{escape(sentence)} {note}{everywhere}</p>'
         f'<p class="vq-muted">{size(offer["total_bytes"])} instead of'
-        f" {size(values['variant_bytes'])}: exact. Expected were"
-        f" {digits(offer['predicted_gain_db'])} dB.{again}</p>"
+        f" {size(values['variant_bytes'])}: exact. From each layer alone"
+        f" {_signed(offer['predicted_gain_db'])} dB were expected.{again}</p>"
         f'<ul class="vq-blame-names">{names}</ul><div class="vq-actions">'
         '<button type="button" class="vq-button primary" data-act="mend">Compress with this repair'
         f"</button>{beside}</div></div>"
@@ -185,7 +185,7 @@ def _card(index: int, offer: Offer, on: bool) -> str:
     bits = views.bits_in_words(offer["bits"])
     added = size(abs(offer["added_bytes"]))
     sign = "+" if offer["added_bytes"] >= 0 else "−"
-    gain = f"{'+' if offer['gain_db'] > 0 else ''}{digits(offer['gain_db'])} dB"
+    gain = f"{_signed(offer['gain_db'])} dB"
     return (
         f'<button type="button" class="vq-card vq-offer" data-act="offer" data-value="{index}"'
         f' aria-pressed="{str(on).lower()}"><b>{gain}</b><span>{sign}{added}</span>'
@@ -294,6 +294,10 @@ def _with_error(value: float | None, error: float | None, places: int) -> str:
     """Decibels below each other: as many places in every row."""
     words = "∞" if value is None else f"{value:.{places}f} dB".replace("-", "−")
     return words if error is None else f"{words} <small>± {error:.{places}f}</small>"
+
+
+def _signed(gain: float) -> str:
+    return f"{'+' if gain > 0 else ''}{digits(gain)}"
 
 
 def _share(row: BlamedLayer, area: str) -> float:

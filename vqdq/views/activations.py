@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from vqdq.capture.records import LayerRecord
-from vqdq.capture.streams import bin_edges
+from vqdq.capture.streams import OUTLIER, bin_edges
 from vqdq.views import data
 from vqdq.views import style as look
 from vqdq.views.layer_map import layer_map
@@ -221,7 +221,7 @@ def _scale(axes: Axes, low: float, high: float, style: Style) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: digits(float(value)))
         axes.minorticks_off()
     axes.set_ylim(low - 0.12 * (high - low), high + 0.16 * (high - low))
-    for level in (-6.0, 6.0):
+    for level in (-OUTLIER, OUTLIER):
         if low < level < high:
             axes.axhline(level, color=style.muted, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
     axes.axhline(0, color=style.line, linewidth=0.8, zorder=0)
@@ -236,10 +236,13 @@ def _mark_largest(
     up = record.maximum[at][channel] >= -record.minimum[at][channel]
     value = float(record.maximum[at][channel] if up else record.minimum[at][channel])
     right = place < 0.85 * len(order)
+    low, high = axes.get_ylim()
+    gap = abs(value) - OUTLIER  # the dashed line there would cross the words
+    beside = 0.0 if abs(gap) > 0.08 * (high - low) else 8.0 if (gap >= 0) == up else -8.0
     axes.annotate(
         f"channel {channel}: {digits(value)}",
         (place, value),
-        xytext=(6 if right else -6, 0),
+        xytext=(6 if right else -6, beside),
         textcoords="offset points",
         ha="left" if right else "right",
         va="center",

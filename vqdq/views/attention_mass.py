@@ -172,7 +172,7 @@ def self_attention(
             if index == len(records) - 1:
                 look.colour_bar(figure.colorbar(image, ax=axes, pad=0.03), style, "mean score")
         tallest = max(tallest, float(parts[1:].max()))
-        sentences.append(f"{name}: {share(float(parts[0]) / 100)} of the scores are below 2^−24.")
+        sentences.append(f"{name}: {share(float(parts[0]) / 100)} of the scores are below 2⁻²⁴.")
     seen = np.flatnonzero(sum(table.columns["scores_percent"] for table in tables.values()) > 0)
     grid[0].set_xlim(float(edges[seen[0]]) if len(seen) else -24.5, 0.25)
     grid[0].set_ylim(0, 1.1 * tallest)  # the first bin is open, and may hold half of the scores

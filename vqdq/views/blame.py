@@ -112,16 +112,17 @@ def layer_steps(
     )
     look.quiet(axes, style)
     axes.set_yticks(range(len(places)), [look.drawable(brief(found.names[at])) for at in places])
-    axes.set_xticks(range(len(steps)), [str(step + 1) for step in steps])
+    marks = range(0, len(steps), 2 if style.narrow and len(steps) > 4 else 1)
+    axes.set_xticks(list(marks), [str(steps[mark] + 1) for mark in marks])
     axes.set_xlabel("sampler step")
     samples = f"{len(places)} layers × {len(steps)} steps"
     look.title(axes, samples if style.narrow else f"{samples} · {_AREAS[area]}", style)
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=36)
     look.colour_bar(bar, style, "regained (dB)")
-    marks = np.array([-1, -0.25, -0.0625, 0, 0.0625, 0.25, 1])
+    parts = np.array([-1, -0.25, -0.0625, 0, 0.0625, 0.25, 1])
     bar.set_ticks(
-        list(np.sign(marks) * np.sqrt(np.abs(marks)) * limit),
-        labels=[digits(float(mark * limit**2)) for mark in marks],
+        list(np.sign(parts) * np.sqrt(np.abs(parts)) * limit),
+        labels=[digits(float(part * limit**2)) for part in parts],
     )
     words = "No layer was measured."
     if finite.size:
@@ -162,10 +163,10 @@ def repairs(offers: Sequence[Offer], style: Style) -> View:
             linewidth=1.8,
             label=bits_in_words(bits),
         )
-        for each, size in zip(mine, sizes, strict=True):
+        for label, size, after in _counts(mine, offers):
             axes.annotate(
-                str(len(each["layers"])),
-                (size, each["after_db"]),
+                label,
+                (size, after),
                 xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
@@ -199,6 +200,33 @@ def repairs(offers: Sequence[Offer], style: Style) -> View:
             names=np.array([" ".join(each["layers"]) for each in offers]),
         ),
     )
+
+
+def _counts(mine: Sequence[Offer], offers: Sequence[Offer]) -> list[tuple[str, float, float]]:
+    """Returns how many layers each set of one kind repairs, and where: MB, dB.
+
+    Sets that lie on each other get one label at the highest of them: "1–7".
+    """
+    places = np.array([(each["added_bytes"] / 1e6, each["after_db"]) for each in offers])
+    near = 0.04 * np.maximum(np.ptp(places, axis=0), 1e-9)
+    heaps: list[list[Offer]] = []
+    for each in mine:
+        last = heaps[-1][-1] if heaps else None
+        if (
+            last is not None
+            and abs(each["added_bytes"] - last["added_bytes"]) / 1e6 < near[0]
+            and abs(each["after_db"] - last["after_db"]) < near[1]
+        ):
+            heaps[-1].append(each)
+        else:
+            heaps.append([each])
+    found: list[tuple[str, float, float]] = []
+    for heap in heaps:
+        counts = sorted({len(each["layers"]) for each in heap})
+        label = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+        top = max(heap, key=lambda each: each["after_db"])
+        found.append((label, top["added_bytes"] / 1e6, top["after_db"]))
+    return found
 
 
 def bits_in_words(bits: int | None) -> str:
