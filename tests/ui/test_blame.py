@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vqdq.progress import Event, silent
 from vqdq.ui import blame, blame_result, blame_stage, page
 from vqdq.ui.blame_look import BlameLook
 from vqdq.ui.desk import Desk
-from vqdq.ui.live import Session
+from vqdq.ui.live import Region, Session
 from vqdq.ui.look import Look, Screen
 
 INSIDE = Session().entering("inspect")
@@ -113,10 +114,17 @@ def desk(tmp_path: Path):
     workspace.close()
 
 
-def _parts(desk: Desk, session: Session = INSIDE) -> dict[str, Any]:
+@cache
+def _regions(desk: Desk) -> tuple[Region, ...]:
+    """The regions of the part, built once for a desk."""
     with gr.Blocks(analytics_enabled=False):
-        regions = blame.build(desk, gr.State(session)).regions
-    return {region.name.removeprefix("blame "): region.render(session)[1] for region in regions}
+        return tuple(blame.build(desk, gr.State(Session())).regions)
+
+
+def _parts(desk: Desk, session: Session = INSIDE) -> dict[str, Any]:
+    return {
+        region.name.removeprefix("blame "): region.render(session)[1] for region in _regions(desk)
+    }
 
 
 def test_it_says_what_is_missing_and_how_to_get_it(desk: Desk) -> None:

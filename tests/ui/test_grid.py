@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import time
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from tests.ui.conftest import photograph, visit
+from tests.ui.test_page import wait_until
 from vqdq.jobs import grid_records
 from vqdq.jobs.requests import Axis, GridRequest
 
@@ -17,13 +17,6 @@ PROMPTS = (
     "a small blue ring on a striped mint background",
 )
 pytestmark = pytest.mark.browser
-
-
-def wait_until(tab, condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        tab.wait_for_timeout(100)
 
 
 def pick(tab, name, option):

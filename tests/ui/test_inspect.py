@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import gradio as gr
 import pytest
 
@@ -14,7 +16,7 @@ from vqdq.ui import inspect
 from vqdq.ui.desk import Desk
 from vqdq.ui.inspect_clicks import again, looked, turned
 from vqdq.ui.inspect_shown import status_html
-from vqdq.ui.live import Session, follow
+from vqdq.ui.live import Region, Session, follow
 from vqdq.ui.look import SECTIONS, Look, Screen
 
 NAMES = tuple(name for name, _ in SECTIONS)
@@ -34,10 +36,16 @@ def desk(workspace) -> Desk:
     return Desk(workspace, "demo")
 
 
+@cache
+def _regions(desk: Desk) -> tuple[Region, ...]:
+    """The regions of the tab, built once for a desk."""
+    with gr.Blocks(analytics_enabled=False), gr.Tab("Inspect") as tab:
+        return tuple(inspect.build(desk, gr.State(Session()), tab).regions)
+
+
 def _parts(desk: Desk, session: Session = INSIDE) -> dict[str, str]:
     """What the regions of the tab show, by their names."""
-    with gr.Blocks(analytics_enabled=False), gr.Tab("Inspect") as tab:
-        regions = inspect.build(desk, gr.State(session), tab).regions
+    regions = _regions(desk)
     found = {region.name: region.render(session)[1] for region in regions}
     assert len(follow(regions, session)) == len(regions)
     return found

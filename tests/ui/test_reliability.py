@@ -62,10 +62,11 @@ def test_cancel_stops_within_two_seconds_and_leaves_nothing_half_written(tab, st
     cancel.wait_for()
     wait_until(tab, lambda: studio.workspace.active().state == "running")
     run = studio.workspace.active()
+    before = studio.workspace.run(run.id).done
     cancel.click()
-    start = time.monotonic()
-    wait_until(tab, lambda: studio.workspace.run(run.id).state == "cancelled", 15)
-    assert time.monotonic() - start < 4  # two seconds, and the click's way on a busy machine
+    wait_until(tab, lambda: studio.workspace.run(run.id).state == "cancelled")
+    # Two seconds and the click's way, counted in layers of 0.3 s, which a busy machine prolongs.
+    assert studio.workspace.run(run.id).done - before <= 13
     slow.unlink()
     tab.locator("#vq-status [data-act=resume]").wait_for()
     assert not (studio.workspace.models_folder / run.request.name).exists()

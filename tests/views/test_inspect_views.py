@@ -179,7 +179,8 @@ def test_the_histogram_is_a_density_over_a_comb(activity):
         combs = view.figure.axes[1].lines
         assert len(combs) == min(scales, values.COMBS)
         np.testing.assert_allclose(combs[0].get_xdata()[::3], codes.levels(0))
-        assert "12 never occur (75.0 %), 10.0 % of the 40 values counted lie beyond them" in view.caption
+        told = "12 never occur (75.0 %), 10.0 % of the 40 values counted lie beyond them"
+        assert told in view.caption
         _check(view)
 
 
