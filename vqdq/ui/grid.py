@@ -12,12 +12,12 @@ from vqdq.errors import UserError
 from vqdq.jobs import grid_sheet
 from vqdq.jobs.grid_cost import Cost
 from vqdq.jobs.requests import GridRequest
-from vqdq.ui import grid_form, grid_table, header
+from vqdq.ui import grid_form, grid_state, grid_table, header
 from vqdq.ui.desk import Desk, as_fault
 from vqdq.ui.grid_form import GridForm
 from vqdq.ui.grid_state import cost_of, shown, shown_run, submit
 from vqdq.ui.grid_table import Shown
-from vqdq.ui.live import ACTION, Part, Region, Session, Wire, clicked, html, markup
+from vqdq.ui.live import ACTION, PRIVATE, Part, Region, Session, Wire, clicked, html, markup
 from vqdq.ui.wording import chip, count, escape, file_url, moment, roughly, shorten, size
 
 EARLIER = 8
@@ -65,6 +65,8 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
         def turn(*values: Any, side: str = side) -> list[Any]:
             return form.turned(side, values)
 
+        names = form.controls[f"{side}.names"]
+        names.focus(form.offered, form.controls[side], names, **PRIVATE)
         form.controls[side].input(turn, sides, list(form.areas.values()), **ACTION)
 
     def begin(state: Session, *values: Any) -> tuple[Session, str]:
@@ -122,7 +124,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
         Region("grid models", form.controls["variant"], lambda _: _variants(desk)),
         Region("grid earlier", earlier, markup(lambda s: _earlier(desk, s))),
     ]
-    return Part(regions=regions, wires=wires, doors=[status, earlier])
+    return Part(regions=regions, wires=wires, doors=[status, cell, earlier])
 
 
 def status_html(desk: Desk, session: Session) -> str:
@@ -237,7 +239,9 @@ def _arrivals(desk: Desk, session: Session) -> str:
 def _large(desk: Desk, session: Session) -> str:
     key = session.look(GridLook).cell
     found = shown(desk, session) if key else None
-    return "" if found is None else grid_table.large(found, key)
+    if found is None:
+        return ""
+    return grid_table.large(found, key, grid_state.variant_of(desk, found, key))
 
 
 def _tools(desk: Desk, session: Session) -> str:
@@ -282,7 +286,7 @@ def _saved(desk: Desk, state: Session, act: str) -> tuple[Session, str]:
 
 def _as_cell(found: Shown, key: str) -> GridRequest:
     """The request with the settings of one cell where no axis changes them."""
-    picture = next((p for p in found.grid.pictures if p.key == key), None)
+    picture = grid_state.picture_of(found, key)
     if picture is None:
         return found.request
     return replace(

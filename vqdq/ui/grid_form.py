@@ -129,6 +129,10 @@ class GridForm:
             )
         return [text, names]
 
+    def offered(self, name: str) -> Any:
+        """Returns the update of a direction's names that offers what there is by now."""
+        return gr.update(choices=choices(self.desk, name)) if name in NAMES else gr.skip()
+
     def filled(self, request: GridRequest) -> list[Any]:
         """Returns updates of the controls (not of the chooser's) that show `request` again."""
         sides = dict(zip((side for side, _ in SIDES), (*request.axes, None, None), strict=False))

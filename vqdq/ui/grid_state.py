@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vqdq.errors import UserError
 from vqdq.jobs import costs, grid_cost, grid_records
-from vqdq.jobs.grid_cells import Grid, expand
+from vqdq.jobs.grid_cells import Grid, Picture, expand
 from vqdq.jobs.grid_cost import Cost
 from vqdq.jobs.requests import GridRequest
 from vqdq.jobs.run import RunRecord, read_json
@@ -102,6 +102,22 @@ def shown(desk: Desk, session: Session) -> Shown | None:
         folder=run.folder,
         at_work=at_work,
     )
+
+
+def picture_of(shown: Shown, key: str) -> Picture | None:
+    """Returns the picture with that key; None when the grid has none."""
+    return next((picture for picture in shown.grid.pictures if picture.key == key), None)
+
+
+def variant_of(desk: Desk, shown: Shown, key: str) -> str:
+    """Returns the compressed model of the workspace that draws a cell; "" where there is none."""
+    picture = picture_of(shown, key)
+    if picture is None:
+        return ""
+    drawer = picture.drawer
+    recipe = drawer.recipe
+    name = drawer.model if recipe is None else made_models(desk).get(recipe.digest, drawer.made)
+    return name if name in {name for _, name in desk.variants()} else ""
 
 
 @lru_cache(maxsize=16)

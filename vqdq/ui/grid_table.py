@@ -110,8 +110,12 @@ def inside(shown: Shown, cell: Cell) -> str:
     )
 
 
-def large(shown: Shown, key: str) -> str:
-    """Returns the dialog of one cell: the picture, the reference under a divider, and its facts."""
+def large(shown: Shown, key: str, variant: str = "") -> str:
+    """Returns the dialog of one cell: the picture, the reference under a divider, and its facts.
+
+    `variant`: the compressed model of the workspace that drew it, or "": where there is one, the
+    Compare tab can draw the same cell.
+    """
     cell = next((c for c in shown.grid.cells if c.picture and c.picture.key == key), None)
     row = shown.rows.get(key)
     if cell is None or row is None or not row["image"]:
@@ -132,7 +136,12 @@ def large(shown: Shown, key: str) -> str:
         )
         compare = (
             '<button type="button" class="vq-button" data-duel aria-pressed="false">'
-            "Compare with the reference</button>"
+            "Slide over the original</button>"
+        )
+    if variant:
+        compare += (
+            f'<button type="button" class="vq-button" data-act="compare" data-key="{escape(key)}"'
+            f' data-name="{escape(variant)}" data-cell-close>Open in Compare</button>'
         )
     return (
         f'<dialog class="vq-cell-large" data-key="{escape(key)}" aria-labelledby="vq-cell-title">'

@@ -15,7 +15,19 @@ import gradio as gr
 from vqdq.errors import UserError
 from vqdq.jobs import votes
 from vqdq.jobs.store import Workspace
-from vqdq.ui import api, blind, compare, compress, grid, header, inspect, provenance, runs, theme
+from vqdq.ui import (
+    api,
+    blind,
+    compare,
+    compress,
+    grid,
+    grid_state,
+    header,
+    inspect,
+    provenance,
+    runs,
+    theme,
+)
 from vqdq.ui.blame_look import BlameLook
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
@@ -39,6 +51,7 @@ LOOKS = {
     "inspect": Look,
     "blame": BlameLook,
     "blind": blind.BlindLook,
+    "grid": grid.GridLook,
 }
 """What is looked at begins anew when another run of the kind is opened."""
 
@@ -225,7 +238,7 @@ def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...
             case "compare":
                 name = data.get("name", "")
                 tab, chosen = gr.Tabs(selected="compare"), gr.update(value=[name])
-                prompt, seed, steps, guidance = asked
+                prompt, seed, steps, guidance = _cell(desk, state, data.get("key", "")) or asked
                 if str(prompt or "").strip():
                     run = compare.submit(desk, prompt, seed, [name], steps, guidance)
                     state = state.showing(compare=run).looking(compare.CompareLook())
@@ -241,6 +254,15 @@ def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...
             escape(str(error)), title="That did not work", print_exception=False
         ) from error
     return [state, tab, chosen]
+
+
+def _cell(desk: Desk, state: Session, key: str) -> tuple[Any, ...] | None:
+    """Prompt, seed, steps and guidance of a cell of the grid on display."""
+    grid = grid_state.shown(desk, state) if key else None
+    picture = None if grid is None else grid_state.picture_of(grid, key)
+    if picture is None:
+        return None
+    return picture.prompt, picture.seed, picture.steps, picture.guidance
 
 
 def _opened(desk: Desk, state: Session, run_id: str) -> Session:
