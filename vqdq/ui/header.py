@@ -136,8 +136,14 @@ def position(run: RunRecord) -> str:
     if not run.total:
         return stage(run.stage).lower()
     unit = UNITS.get(run.stage, "step")
-    left = f" · {duration(run.eta_seconds)} left" if run.eta_seconds is not None else ""
+    left = f" · {_whole(run.eta_seconds)} left" if run.eta_seconds is not None else ""
     return f"{unit} {min(run.done + 1, run.total)} of {run.total}{left}"
+
+
+def _whole(seconds: float) -> str:
+    """Returns an expected time in whole seconds: it is not known to their tenths."""
+    whole = max(1, round(seconds))
+    return f"{whole} s" if whole < 10 else duration(whole)
 
 
 def progress(run: RunRecord) -> str:
