@@ -14,7 +14,7 @@ from vqdq.jobs import inspect
 from vqdq.jobs.inspected import opened
 from vqdq.jobs.requests import InspectRequest
 from vqdq.jobs.warm import Warm
-from vqdq.views import catalogue, style
+from vqdq.views import attention_mass, catalogue, style
 
 CHANGED = {
     "pixart_alpha": "transformer_blocks.0.attn2.to_q",
@@ -91,6 +91,9 @@ def test_a_weight_that_is_a_tenth_too_large_is_found(family, tmp_path):
     assert attention.prompt.words == ()  # embeddings have no words
     mass = float(attention.mass.sum(axis=-1).max())  # where it is joint, the picture has a part
     assert mass == pytest.approx(1.0, abs=1e-4) if family == "pixart_alpha" else 0 < mass < 1
+    shares = attention_mass.role_mass(attention)
+    assert ("picture" in shares) == (family != "pixart_alpha")
+    np.testing.assert_allclose(sum(shares.values()), 1, atol=1e-3)
     names = catalogue.figures(models, style.LIGHT, layers=result["layers"], step=1)
     for name in ("attention/scores", "attention/mass-by-step-variant-1", "trajectory"):
         assert names[name]() is not None

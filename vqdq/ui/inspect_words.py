@@ -51,9 +51,16 @@ def section(capture: Capture, look: Look, *, narrow: bool) -> str:
             + picks("inside", known, _inside(records[0][1], look), "Layer of self-attention")
             + drawn(SELF)
         )
+    lead = (
+        "Click a word. The percentage is its part of the attention, mean of all steps and places."
+    )
+    if not records[0][1].has_words:
+        lead = (
+            "Which column of this model's text is which word is not known: there are no maps of"
+            " words, and the text is one part in the figures."
+        )
     return (
-        '<p class="vq-muted vq-lead">Click a word. The percentage is its part of the attention,'
-        f" mean of all steps and places.</p>{_wheres(records[0][1], look)}"
+        f'<p class="vq-muted vq-lead">{lead}</p>{_wheres(records[0][1], look)}'
         f"{_tokens(records, look)}{drawn(WORD)}{drawn(DRIFT, 'What moved')}"
         f"<h3>Scores by the token's role</h3>{halves(look, capture)}{drawn(SCORES)}"
         f"{drawn(ROLES, 'Roles along the steps')}"
@@ -84,6 +91,8 @@ def _tokens(records: list[tuple[str, AttentionRecord]], look: Look) -> str:
         for name in ("start", "end", "padding")
         if (positions := prompt.positions(name))
     )
+    if not prompt.words:
+        return ""
     return (
         '<div class="vq-tokens" role="group" aria-label="Words of the prompt">'
         f"{''.join(chips)}{rest}</div>"
@@ -145,8 +154,9 @@ def _common(first: str, second: str) -> int:
 def short(name: str) -> str:
     """Returns an attention layer's place in few words: "up 1 · 2"."""
     numbers = re.search(r"(down|up|mid)_block[s]?\.?(\d*).*?attentions\.(\d+)(.*)", name)
-    if numbers is None:
-        return name
+    if numbers is None:  # of a transformer: "block 3", "single block 12"
+        joint = re.search(r"(single_)?(?:joint_)?transformer_blocks\.(\d+)", name)
+        return name if joint is None else f"{'single ' if joint[1] else ''}block {joint[2]}"
     block, level, which, rest = numbers.groups()
     inner = re.search(r"transformer_blocks\.(\d+)", rest)
     deeper = f".{inner[1]}" if inner and inner[1] != "0" else ""

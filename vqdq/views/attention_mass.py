@@ -16,6 +16,7 @@ from vqdq.views.style import DIVERGING, ROLES, SEQUENTIAL, Style, View, digits, 
 
 Named = tuple[str, AttentionRecord]
 Floats = npt.NDArray[np.float64]
+_ROUNDED = 1e-3  # of a sum of scores in 16 bits
 
 
 def token_mass(
@@ -218,15 +219,22 @@ def quantizer_marks(
 
 
 def role_mass(record: AttentionRecord, *, half: str = "cond") -> dict[str, Floats]:
-    """Returns the share of each role at each step, mean over layers and heads, [steps]."""
+    """Returns the share of each role at each step, mean over layers and heads, [steps].
+
+    In joint attention the picture is one more: what it keeps for itself.
+    """
     at = record.half(half)
     by_token = np.nanmean(record.mass[at].astype(np.float64), axis=(0, 2))  # [steps, tokens]
     tokens = record.tokens[at]
-    return {role: by_token[:, list(tokens.positions(role))].sum(axis=1) for role in GROUPS}
+    found = {role: by_token[:, list(tokens.positions(role))].sum(axis=1) for role in GROUPS}
+    picture = np.nanmean(record.picture_mass[at].astype(np.float64), axis=(0, 2))
+    return found | ({"picture": picture} if picture.max() > _ROUNDED else {})
 
 
 def role_steps(records: Sequence[Named], style: Style, *, half: str = "cond") -> View:
-    """Returns the share of the start token, the words, the end and the padding over the steps."""
+    """Returns the share of the start token, the words, the end and the padding over the steps,
+    and of the picture where attention is joint.
+    """
     figure = look.figure(880, 56 + 190 * len(records), style)
     grid = figure.subplots(len(records), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     tables: dict[str, data.Plotted] = {}
@@ -236,21 +244,23 @@ def role_steps(records: Sequence[Named], style: Style, *, half: str = "cond") ->
         steps = np.arange(1, len(record.timesteps) + 1)
         look.quiet(axes, style)
         look.title(axes, name, style, colour=style.variant(index))
-        colours = [ROLES[role] for role in GROUPS]
-        parts = [100 * found[role] for role in GROUPS]
-        axes.stackplot(steps, parts, labels=GROUPS, colors=colours, linewidth=0)
+        colours = [ROLES.get(role, style.line) for role in found]
+        parts = [100 * values for values in found.values()]
+        axes.stackplot(steps, parts, labels=list(found), colors=colours, linewidth=0)
         axes.set_ylabel("attention (%)")
         look.whole_steps(axes)
         axes.set_ylim(0, 100)
         axes.set_xlim(1, max(len(steps), 2))
         tables[name] = data.table(step=steps, **found)
-        start = found["start"]
+        who, told = "the start sign", found["start"]
+        if not record.has_words:
+            who, told = "the text", found["words"]
         sentences.append(
-            f"{name}: the start sign gets {share(float(start[0]))} at first, "
-            f"{share(float(start[-1]))} at last."
+            f"{name}: {who} gets {share(float(told[0]))} at first, "
+            f"{share(float(told[-1]))} at last."
         )
     grid[-1].set_xlabel("sampler step")
-    look.roles(figure, grid[0], style, len(GROUPS))
+    look.roles(figure, grid[0], style, 1 + len(GROUPS))
     return View(
         figure=figure,
         alt="Attention by the token's role over the steps. " + " ".join(sentences),
