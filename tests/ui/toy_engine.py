@@ -13,7 +13,7 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 
-from tests.ui import blind_world, toy_compare, toy_grid
+from tests.ui import toy_compare, toy_grid
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, pairs
 from vqdq.jobs.inputs import in_words
@@ -54,6 +54,8 @@ class Engine:
                 request, folder, "picture", index, request.model, request.prompt, request.seed, 0
             )
         if isinstance(request, BlindRequest):
+            from tests.ui import blind_world  # the page with it: seconds that no other job needs
+
             with closing(VoteStore.of(self.place)) as votes:
                 protocol = votes.protocol(request.test)
             return pairs.draw_all(protocol, folder, blind_world.paint, report=report)
