@@ -137,7 +137,7 @@ def _undetected(result: Preference, detect: int) -> str:
         words += " Every pair was a tie."
     if detect:
         noun = "pair" if detect == 1 else "pairs"
-        return f"{words} About {detect} more {noun} would be needed to find a 60 : 40 preference."
+        return f"{words} About {detect:,} more {noun} would be needed to find a 60 : 40 preference."
     return f"{words} A 60 : 40 preference would very probably have been found."
 
 

@@ -122,7 +122,10 @@ def _table(protocol: Protocol, made: Outcome) -> str:
     return (
         '<section class="vq-blind-numbers"><h3>Numbers</h3><div class="vq-scroll" tabindex="0"'
         ' role="region" aria-label="Numbers of the test"><table class="vq-numbers">'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div></section>"
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        '<p class="vq-muted vq-small">A pair counts for the side that more than half of those who'
+        " judged it chose; otherwise it is equal. More pairs: to find a 60 : 40 preference / to"
+        " show that both are equally good.</p></section>"
     )
 
 
@@ -140,7 +143,7 @@ def _row(protocol: Protocol, row: Comparison) -> str:
         interval(rate if tally.decisive else Interval(value=math.nan, low=0, high=1)),
         _p(item.adjusted),
         _p(item.p_equivalent),
-        UNKNOWN if math.isnan(agreed) else f"{agreed:.2f}",
+        UNKNOWN if math.isnan(agreed) else f"{agreed:.2f}".replace("-", "−"),
         f"{row.verdict.pairs_to_detect:,} / {row.verdict.pairs_for_equivalence:,}",
     )
     values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)

@@ -13,7 +13,7 @@ import gradio as gr
 
 from vqdq.jobs import frontier
 from vqdq.jobs.frontier import COSTS, QUALITIES, Frontier, Scale, scale
-from vqdq.ui import frontier_panel
+from vqdq.ui import frontier_panel, settings
 from vqdq.ui.desk import Desk
 from vqdq.ui.frontier_data import Known, Shelf
 from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
@@ -135,8 +135,9 @@ def _plot(found: Frontier, chosen: str) -> str:
             ("csv", "text/csv", table),
         )
     )
+    titles = {key: title for title, key in settings.methods()}
     colours = "".join(
-        f'<span><i class="vq-swatch vq-swatch-{1 + place % 4}"></i>{escape(method or "other")}'
+        f'<span><i class="vq-swatch vq-swatch-{1 + place % 4}"></i>{escape(titles.get(method, method or "other"))}'
         "</span>"
         for place, method in enumerate(plots.methods_of(found.drawn))
     )
