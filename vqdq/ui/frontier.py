@@ -137,8 +137,8 @@ def _plot(found: Frontier, chosen: str) -> str:
     )
     titles = {key: title for title, key in settings.methods()}
     colours = "".join(
-        f'<span><i class="vq-swatch vq-swatch-{1 + place % 4}"></i>{escape(titles.get(method, method or "other"))}'
-        "</span>"
+        f'<span><i class="vq-swatch vq-swatch-{1 + place % 4}"></i>'
+        f"{escape(titles.get(method, method or 'other'))}</span>"
         for place, method in enumerate(plots.methods_of(found.drawn))
     )
     return (
