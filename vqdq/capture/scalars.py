@@ -73,7 +73,7 @@ class Scalars:
 
         Beyond 1000 the median is zero for all purposes (inputs after a SiLU that is mostly shut).
         """
-        floor = np.maximum(self.absmax / PLAIN_RATIO, 1e-12)
+        floor = np.maximum(self.absmax / PLAIN_RATIO, 1e-30)  # of zeros: 0
         return (self.absmax / np.maximum(self.median, floor)).astype(np.float32)
 
     @property
