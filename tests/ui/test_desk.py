@@ -10,6 +10,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
 from vqdq.ui import page
 from vqdq.ui.desk import GOALS, Desk
+from vqdq.ui.live import Session, grown
 
 
 @pytest.fixture
@@ -57,3 +58,14 @@ def test_a_model_that_cannot_be_opened_is_said_on_the_page(workspace, model: str
     content = str(page.build(workspace, model).get_config_file()["components"])
     assert "This model cannot be opened" in content
     assert desk.fault.remedy.split("`")[0].strip()[:20] in content
+
+
+def test_choices_stay_while_the_models_grow() -> None:
+    one, two = ("three bits", "a"), ("two bits", "b")
+    first = Session(sent={})
+    assert grown(first, "variants", [one]) == {"choices": [one], "value": ["a"]}
+    assert grown(first, "variants", []) == {"choices": [], "value": []}
+    seen = Session(sent={"variants": repr([one])})
+    assert grown(seen, "variants", [two, one]) == {"choices": [two, one]}  # what is chosen stays
+    both = Session(sent={"variants": repr([two, one])})
+    assert grown(both, "variants", [one]) == {"choices": [one], "value": ["a"]}

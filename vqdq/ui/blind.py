@@ -14,7 +14,7 @@ from vqdq.ui import blind_form, blind_setup, blind_tests, blind_vote, header
 from vqdq.ui.blind_setup import Wish
 from vqdq.ui.blind_tests import Sitting
 from vqdq.ui.desk import Desk
-from vqdq.ui.live import ACTION, Part, Region, Session, Wire, clicked, html, markup
+from vqdq.ui.live import ACTION, Part, Region, Session, Wire, clicked, grown, html, markup
 
 RESULTS = "blind results"
 
@@ -96,7 +96,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
     regions = [
         Region("blind main", main, markup(lambda s: main_html(desk, s))),
         Region("blind setup", setup, lambda s: _setup(desk, s)),
-        Region("blind models", form.models, lambda _: _models(desk)),
+        Region("blind models", form.models, lambda s: _models(desk, s)),
         Region("blind pictures", pictures, markup(lambda s: pictures_html(desk, s))),
         Region("blind answers", replies, markup(lambda s: answers_html(desk, s))),
         Region(RESULTS, results, lambda s: _results(desk, s)),
@@ -308,10 +308,10 @@ def _setup(desk: Desk, session: Session) -> tuple[str, Any]:
     return str(shown), gr.update(visible=shown)
 
 
-def _models(desk: Desk) -> tuple[str, Any]:
+def _models(desk: Desk, session: Session) -> tuple[str, Any]:
     known = desk.variants()
-    value = [known[0][1]] if known else []
-    return repr(known), gr.update(choices=known, value=value)
+    words = "" if known else "There is none yet: make one on the Compress tab."
+    return repr(known), gr.update(**grown(session, "blind models", known), info=words)
 
 
 def _results(desk: Desk, session: Session) -> tuple[str, Any]:

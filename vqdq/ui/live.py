@@ -6,9 +6,10 @@ A reload attaches again by itself, because nothing is remembered that is not in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ast
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import gradio as gr
 
@@ -159,6 +160,18 @@ def follow(regions: list[Region], session: Session) -> list[Any]:
             updates.append(update)
     session.sent.update(fresh)  # at the end: a render that fails leaves nothing half sent
     return updates
+
+
+def grown(session: Session, region: str, known: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Returns what to change in a list of models whose region has `repr(known)` as signature.
+
+    What a person chose stays chosen when models are added; when one went away, or there was none
+    yet, the first is chosen.
+    """
+    before = cast(list[tuple[str, str]], ast.literal_eval(session.sent.get(region) or "()"))
+    if before and {name for _, name in before} <= {name for _, name in known}:
+        return {"choices": list(known)}
+    return {"choices": list(known), "value": [known[0][1]] if known else []}
 
 
 def html(value: str, name: str, **options: Any) -> gr.HTML:
