@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_a_batch_keeps_what_is_done_and_goes_on_to_the_same_numbers(place, cache
         f"00{k}-1-small.png" for k in (2, 3, 4)
     ]
     assert (events[-1].done, events[-1].total) == (2 * 13, 2 * 13)
-    assert before == 4 + 5 + 2  # references, their floors, two variants: a model is loaded once
+    assert before == 4 + 2  # references, then two variants: a model is loaded once
     other = compare.execute(request, whole, cache=cache)
     assert result["sets"] == other["sets"] == 4
     again, straight = batch.read(first, request), batch.read(whole, request)
@@ -100,6 +101,8 @@ def test_the_floor_is_exact_again_and_small_with_rounding(place, cache, tmp_path
     assert 0 < found["rounding"]["flip"] < variant["flip"]
     assert variant["psnr"] < found["rounding"]["psnr"]
     assert (events[-1].done, events[-1].total) == (8, 8)
+    seen = {Path(event.preview).name for event in events if event.preview}
+    assert seen == {"reference.png", "1-small.png"}  # no file that will be gone
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "1-small-error.png", "1-small-flip.png", "1-small.png", "reference.png",
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from vqdq.jobs.draw import Drawn, draw
 from vqdq.jobs.requests import GenerateRequest
 from vqdq.jobs.results import Distance, Floor
 from vqdq.jobs.warm import Warm
-from vqdq.progress import Report
+from vqdq.progress import Event, Report
 
 _KNOWN: WeakKeyDictionary[object, dict[GenerateRequest, Floor]] = WeakKeyDictionary()
 """Pipeline -> picture -> its floor; it leaves with the pipeline."""
@@ -60,9 +60,10 @@ def measure(
         return distance.between(reference.image, drawn.image, latents)[0]
 
     try:
-        twin = draw(again, request, path, report=reports[0]) if len(reports) > 1 else None
+        told = [_unseen(report) for report in reports]
+        twin = draw(again, request, path, report=told[0]) if len(told) > 1 else None
         capture = rounded(module, dtype)
-        other = draw(coarse, request, path, report=reports[-1], capture=capture)
+        other = draw(coarse, request, path, report=told[-1], capture=capture)
     finally:
         path.unlink(missing_ok=True)
     found = Floor(
@@ -73,6 +74,15 @@ def measure(
     )
     _KNOWN.setdefault(warm.pipeline, {})[request] = found
     return found
+
+
+def _unseen(report: Report) -> Report:
+    """Returns `report` without previews: the file is gone in a moment."""
+
+    def told(event: Event) -> None:
+        report(dataclasses.replace(event, preview=None))
+
+    return told
 
 
 def rounding_dtype(module: nn.Module) -> torch.dtype:
