@@ -197,7 +197,7 @@ def test_a_preset_fills_the_panel_and_the_comparison_names_its_arithmetic(tab, s
     numbers = tab.locator("#vq-compare-numbers")
     wait_until(tab, lambda: "integer" in numbers.inner_text())
     assert numbers.locator(".vq-chip-simulated").count() == 2  # layers and attention
-    table = numbers.locator("table")
+    table = numbers.locator("table").first
     assert table.evaluate("e => e.scrollWidth <= e.parentElement.clientWidth")
     assert "137 layers" in numbers.locator(".vq-chip-integer").get_attribute("title")
     assert grave_faults(tab) == []

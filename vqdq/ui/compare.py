@@ -23,7 +23,7 @@ from vqdq.ui.compare_gallery import first_model_html, gallery_html, words_html
 from vqdq.ui.compare_numbers import blank_numbers, numbers
 from vqdq.ui.comparison import Comparison
 from vqdq.ui.desk import ASSETS, Desk, as_fault
-from vqdq.ui.live import Part, Region, Session, Wire, clicked, grown, html, markup
+from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
 from vqdq.ui.wording import escape, file_url, roughly
 
 FIRST_LOOK = ASSETS / "first-look"
@@ -346,9 +346,10 @@ def _refused(error: UserError) -> str:
 
 
 def _choices(desk: Desk, session: Session) -> tuple[str, Any]:
+    del session
     known = desk.variants()
-    changes = grown(session, "variants", known)
-    return repr(known), gr.update(**changes, visible=bool(known))
+    value = [known[0][1]] if known else []  # what was just made is what one wants to see
+    return repr(known), gr.update(choices=known, value=value, visible=bool(known))
 
 
 def _floor_choice(desk: Desk) -> tuple[str, Any]:
