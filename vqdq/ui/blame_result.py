@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +20,11 @@ from vqdq.ui.desk import Desk
 from vqdq.ui.settings import Wish
 from vqdq.ui.wording import chip, count, digits, duration, escape, size
 from vqdq.views import blame as views
-from vqdq.views.style import DARK, LIGHT, PAGE, Style, View, share
+from vqdq.views.style import DARK, LIGHT, PAGE, PEN, Style, View, share
 
 FIRST = 15
 FORMATS = ("png", "svg", "csv")
 LONGEST_LINK = 3500  # characters that the page takes from one part of its address, and some room
-_PEN = threading.Lock()  # matplotlib's fonts and text layout are not made for threads
 _MEASURED = "Measured on recorded steps of this very picture, errors in the noise prediction."
 
 
@@ -87,14 +85,8 @@ def saved(run: RunRecord, look: BlameLook, name: str, kind: str, *, dark: bool) 
     if kind not in FORMATS:
         raise UserError(f'"{kind[:20]}" is no format.', where="figure", remedy="Use PNG or SVG.")
     view = _view(run, name, look, DARK if dark else LIGHT)
-    with _PEN:
-        content = (
-            view.png()
-            if kind == "png"
-            else view.svg_file()
-            if kind == "svg"
-            else view.data.to_csv().encode()
-        )
+    with PEN:
+        content = view.content(kind)
     area = area_of(result_of(run), look)
     path = run.folder / "figures" / f"blame-{name}-{area}.{kind}"
     with disk_faults(path):
@@ -337,7 +329,7 @@ def _drawn(folder: Path, stamp: float, name: str, area: str, narrow: bool) -> tu
     """The figure as it stands in the page, and its caption; `stamp` says when it was finished."""
     del stamp
     view = _made(folder, name, area, PAGE.phone() if narrow else PAGE)
-    with _PEN:
+    with PEN:
         return view.svg(), view.caption
 
 
@@ -347,7 +339,7 @@ def _view(run: RunRecord, name: str, look: BlameLook, style: Style) -> View:
 
 def _made(folder: Path, name: str, area: str, style: Style) -> View:
     values: Any = read_json(folder / "result.json") or {}
-    with _PEN:
+    with PEN:
         if name == "repairs" and values.get("offers"):
             return views.repairs(values["offers"], style)
         if name != "steps":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,9 +20,7 @@ from vqdq.ui.runs_look import FrontierLook, RunsLook
 from vqdq.ui.runs_reveal import reveal
 from vqdq.ui.wording import digits, escape
 from vqdq.views import frontier as plots
-from vqdq.views.style import LIGHT, PAGE
-
-_PEN = threading.Lock()  # matplotlib's fonts and text layout are not made for threads
+from vqdq.views.style import LIGHT, PAGE, PEN
 
 
 def build(desk: Desk, session: gr.State) -> Part:
@@ -114,7 +111,7 @@ def _plot(found: Frontier, chosen: str) -> str:
             "</div>"
         )
     sides: list[str] = []
-    with _PEN:
+    with PEN:
         for name, style, height in (("wide", PAGE, 400.0), ("narrow", PAGE.phone(), 320.0)):
             view = plots.frontier(found, style, height=height)
             svg = view.svg()

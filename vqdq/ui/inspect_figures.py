@@ -7,7 +7,6 @@ plot costs nothing; and they name its file, which never holds a word of the prom
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +16,11 @@ from vqdq.jobs.faults import disk_faults
 from vqdq.ui.inspection import Capture
 from vqdq.ui.look import Look
 from vqdq.ui.wording import escape
-from vqdq.views.style import DARK, LIGHT, PAGE, Style, View
+from vqdq.views.style import DARK, LIGHT, PAGE, PEN, Style, View
 
 FORMATS = ("png", "svg", "csv")
 KEPT = 64
 """Figures of one capture that stay drawn."""
-_PEN = threading.Lock()  # matplotlib's fonts and text layout are not made for threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +58,7 @@ def drawn(capture: Capture, plot: Plot, look: Look, *, narrow: bool) -> Drawn | 
     key = (plot.name, known, narrow)
     if key not in capture.figures:
         view = _view(capture, plot, known, PAGE.phone() if narrow else PAGE)
-        with _PEN:
+        with PEN:
             svg = "" if view is None else view.svg()
         while len(capture.figures) >= KEPT:
             capture.figures.pop(next(iter(capture.figures)), None)
@@ -117,14 +115,8 @@ def save(capture: Capture, plot: Plot, look: Look, kind: str, *, dark: bool) -> 
     view = _view(capture, plot, _read(plot, look), DARK if dark else LIGHT)
     if view is None:
         raise UserError("there is nothing to draw.", where=plot.title, remedy="Record it first.")
-    with _PEN:
-        content = (
-            view.png()
-            if kind == "png"
-            else view.svg_file()
-            if kind == "svg"
-            else view.data.to_csv().encode()
-        )
+    with PEN:
+        content = view.content(kind)
     path = capture.folder / "figures" / f"{file_name(capture, plot, look)}.{kind}"
     with disk_faults(path):
         path.parent.mkdir(exist_ok=True)
@@ -157,7 +149,7 @@ def _read(plot: Plot, look: Look) -> Look:
 def _view(capture: Capture, plot: Plot, look: Look, style: Style) -> View | None:
     if "variant" in plot.reads:
         style = style.showing(look.variant)
-    with _PEN:
+    with PEN:
         return plot.draw(capture, look, style)
 
 

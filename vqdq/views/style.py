@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -123,6 +124,10 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 
 
+PEN = threading.Lock()
+"""Held while figures are drawn: matplotlib's fonts and layout are not made for threads."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
     """A figure, the same in words for those who cannot see it, what to look for, its numbers."""
@@ -163,6 +168,12 @@ class View:
         for colour, variable in self.style.variables.items():
             text = text.replace(colour, _STAND_INS[variable])
         return text.encode()
+
+    def content(self, kind: str) -> bytes:
+        """Returns the file of the figure: "png", "svg", or "csv", the plotted data."""
+        if kind == "png":
+            return self.png()
+        return self.svg_file() if kind == "svg" else self.data.to_csv().encode()
 
     def svg(self) -> str:
         """Returns the figure as an `<svg>` element to stand in a page."""
