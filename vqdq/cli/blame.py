@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     if recipe is not None:
         in_a_folder(recipe)
     target = new_path(options.output) if options.output else None
-    check_models(options.model, options.variant)
+    check_models(options.model, options.variant, report=output.report)
     with _folder(target) as folder:
         try:
             result = blame.execute(

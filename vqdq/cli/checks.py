@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vqdq.cli.terminal import WrongUse
 from vqdq.errors import UserError
+from vqdq.progress import Report, silent
 
 
 @contextmanager
@@ -19,13 +20,17 @@ def asking() -> Generator[None]:
         raise WrongUse(error.what, where=error.where, remedy=error.remedy) from error
 
 
-def check_models(*models: str) -> None:
-    """Names that are no model are wrong use; what is wrong inside one shows when it is loaded."""
+def check_models(*models: str, report: Report = silent) -> None:
+    """Names that are no model are wrong use; what is wrong inside one shows when it is loaded.
+
+    Args:
+        report: a model of the hub that is not here yet is downloaded.
+    """
     from vqdq.models import sources
 
     with asking():
         for model in models:
-            sources.locate(model)
+            sources.locate(model, report=report)
 
 
 def new_path(name: str) -> Path:

@@ -32,7 +32,7 @@ def generate(options: argparse.Namespace, output: Output) -> int:
         if not options.output.lower().endswith(".png"):
             raise UserError("is not a PNG.", where=options.output, remedy="Name a new FILE.png.")
     target = new_path(options.output)
-    check_models(options.model)
+    check_models(options.model, report=output.report)
     cache = WarmPipelines()
     folder = target.parent
     result = generating.execute(
@@ -58,7 +58,7 @@ def compare(options: argparse.Namespace, output: Output) -> int:
             floor=options.floor,
         )
     target = new_path(options.output)
-    check_models(options.model, *options.variants)
+    check_models(options.model, *options.variants, report=output.report)
     part = target.with_name(f".{target.name}.part")
     with disk_faults(target):
         shutil.rmtree(part, ignore_errors=True)

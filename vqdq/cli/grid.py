@@ -29,7 +29,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     with asking():
         request = _request(options)
         grid = expand(request, drawing.preset)
-    check_models(request.model, *_models(request))
+    check_models(request.model, *_models(request), report=output.report)
     target = Path(options.output).expanduser().absolute()
     going_on = _is_mine(target, request)
     if not going_on:

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             step=steps // 2 if options.step is None else options.step - 1,
         )
     target = new_path(options.output)
-    check_models(options.model, *options.variants)
+    check_models(options.model, *options.variants, report=output.report)
     with asking():
         inspecting.matching(options.layer, _layers(options.model))
     part = target.with_name(f".{target.name}.part")

@@ -155,7 +155,7 @@ def calibrate(options: argparse.Namespace, output: Output) -> int:
         chosen = {name: value for name, value in named.items() if value is not None}
         params = CalibrationParams.from_json(chosen, where="calibrate")
     target = new_path(options.output)
-    check_models(options.model)
+    check_models(options.model, report=output.report)
     partial = target.with_name(f"{target.name}.partial")
     try:
         found = calibrate_folder(options.model, params, target, report=output.report)
@@ -185,7 +185,7 @@ def _resolved(options: argparse.Namespace, output: Output) -> tuple[Plan, PlanRe
         recipe = input_words.applied(
             options, _asked_recipe(options, compressor.as_recipe(options.recipe))
         )
-        sources.locate(options.model)
+        sources.locate(options.model, report=output.report)
     pipelines.component(options.model)
     with asking():
         ready = compressor.plan(options.model, recipe)

@@ -120,7 +120,7 @@ def write_final(
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     report(Event(stage="save", done=1, total=3, message="other components"))
     copy_components(source, final)
-    facts = checkpoint.facts(plan, layers, learnt, base_model=source.name)
+    facts = checkpoint.facts(source, plan, layers, learnt)
     write_text(final / checkpoint.RECIPE, checkpoint.dump(plan.recipe.to_json()))
     write_text(final / checkpoint.FACTS, checkpoint.dump(facts))
     write_text(final / "README.md", card(source, plan, layers, learnt))

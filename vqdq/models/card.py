@@ -20,8 +20,9 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
     lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
     if (licence := _licence(source.folder / "README.md")) is not None:
         lines.append(f"license: {licence}")
-    if source.is_hub:
-        lines.append(f"base_model: {base}")
+    if source.hub_name:
+        lines.append(f"base_model: {source.hub_name}")
+        lines.append(f"base_model_revision: {source.revision}")
     lines += ["base_model_relation: quantized", "tags:", "  - vqdq"]
     lines += [f"  - {round(plan.bits_per_weight, 2):g}-bit", "---", ""]
     methods = sorted({layer.method for layer in layers if layer.method is not None})
@@ -30,7 +31,7 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
     lines += [
         f"# {base}, {plan.recipe.title or plan.recipe.name}",
         "",
-        f"The {plan.component.name} of {base}, compressed with VQDQ to "
+        f"The {plan.component.name} of {base}{_at(source)}, compressed with VQDQ to "
         f"{plan.bits_per_weight:.3g} bits per weight.",
         "",
         "| | |",
@@ -61,6 +62,10 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
         "Everything but the listed layers is as in the base model, whose terms of use apply.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _at(source: Source) -> str:
+    return f" (commit {source.revision})" if source.revision else ""
 
 
 def _activations(layers: Sequence[LayerResult]) -> str:

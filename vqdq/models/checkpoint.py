@@ -158,12 +158,13 @@ class Learnt:
 
 
 def facts(
-    plan: Plan, layers: Sequence[LayerResult], learnt: Learnt | None, *, base_model: str
+    source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Learnt | None
 ) -> dict[str, Any]:
     """Returns the content of `vqdq.json`; without times, so that a resumed run writes the same."""
     rows = [{k: v for k, v in asdict(layer).items() if k != "seconds"} for layer in layers]
     return {
-        "base_model": base_model,
+        "base_model": source.name,
+        **({"base_model_revision": source.revision} if source.revision else {}),
         "component": plan.component.name,
         "recipe": plan.recipe.name,
         "recipe_digest": plan.recipe.digest,

@@ -129,7 +129,7 @@ def compress_folder(
     target = Path(output).expanduser().absolute()
     refuse_existing(target)
     report(Event(stage="plan", message=str(model)))
-    source = locate(model)
+    source = locate(model, report=report)
     _refuse_compressed(source.is_quantized, str(source.folder))
     plan = resolve(recipe, source_component(source))
     source.check()

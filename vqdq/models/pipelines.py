@@ -76,7 +76,7 @@ def load(model: str | Path, *, report: Report = silent) -> DiffusionPipeline:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     report(Event(stage="load", done=0, total=2, message=str(model)))
-    source = locate(model)
+    source = locate(model, report=report)
     source.check()  # a damaged file is named here, not deep inside a loader
     _refuse_code(source)
     report(Event(stage="load", done=1, total=2, message=source.title))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from vqdq.errors import UserError
 from vqdq.models.denoisers import DENOISERS
-from vqdq.models.download import download
+from vqdq.models.download import download, is_hub_id
 from vqdq.models.weights import WeightFile, open_weights, unreadable
+from vqdq.progress import Report, silent
 
 DEMO = "demo"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -30,7 +29,8 @@ class Source:
         denoiser: name of the denoiser's component ("unet" or "transformer").
         config: the values of the denoiser's `config.json`.
         variant: "fp16" when the denoiser exists only as a file of that variant, else None.
-        is_hub: the reference is a hub id.
+        hub_name: "owner/name" when the reference is a hub id, else "".
+        revision: the commit that a hub id stood for, else "".
     """
 
     reference: str
@@ -39,7 +39,8 @@ class Source:
     denoiser: str
     config: dict[str, Any]
     variant: str | None
-    is_hub: bool
+    hub_name: str = ""
+    revision: str = ""
 
     @property
     def title(self) -> str:
@@ -51,8 +52,10 @@ class Source:
     @property
     def name(self) -> str:
         """How a card names the model: a hub id, "demo", or the last part of a path."""
-        if self.is_hub or self.reference == DEMO:
-            return self.reference
+        if self.reference == DEMO:
+            return DEMO
+        if self.hub_name:
+            return self.hub_name
         return self.folder.resolve().name
 
     @property
@@ -98,21 +101,27 @@ def presets_folder() -> Path:
     return _REPOSITORY / "presets"
 
 
-def locate(model: str | Path) -> Source:
-    """Returns the checked source of "demo", a folder or a hub id; downloads only for a hub id.
+def locate(model: str | Path, *, report: Report = silent) -> Source:
+    """Returns the checked source of "demo", a folder or a hub id ("owner/name@revision" pins one).
+
+    Cheap for what is on this disk: a few texts and the headers' names. A hub id that is not in the
+    cache is downloaded.
+
+    Args:
+        report: stage "download", in bytes, when something is; may raise `Cancelled`.
 
     Raises:
         UserError: no such folder, no diffusers pipeline, no denoiser, pickled weights, or offline.
     """
     reference = str(model)
-    is_hub = False
+    hub_name = revision = ""
     if reference == DEMO:
         folder = demo_folder()
     else:
         folder = Path(model).expanduser()
-        is_hub = _HUB_ID.fullmatch(reference) is not None and not _is_there(folder)
-        if is_hub:
-            folder = download(reference)
+        if is_hub_id(reference) and not _is_there(folder):
+            snapshot = download(reference, report=report)
+            folder, hub_name, revision = snapshot.folder, snapshot.name, snapshot.revision
     index = _read_json(folder / "model_index.json", folder)
     name = next((name for name in DENOISERS if _is_component(index.get(name))), None)
     if name is None:
@@ -131,7 +140,8 @@ def locate(model: str | Path) -> Source:
         denoiser=name,
         config=config,
         variant=variant,
-        is_hub=is_hub,
+        hub_name=hub_name,
+        revision=revision,
     )
 
 

@@ -1,0 +1,91 @@
+"""Which files of a repository on the hub make the model: texts and safetensors, nothing that runs.
+
+A repository often holds the same weights several times (pickles, ONNX, other precisions); one set
+is enough: the plain one, else the fp16 variant.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from vqdq.errors import UserError
+
+_TEXTS = (".json", ".txt", ".model", ".jinja", ".vocab", ".spm")
+_ROOT = re.compile(r"[\w-]+\.json|README\.md|LICEN[CS]E(\.\w+)?|NOTICE(\.\w+)?|SHA256SUMS", re.I)
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
+# model.safetensors, model.fp16.safetensors, and shards with the variant before or after the number
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<b>\w+))?"
+    r"\.safetensors"
+)
+_VARIANTS = ("", "fp16")
+
+
+def wanted_files(
+    paths: Iterable[str], index: Path, weights_of: Collection[str] | None, model: str
+) -> list[str]:
+    """Returns the paths to fetch, sorted.
+
+    Args:
+        paths: every file of the repository.
+        index: its `model_index.json`.
+        weights_of: components whose weights are needed; None means all.
+        model: named in errors.
+
+    Raises:
+        UserError: the index cannot be read, or a component has pickled weights only.
+    """
+    found: list[str] = []
+    inside: dict[str, list[str]] = {name: [] for name in _components(index, model)}
+    for path in sorted(paths):
+        folder, _, name = path.rpartition("/")
+        if folder == "" and _ROOT.fullmatch(name):
+            found.append(path)
+        elif folder in inside:
+            inside[folder].append(name)
+    for folder, names in inside.items():
+        found += [f"{folder}/{name}" for name in names if _is_text(name)]
+        if weights_of is None or folder in weights_of:
+            found += [f"{folder}/{name}" for name in _weights(folder, names, model)]
+    return sorted(found)
+
+
+def _components(index: Path, model: str) -> list[str]:
+    try:
+        values: object = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "its model_index.json is not JSON.", where=model, remedy="Use another revision."
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(
+            "its model_index.json is not an object.", where=model, remedy="Use another revision."
+        )
+    entries = cast(dict[str, Any], values)
+    return [key for key, value in entries.items() if isinstance(value, list) and "/" not in key]
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith(_TEXTS) and not re.search(r"\.(bin|msgpack|h5)\.index\.", name)
+
+
+def _weights(folder: str, names: list[str], model: str) -> list[str]:
+    variants: dict[str, list[str]] = {}
+    for name in names:
+        if (match := _WEIGHTS.fullmatch(name)) is not None:
+            variants.setdefault(match["a"] or match["b"] or "", []).append(name)
+    for variant in _VARIANTS:
+        if variant in variants:
+            return variants[variant]
+    if any(name.endswith(_PICKLES) for name in names):
+        raise UserError(
+            f"{folder} has only pickled weights, which can run any program when they are opened.",
+            where=model,
+            remedy="Use a version with safetensors weights, or convert it where you trust it "
+            "(diffusers' save_pretrained writes safetensors).",
+        )
+    return []
