@@ -145,7 +145,8 @@ def test_a_card_leaves_the_denoiser_what_the_rest_does_not_take(
     found = targeted(pipeline, RECIPE, target, sensitivity=sensitivity)
     assert found.footprint == rest
     assert plan.predicted_bytes * 0.99 < found.predicted_bytes <= plan.predicted_bytes
-    assert footprint(pipeline, 64).activations == 16 * rest.activations
+    larger = footprint(pipeline, 64).activations
+    assert larger == pytest.approx(16 * rest.activations, rel=0.1)  # the rest is embeddings
     with pytest.raises(UserError, match="17 pixels are no whole number of latents"):
         footprint(pipeline, 17)
 

@@ -12,6 +12,7 @@ from vqdq.jobs.faults import as_user_error
 _DOERS = {
     "doctor": "vqdq.cli.doctor:run",
     "methods": "vqdq.cli.methods:run",
+    "describe": "vqdq.cli.describe:run",
     "plan": "vqdq.cli.recipes:plan",
     "calibrate": "vqdq.cli.recipes:calibrate",
     "compress": "vqdq.cli.recipes:run_compress",

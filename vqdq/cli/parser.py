@@ -13,8 +13,8 @@ from vqdq.calibration import CalibrationParams
 from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
-    "doctor", "methods", "plan", "calibrate", "compress", "generate", "compare", "inspect", "blame",
-    "grid", "verify", "export", "report",
+    "doctor", "methods", "describe", "plan", "calibrate", "compress", "generate", "compare",
+    "inspect", "blame", "grid", "verify", "export", "report",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -75,6 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--warm", action="store_true", help="compile all kernels now")
     doctor.add_argument("--workspace", default="workspace", help="folder to check")
     command("methods", "List the methods, their settings, and how to get those not installed.")
+    describe = command(
+        "describe", "Say what a model is made of: components, weights, largest layers."
+    )
+    describe.add_argument("model", metavar="MODEL")
     plan = command("plan", "Say exactly what a recipe makes of a model, before any work.")
     flags.add_recipe(plan)
     plan.add_argument("--layers", action="store_true", help="list every layer")

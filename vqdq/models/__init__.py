@@ -10,7 +10,9 @@ teacher      the full-precision model: what layers see, what fine-tuning learns
 calibration  moments of layers' inputs: input_groups, gathering, kept_calls, calibration_folder,
              effects (of a step)
 finetune     learning, batches
-budget       bits by layer: sensitivity, distortion, footprint (of a card)
+budget       bits by layer: sensitivity, distortion
+inventory    what a model is made of, without weights      footprint: memory while it draws,
+             counted by live_memory
 checkpoint   the format on disk, verify         weights, copying, card: its files
 hub          the plug-in with which diffusers opens the format
 """
