@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vqdq.codecs import Packed, encode
     from vqdq.errors import UserError
     from vqdq.models.compressor import compress, plan
+    from vqdq.models.modes import ModeEstimate, mode_estimates, set_mode_
     from vqdq.models.pipelines import load
     from vqdq.recipe import Plan, Recipe
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Method",
+    "ModeEstimate",
     "Packed",
     "Plan",
     "Recipe",
@@ -38,11 +40,14 @@ __all__ = [
     "encode",
     "load",
     "methods",
+    "mode_estimates",
     "plan",
+    "set_mode_",
 ]
 
 _HOMES = {
     "Method": "vqdq.catalog",
+    "ModeEstimate": "vqdq.models.modes",
     "Packed": "vqdq.codecs",
     "Plan": "vqdq.recipe",
     "Recipe": "vqdq.recipe",
@@ -52,7 +57,9 @@ _HOMES = {
     "encode": "vqdq.codecs",
     "load": "vqdq.models.pipelines",
     "methods": "vqdq.catalog",
+    "mode_estimates": "vqdq.models.modes",
     "plan": "vqdq.models.compressor",
+    "set_mode_": "vqdq.models.modes",
 }
 
 plugin.install()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -291,6 +291,17 @@ class ActivationQuantizer(ABC, Generic[P]):
             timestep: what the denoiser was told; None takes what covers every noise level.
             shape: height and width of a convolution's feature map; None for tokens.
         """
+
+
+def axis_at(quantizer: ActivationQuantizer[Any], site: Site) -> Axis:
+    """Returns what has a scale of its own at a site, as far as it is known before calibration."""
+    stored = {
+        spec.name: torch.zeros(spec.shape, dtype=spec.dtype) for spec in quantizer.layout(site)
+    }
+    side = round(site.positions**0.5)
+    shape = (side, side) if site.taps > 1 and side * side == site.positions else None
+    rows = torch.zeros(1, max(1, site.positions), 1).expand(1, -1, site.channels)
+    return quantizer.grid(rows, stored, site, None, shape).axis
 
 
 def finite(ranges: InputRanges, where: str) -> InputRanges:

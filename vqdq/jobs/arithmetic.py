@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from vqdq.activations.base import ActivationQuantizer, Axis, Site
+from vqdq.activations.base import Axis, Site, axis_at
 from vqdq.jobs.results import ArithmeticResult
 from vqdq.layers import integer
 from vqdq.layers.attention import attention_execution
@@ -115,17 +114,6 @@ def _why(reasons: Mapping[str, int]) -> str:
     first = next((reason for reason in reasons if reason), "")
     more = len([reason for reason in reasons if reason]) - 1
     return f" ({first}{f'; {more} more reasons' if more > 0 else ''})" if first else ""
-
-
-def axis_at(quantizer: ActivationQuantizer[Any], site: Site) -> Axis:
-    """Returns what has a scale of its own at a site, as far as it is known before calibration."""
-    stored = {
-        spec.name: torch.zeros(spec.shape, dtype=spec.dtype) for spec in quantizer.layout(site)
-    }
-    side = round(site.positions**0.5)
-    shape = (side, side) if site.taps > 1 and side * side == site.positions else None
-    rows = torch.zeros(1, max(1, site.positions), 1).expand(1, -1, site.channels)
-    return quantizer.grid(rows, stored, site, None, shape).axis
 
 
 def counted(

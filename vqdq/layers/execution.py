@@ -78,6 +78,7 @@ class Weight8:
     def num_bytes(self) -> int:
         """Bytes of the forms that are kept."""
         dense = 0 if self._dense is None else self._dense.nbytes
+        dense += 0 if self._fresh is None else self._fresh.levels.nbytes
         return dense + sum(form.num_bytes for form in self._forms.values())
 
     def stored(self, layer: QuantizedLayer) -> EightBit:
@@ -202,12 +203,16 @@ def how(layer: QuantizedLayer, given: LayerInput) -> Execution:
     """Returns how a layer is computed on this machine, at all noise levels it knows."""
     if not given.enabled:
         return Execution(kind="16-bit", reason="activations are switched off")
-    exact = given.weight(layer).exact
-    for axis, grid in given.known_grids(layer):
-        reason = refusal(layer, axis, grid)
-        if reason:
-            return Execution(kind="simulated", reason=reason, exact=exact)
-    return Execution(kind="integer", exact=exact)
+    exact, why = given.weight(layer).exact, reason(layer, given)
+    return Execution(kind="simulated" if why else "integer", reason=why, exact=exact)
+
+
+def reason(layer: QuantizedLayer, given: LayerInput) -> str:
+    """Returns why a layer is simulated at some noise level; "" for integers. Decodes nothing."""
+    if not given.enabled:
+        return "activations are switched off"
+    found = (refusal(layer, axis, grid) for axis, grid in given.known_grids(layer))
+    return next((why for why in found if why), "")
 
 
 def executions(model: nn.Module) -> dict[str, Execution]:

@@ -126,6 +126,16 @@ class LayerInput:
         self._lines = None
         self._weight = None
 
+    def forget_weight(self) -> None:
+        """Forgets what was made of the weight; grids and ranges stay."""
+        self._steps.clear()
+        self._weight = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the weight in the forms that are kept for products."""
+        return 0 if self._weight is None else self._weight.num_bytes
+
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy needs: it makes its own grids and weights."""
         return self.__dict__ | {"_grids": {}, "_steps": {}, "_lines": None, "_weight": None}
@@ -141,7 +151,10 @@ class LayerInput:
             run = LayerInput._output
             if "torch._dynamo" in sys.modules:  # slow to load, and loaded before anything compiles
                 run = LayerInput._untraced = cast(Any, torch.compiler.disable)(run)
-        return cast(torch.Tensor, run(self, layer, inputs))
+        found = run(self, layer, inputs)
+        if layer.residency == "streaming":
+            self.forget_weight()
+        return cast(torch.Tensor, found)
 
     def _output(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
         is_map = isinstance(layer, nn.Conv2d)
@@ -233,7 +246,10 @@ class LayerInput:
 
     def execution(self, layer: QuantizedLayer) -> execution.Execution:
         """Returns whether the layer is computed in integers here, and why not."""
-        return execution.how(layer, self)
+        found = execution.how(layer, self)
+        if layer.residency == "streaming":
+            self.forget_weight()
+        return found
 
     def known_grids(self, layer: QuantizedLayer) -> Iterator[tuple[Axis, Grid | None]]:
         """Yields the grids at all noise levels that are stored; None for an input's own range."""

@@ -137,9 +137,23 @@ def refusal(axis: Axis, zero: torch.Tensor | None, window: Window | None) -> str
 def uses_taps(axis: Axis, zero: torch.Tensor | None, window: Window) -> bool:
     """Whether a convolution is a product for each tap instead of one product."""
     bordered = window.border != NO_BORDER and window.mode == "zeros"
-    if axis == "row" or int8_products.support()[0] != "onednn":
+    if always_taps(axis):
         return window.groups == 1
     return axis != "group" and window.groups == 1 and bordered and not _inside(zero)
+
+
+def always_taps(axis: Axis) -> bool:
+    """Whether every convolution over several taps that is not grouped is a product for each."""
+    return axis == "row" or int8_products.support()[0] != "onednn"
+
+
+def weight_bytes(outputs: int, inputs: int, taps: int, axis: Axis) -> int:
+    """Returns the bytes of the levels of a layer, their sums by product, and the scales.
+
+    Exact for one scale a tensor, sample or row; groups of channels have sums each.
+    """
+    products = taps if taps > 1 and always_taps(axis) else 1
+    return outputs * inputs + 4 * outputs * (products + 1)
 
 
 def _inside(zero: torch.Tensor | None) -> bool:

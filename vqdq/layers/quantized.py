@@ -74,7 +74,8 @@ class QuantizedLayer(nn.Module):
     Attributes:
         input: how the layer's input is quantized, or None: it stays as it comes.
         text_cache: keeps the last output of a layer that reads the text, or None.
-        residency: "resident" decodes once, "streaming" at each forward.
+        residency: "resident" decodes once, "streaming" at each forward; a whole model is told by
+            `vqdq.layers.residency`.
     """
 
     input: LayerInput | None = None
@@ -158,6 +159,18 @@ class QuantizedLayer(nn.Module):
         if self.residency == "resident" and not self._quantizes:
             self._dense = weight
         return weight
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the decoded weight that is kept now, in whichever form."""
+        dense = 0 if self._dense is None else self._dense.nbytes
+        return dense + (0 if self.input is None else self.input.held_bytes)
+
+    def forget_weight(self) -> None:
+        """Forgets the decoded weight; outputs that were made with it stay."""
+        self._dense = None
+        if self.input is not None:
+            self.input.forget_weight()
 
     @property
     def _quantizes(self) -> bool:

@@ -21,6 +21,7 @@ from vqdq.layers.attention import attach_attention_, attention_layout, detach_at
 from vqdq.layers.inputs import forget_noise_level_, input_layout, noise_level_
 from vqdq.layers.processor import AttentionQuantizer
 from vqdq.layers.quantized import QuantizedLayer, unpack
+from vqdq.layers.residency import choose_again_
 from vqdq.layers.surgery import quantize_, quantize_inputs_
 from vqdq.layers.text_cache import keep_text_
 from vqdq.models.packed_config import Method, VqdqConfig
@@ -217,6 +218,7 @@ def _passing(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(model, *args, **kwargs)
         finally:
             model.is_quantized = True
+            choose_again_(model)
 
     cast_._vqdq = True  # type: ignore[attr-defined]
     return cast_

@@ -14,8 +14,10 @@ from torch import nn
 
 from vqdq.errors import UserError
 from vqdq.layers.attention import attention_places
+from vqdq.layers.residency import Mode, checked
 from vqdq.models.denoisers import denoiser, layers_of, skeleton
 from vqdq.models.generate import GenerateResult, generate
+from vqdq.models.modes import set_mode_
 from vqdq.models.quiet import quiet
 from vqdq.models.sources import DEMO, Source, demo_folder, locate, presets_folder
 from vqdq.progress import Event, Report, silent
@@ -67,14 +69,25 @@ class ModelInfo:
     bytes: int
 
 
-def load(model: str | Path, *, report: Report = silent) -> DiffusionPipeline:
+def load(
+    model: str | Path,
+    *,
+    mode: Mode = "resident",
+    cache_bytes: int | None = None,
+    report: Report = silent,
+) -> DiffusionPipeline:
     """Returns the pipeline of "demo", a folder or a hub id: float32, on the CPU, compressed or not.
 
+    Args:
+        mode: how a compressed model keeps its decoded weights (`vqdq.layers.residency.set_mode_`);
+            "hybrid" within `cache_bytes`.
+
     Raises:
-        UserError: the model cannot be found, opened or trusted.
+        UserError: the model cannot be found, opened or trusted, or not run in that mode.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    checked(mode, cache_bytes)
     report(Event(stage="load", done=0, total=2, message=str(model)))
     source = locate(model, report=report)
     source.check()  # a damaged file is named here, not deep inside a loader
@@ -96,6 +109,7 @@ def load(model: str | Path, *, report: Report = silent) -> DiffusionPipeline:
             remedy="Copy the model again; every component needs safetensors weights.",
         ) from error
     pipeline.set_progress_bar_config(disable=True)
+    set_mode_(pipeline, mode, cache_bytes)
     report(Event(stage="load", done=2, total=2, message=source.title))
     return pipeline
 

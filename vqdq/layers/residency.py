@@ -1,0 +1,215 @@
+"""Which decoded weights a packed model keeps: all, none, or as many as a budget holds.
+
+Layers run in one fixed order, over and over. A cache that drops the least recently used layer would
+then drop each just before it is needed again; a fixed choice of layers serves its share of every
+call. The picture is the same in every mode: a weight decodes to the same bits each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from vqdq.errors import UserError
+from vqdq.layers import execution, integer
+from vqdq.layers.quantized import QuantizedLayer
+
+Mode = Literal["resident", "streaming", "hybrid", "integer"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+# Weights a second that one core decodes to float32, as benchmarks/RESULTS.md measured them.
+_PACE = {"trellis": 2.1e9, "additive": 1.9e9, "int8": 2.0e9, "half": 2.0e9}
+_PACE_OTHER = 0.2e9
+_SETTING = "_vqdq_mode"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModeSetting:
+    """What `set_mode_` was asked for; `cache_bytes` belongs to "hybrid" and is None elsewhere."""
+
+    mode: Mode
+    cache_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedLayer:
+    """What keeping one layer decoded takes and saves.
+
+    Attributes:
+        name: of the layer.
+        num_bytes: of its decoded weight.
+        seconds: ESTIMATED, of decoding it once.
+        reads_text: its output is kept for a whole picture, so that keeping its weight saves little.
+    """
+
+    name: str
+    num_bytes: int
+    seconds: float
+    reads_text: bool = False
+
+
+def checked(mode: str, cache_bytes: int | None) -> ModeSetting:
+    """Returns the setting after checking that its parts belong together.
+
+    Raises:
+        UserError: an unknown mode, "hybrid" without a budget, or a budget for another mode.
+    """
+    known: Mode | None = next((each for each in MODES if each == mode), None)
+    if known is None:
+        raise UserError(
+            f'there is no mode "{mode}".', where="mode", remedy=f"Use {', '.join(MODES)}."
+        )
+    if known == "hybrid" and (cache_bytes is None or cache_bytes < 0):
+        raise UserError(
+            "hybrid needs the bytes that decoded weights may take.",
+            where="cache",
+            remedy="Name a budget, such as 2GB.",
+        )
+    if known != "hybrid" and cache_bytes is not None:
+        raise UserError(
+            f"{known} keeps no cache of a given size.",
+            where="cache",
+            remedy="Leave the budget out, or choose hybrid.",
+        )
+    return ModeSetting(mode=known, cache_bytes=cache_bytes)
+
+
+def decode_seconds(method: str, weights: int) -> float:
+    """Returns the ESTIMATED seconds in which one core decodes `weights` weights of a method."""
+    return weights / _PACE.get(method, _PACE_OTHER)
+
+
+def chosen(layers: Iterable[DecodedLayer], cache_bytes: int) -> frozenset[str]:
+    """Returns the names of the layers whose decoded weights are kept in `cache_bytes`.
+
+    Those that save most seconds a byte come first, of equals the largest, and each that still fits
+    is taken; layers whose output is kept for a whole picture come last. The same layers and the
+    same budget give the same choice.
+    """
+    order = sorted(
+        layers,
+        key=lambda each: (
+            each.reads_text,
+            -each.seconds / max(1, each.num_bytes),
+            -each.num_bytes,
+            each.name,
+        ),
+    )
+    kept: set[str] = set()
+    left = cache_bytes
+    for layer in order:
+        if layer.num_bytes <= left:
+            kept.add(layer.name)
+            left -= layer.num_bytes
+    return frozenset(kept)
+
+
+def set_mode_(model: nn.Module, mode: Mode, cache_bytes: int | None = None) -> None:
+    """Lets a model with packed layers keep its decoded weights as `mode` says, from now on.
+
+    "resident": each layer is decoded once, at its first use; "streaming": at each use; "hybrid":
+    the layers that `chosen` picks are kept, the others stream; "integer": as resident, and refused
+    unless layers with a rounded input multiply integers here. A layer with a rounded input is kept
+    in 8 bits where it multiplies integers, in float32 where it is simulated.
+
+    Args:
+        cache_bytes: of the decoded weights of "hybrid".
+
+    Raises:
+        UserError: no packed layer, a setting that `checked` refuses, or "integer" where no layer
+            multiplies integers; the model stays as it was.
+    """
+    setting = checked(mode, cache_bytes)
+    layers = packed_layers(model)
+    if not layers and mode != "resident":
+        raise UserError(
+            "has no packed layers, so there is nothing to decode.",
+            where=type(model).__name__,
+            remedy="Compress the model, or leave the mode out.",
+        )
+    if mode == "integer":
+        _require_integers(layers)
+    model.__dict__[_SETTING] = setting
+    _apply_(layers, setting)
+
+
+def choose_again_(model: nn.Module) -> None:
+    """Spends the budget of "hybrid" anew after a cast changed what decoded weights take."""
+    setting = setting_of(model)
+    if setting.mode == "hybrid":
+        _apply_(packed_layers(model), setting)
+
+
+def setting_of(model: nn.Module) -> ModeSetting:
+    """Returns the mode of a model; "resident" unless `set_mode_` said otherwise."""
+    found = model.__dict__.get(_SETTING)
+    return found if isinstance(found, ModeSetting) else ModeSetting(mode="resident")
+
+
+def packed_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """Returns the packed layers by name, those below adapters included."""
+    return {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)
+    }
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Returns the bytes of decoded weights that are held now."""
+    return sum(layer.held_bytes for layer in packed_layers(model).values())
+
+
+def decoded_layer(name: str, layer: QuantizedLayer) -> DecodedLayer:
+    """Returns what keeping a packed layer takes and saves."""
+    shape, given = layer.packed.shape, layer.input
+    if given is None or not given.enabled:
+        size = shape.count * layer.shown_dtype.itemsize
+    elif execution.reason(layer, given):
+        size = simulated_bytes(shape.count)
+    else:
+        axis, _ = next(given.known_grids(layer))
+        size = integer.weight_bytes(shape.out_features, shape.in_features, shape.taps, axis)
+    return DecodedLayer(
+        name=name,
+        num_bytes=size,
+        seconds=decode_seconds(layer.packed.codec, shape.count),
+        reads_text=layer.text_cache is not None,
+    )
+
+
+def simulated_bytes(weights: int) -> int:
+    """Returns the bytes of a weight as simulated products take it, float32."""
+    return 4 * weights
+
+
+def _apply_(layers: dict[str, QuantizedLayer], setting: ModeSetting) -> None:
+    kept = frozenset(layers)
+    if setting.mode == "streaming":
+        kept = frozenset[str]()
+    elif setting.mode == "hybrid":
+        known = (decoded_layer(name, layer) for name, layer in layers.items())
+        kept = chosen(known, setting.cache_bytes or 0)
+    for name, layer in layers.items():
+        layer.residency = "resident" if name in kept else "streaming"
+        if name not in kept:
+            layer.forget_weight()
+
+
+def _require_integers(layers: dict[str, QuantizedLayer]) -> None:
+    reasons = [
+        execution.reason(layer, layer.input) for layer in layers.values() if layer.input is not None
+    ]
+    if not reasons:
+        raise UserError(
+            "its recipe rounds no layer's input, so nothing can be multiplied in integers.",
+            where="mode",
+            remedy="Choose another mode, or a recipe with activations such as w8a8.",
+        )
+    if all(reasons):
+        raise UserError(
+            f"no layer multiplies integers here: {reasons[0]}.",
+            where="mode",
+            remedy="Choose another mode; the layers are then simulated.",
+        )
