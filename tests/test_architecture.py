@@ -19,6 +19,7 @@ FLOORS = {
     "vqdq.packing": 0,
     "vqdq.tensors": 0,
     "vqdq.waiting": 0,
+    "vqdq.durable": 0,
     "vqdq.kernels": 1,
     "vqdq.codecs": 2,
     "vqdq.activations": 2,

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from vqdq.durable import atomic
 from vqdq.errors import UserError
-from vqdq.models.weights import atomic, open_weights, unreadable, write_weights
+from vqdq.models.weights import open_weights, unreadable, write_weights
 from vqdq.tensors import TensorSpec, safetensors_bytes
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool]

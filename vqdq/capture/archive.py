@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Generator, Mapping
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
+from vqdq.durable import atomic
 from vqdq.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -38,26 +38,19 @@ def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
     """
     text = json.dumps(dict(header), ensure_ascii=False, allow_nan=False).encode()
     packed: dict[str, Array] = {_HEADER: np.frombuffer(text, dtype=np.uint8), **arrays}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            with zipfile.ZipFile(file, "w", compresslevel=_LEVEL) as archive:
-                for name, array in packed.items():
-                    noise = _is_noise(array)
-                    archive.compression = zipfile.ZIP_STORED if noise else zipfile.ZIP_DEFLATED
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        npy.write_array(member, np.asarray(array), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with atomic(path) as file, zipfile.ZipFile(file, "w", compresslevel=_LEVEL) as archive:
+            for name, array in packed.items():
+                noise = _is_noise(array)
+                archive.compression = zipfile.ZIP_STORED if noise else zipfile.ZIP_DEFLATED
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    npy.write_array(member, np.asarray(array), allow_pickle=False)
     except OSError as error:
         raise UserError(
             f"The record cannot be written: {error.strerror}.",
             where=str(path),
             remedy="Choose a folder that exists and has room, and capture again.",
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _is_noise(array: Array) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from vqdq.cli.checks import asking, check_models, in_a_folder, new_path
 from vqdq.cli.recipes import Stopped
 from vqdq.cli.terminal import Output, WrongUse, duration, size, table
+from vqdq.durable import publish
 from vqdq.errors import UserError
 from vqdq.jobs import blame
 from vqdq.jobs.blame_result import BlamedLayer, BlameResult, Offer
@@ -166,4 +167,4 @@ def _write(partial: Path, target: Path, values: dict[str, Any]) -> None:
             (partial / f"{name}.png").write_bytes(view.png())
             (partial / f"{name}.svg").write_bytes(view.svg_file())
             (partial / f"{name}.csv").write_text(view.data.to_csv(), encoding="utf-8")
-        partial.rename(target)
+        publish(partial, target)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vqdq.cli.checks import asking, check_models, new_path
 from vqdq.cli.terminal import Output, duration, size, table
+from vqdq.durable import publish
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic
 from vqdq.jobs import compare as comparing
@@ -72,7 +73,7 @@ def compare(options: argparse.Namespace, output: Output) -> int:
         bundle.write(open_run(part), part / "index.html", data="report")
         (part / FILE).unlink(missing_ok=True)  # all of it is in the report
         with disk_faults(target):
-            part.rename(target)
+            publish(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     lines = _medians(sets, result) if request.is_batch else _compared(result)

@@ -10,6 +10,7 @@ from typing import Any
 
 from vqdq.cli.checks import asking, check_models, new_path
 from vqdq.cli.terminal import Output, duration, table
+from vqdq.durable import publish
 from vqdq.errors import UserError
 from vqdq.jobs import inspect as inspecting
 from vqdq.jobs.faults import disk_faults
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
         report = {"request": request.to_json(), **result, "figures": drawn}
         with disk_faults(target):
             write_json(part / "report.json", report)
-            part.rename(target)
+            publish(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     lines = [str(target), *_table(models, result), *_words(result, len(drawn))]

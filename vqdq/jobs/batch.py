@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from vqdq.durable import append_line, atomic
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.results import ComparedPicture, Floor, Picture, PictureSet
@@ -55,8 +56,8 @@ class Journal:
         """
         self.pictures[place, model] = picture
         if model == 0:
-            with disk_faults(self._folder):
-                np.save(self._latents(picture), drawn.latents.numpy())
+            with disk_faults(self._folder), atomic(self._latents(picture)) as file:
+                np.save(file, drawn.latents.numpy(), allow_pickle=False)
         self._append({"set": place, "model": model, "picture": picture})
 
     def add_floor(self, place: int, floor: Floor) -> None:
@@ -78,7 +79,7 @@ class Journal:
         return Drawn(
             picture=picture,
             image=image,
-            latents=torch.from_numpy(np.load(self._latents(picture))),
+            latents=torch.from_numpy(np.load(self._latents(picture), allow_pickle=False)),
             notice="",
         )
 
@@ -93,10 +94,8 @@ class Journal:
 
     def _append(self, values: Mapping[str, Any]) -> None:
         line = json.dumps(values, ensure_ascii=False, allow_nan=False)
-        with disk_faults(self._folder), (self._folder / FILE).open("ab") as file:
-            if file.tell() and not _ends_a_line(self._folder / FILE):
-                file.write(b"\n")  # a killed process left half a line: it is skipped
-            file.write(line.encode() + b"\n")
+        with disk_faults(self._folder):
+            append_line(self._folder / FILE, line)
 
 
 def read(folder: Path, request: CompareRequest) -> list[PictureSet]:
@@ -132,9 +131,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(values, dict):
             found.append(cast(dict[str, Any], values))
     return found
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from vqdq.durable import atomic
 from vqdq.errors import UserError
 from vqdq.jobs.ballots import Ballot, Picture, assessor_name, ballots, climb
 from vqdq.jobs.faults import disk_faults
@@ -256,9 +257,9 @@ def strip(picture: Image.Image, target: Path) -> None:
         UserError: the disk refuses.
     """
     bare = Image.frombytes("RGB", picture.size, picture.convert("RGB").tobytes())
-    part = target.with_suffix(".part")
     with disk_faults(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        bare.save(part, format="PNG", compress_level=0)
-        os.utime(part, (_DATE, _DATE))
-        part.replace(target)
+        with atomic(target) as file:
+            bare.save(file, format="PNG", compress_level=0)
+            file.flush()
+            os.utime(file.name, (_DATE, _DATE))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import psutil
 import torch
 
+from vqdq.durable import atomic
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, certificate, run
 from vqdq.jobs.faults import disk_faults
@@ -153,10 +153,5 @@ def save_png(path: Path, image: Image, recipe: dict[str, Any] | None = None) -> 
     info = PngInfo()
     if recipe is not None:
         info.add_text(CHUNK, json.dumps(recipe, ensure_ascii=False))
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with disk_faults(path):
-        try:
-            image.save(part, format="PNG", pnginfo=info)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    with disk_faults(path), atomic(path) as file:
+        image.save(file, format="PNG", pnginfo=info)

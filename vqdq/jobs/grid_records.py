@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from vqdq.durable import append_line
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.grid_cells import Grid
 from vqdq.jobs.results import VerdictResult
@@ -89,10 +90,8 @@ def append(folder: Path, row: GridRow) -> None:
         UserError: the disk is full or the folder cannot be written.
     """
     path = folder / FILE
-    with disk_faults(path), path.open("ab+") as file:
-        if file.tell() and not _ends_line(path):
-            file.write(b"\n")  # a kill cut the line before
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    with disk_faults(path):
+        append_line(path, json.dumps(row, ensure_ascii=False, allow_nan=False))
 
 
 def is_done(row: GridRow | None, folder: Path) -> bool:
@@ -119,9 +118,3 @@ def lost(row: GridRow, rows: Mapping[str, GridRow], grid: Grid) -> str:
     if twin is None or twin["key"] == row["key"] or twin["verdict"] is None:
         return "not what was asked"
     return "alignment lost" if twin["verdict"]["passed"] else "not what was asked"
-
-
-def _ends_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqdq.durable import write_text
 from vqdq.jobs import run
 from vqdq.jobs.draw import save_png
 from vqdq.jobs.faults import disk_faults
@@ -145,7 +146,7 @@ def write_table(path: Path, request: GridRequest, grid: Grid, rows: Mapping[str,
         UserError: the disk is full or the folder cannot be written.
     """
     with disk_faults(path):
-        path.write_text(table(request, grid, rows), encoding="utf-8", newline="")
+        write_text(path, table(request, grid, rows))
 
 
 def fixed(request: GridRequest) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any, cast
 
 import psutil
 
+from vqdq.durable import write_text
 from vqdq.jobs.requests import Request
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
@@ -46,6 +46,7 @@ class RunRecord:
         folder: the run's folder.
         result: what the job returned; names of files are relative to `folder`.
         name: what a person called it, or "".
+        owner: who started it, where there is a login; else "".
     """
 
     id: str
@@ -67,6 +68,7 @@ class RunRecord:
     folder: Path
     result: dict[str, Any] | None
     name: str = ""
+    owner: str = ""
 
     @property
     def title(self) -> str:
@@ -80,12 +82,8 @@ class RunRecord:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON so that `path` holds either the old or the whole new content."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(
-        json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
-    )
-    part.replace(path)
+    """Writes JSON so that `path` holds either the old or the whole new content, on the disk."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from vqdq.codecs.base import Packed
+from vqdq.durable import sync_folder, write_text
 from vqdq.errors import UserError
 from vqdq.models import checkpoint
 from vqdq.models.card import card
@@ -19,7 +20,7 @@ from vqdq.models.copying import copy_components
 from vqdq.models.encoding import error_db
 from vqdq.models.partial import BIAS, INPUTS, LEARNT, FinishedLayer, Partial
 from vqdq.models.sources import Source
-from vqdq.models.weights import WeightFile, sync_folder, write_text, write_weights
+from vqdq.models.weights import WeightFile, write_weights
 from vqdq.progress import Event, Report
 from vqdq.recipe import METADATA, Plan
 from vqdq.tensors import TensorSpec

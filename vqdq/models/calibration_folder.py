@@ -22,6 +22,7 @@ from safetensors import safe_open
 from vqdq.calibration import CalibrationParams
 from vqdq.capture.moments import Moments
 from vqdq.codecs.base import InputStats
+from vqdq.durable import sync_folder, write_text
 from vqdq.errors import UserError
 from vqdq.models.checkpoint import dump
 from vqdq.models.denoisers import denoiser
@@ -33,7 +34,7 @@ from vqdq.models.sources import locate
 from vqdq.models.space import full_disk
 from vqdq.models.teacher import Teacher
 from vqdq.models.trajectory import Trajectories
-from vqdq.models.weights import open_weights, sync_folder, unreadable, write_text, write_weights
+from vqdq.models.weights import open_weights, unreadable, write_weights
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Component
 from vqdq.tensors import TensorSpec
@@ -153,7 +154,11 @@ def open_calibration(
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         if values["version"] != _FORMAT_VERSION:
-            raise UserError(f"version {values['version']!r} is not supported.", where=str(path))
+            raise UserError(
+                f"version {values['version']!r} is not supported.",
+                where=str(path),
+                remedy="Use the program that wrote it, or calibrate again.",
+            )
         found = _Folder(place, values)
     except OSError as error:
         raise unreadable(path, error) from error

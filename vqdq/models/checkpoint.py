@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqdq.codecs.base import Packed
+from vqdq.durable import write_text
 from vqdq.errors import UserError
 from vqdq.models.packed_config import FORMAT_VERSION, Method, VqdqConfig
 from vqdq.models.pipelines import load
 from vqdq.models.sources import Source, locate
-from vqdq.models.weights import WeightFile, open_weights, write_text
+from vqdq.models.weights import WeightFile, open_weights
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Plan
 from vqdq.tensors import TensorSpec

@@ -8,9 +8,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from vqdq.durable import atomic, write_text
 from vqdq.errors import UserError
 from vqdq.models.sources import Source
-from vqdq.models.weights import atomic, unreadable, write_text
+from vqdq.models.weights import unreadable
 
 _KINDS = (".json", ".txt", ".model", ".safetensors", ".jinja", ".vocab", ".spm")
 _LICENCES = ("license", "licence", "notice")

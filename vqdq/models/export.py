@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from vqdq.codecs.base import Packed
+from vqdq.durable import publish, write_text
 from vqdq.errors import UserError
 from vqdq.layers.inputs import PREFIX, SMOOTHING, fold_smoothing
 from vqdq.layers.matrix import from_matrix
@@ -26,7 +27,7 @@ from vqdq.models.packed_config import VqdqConfig
 from vqdq.models.partial import refuse_existing
 from vqdq.models.sources import Source, locate
 from vqdq.models.space import full_disk
-from vqdq.models.weights import WeightFile, sync_folder, write_text, write_weights
+from vqdq.models.weights import WeightFile, write_weights
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import METADATA
 from vqdq.tensors import TensorSpec
@@ -89,8 +90,7 @@ def export_folder(folder: str | Path, output: str | Path, *, report: Report = si
             write_text(place / "config.json", json.dumps(plain, indent=2, sort_keys=True) + "\n")
             copy_components(source, part)
             write_text(part / "README.md", _card(source))
-            sync_folder(part)
-            part.rename(target)
+            publish(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     report(Event(stage="decode", done=len(specs), total=len(specs)))

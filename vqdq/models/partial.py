@@ -22,10 +22,11 @@ from typing import cast
 import torch
 
 from vqdq.codecs.base import Packed
+from vqdq.durable import sync_folder, write_text
 from vqdq.errors import UserError
 from vqdq.models.checkpoint import dump
 from vqdq.models.encoding import EncodedLayer
-from vqdq.models.weights import WeightFile, open_weights, sync_folder, write_text, write_weights
+from vqdq.models.weights import WeightFile, open_weights, write_weights
 from vqdq.recipe import PlannedLayer
 from vqdq.tensors import TensorSpec
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 
+from vqdq.durable import atomic
 from vqdq.errors import UserError
 from vqdq.tensors import TensorSpec, dtype_of, safetensors_header, safetensors_order
 
@@ -115,36 +114,6 @@ def write_weights(
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
     return path.stat().st_size
-
-
-@contextmanager
-def atomic(path: Path) -> Generator[IO[bytes], None, None]:
-    """Lends a file that takes the name `path` when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    with atomic(path) as file:
-        file.write(text.encode())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def unreadable(path: Path, error: OSError) -> UserError:

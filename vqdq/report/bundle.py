@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqdq.durable import write_text
 from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import BlindRequest, CompareRequest, GridRequest
@@ -60,9 +60,9 @@ def write(
     table, values = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.json")
     told = json.dumps(_finite(made.values), indent=1, ensure_ascii=False, allow_nan=False)
     with disk_faults(target):
-        _write(table, made.table or to_csv(made.rows))
-        _write(values, told + "\n")
-        _write(target, page)
+        write_text(table, made.table or to_csv(made.rows))
+        write_text(values, told + "\n")
+        write_text(target, page)
     return Written(html=target, csv=table, json=values, left_out=album.left_out)
 
 
@@ -107,9 +107,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]  # pyright: ignore
     return value
-
-
-def _write(path: Path, content: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(path)

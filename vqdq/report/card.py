@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqdq.durable import write_text
 from vqdq.errors import UserError
 from vqdq.jobs import frontier, models
 from vqdq.jobs.faults import disk_faults
@@ -83,7 +84,5 @@ def update(folder: Path, found: Measured) -> Path:
     with disk_faults(path):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         text = _BLOCK.sub("", text).rstrip("\n")
-        part = path.with_name(".README.md.part")
-        part.write_text(f"{text}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_text(path, f"{text}\n\n" + "\n".join(lines) + "\n")
     return path

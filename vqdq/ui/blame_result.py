@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from vqdq.durable import write_bytes
 from vqdq.errors import UserError
 from vqdq.jobs.blame_result import BlamedLayer, BlameResult, Offer, brief
 from vqdq.jobs.faults import disk_faults
@@ -91,7 +92,7 @@ def saved(run: RunRecord, look: BlameLook, name: str, kind: str, *, dark: bool) 
     path = run.folder / "figures" / f"blame-{name}-{area}.{kind}"
     with disk_faults(path):
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+        write_bytes(path, content)
     return path
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqdq.durable import write_bytes, write_text
 from vqdq.jobs.blind import BlindTest
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.outcome import Assessor, Comparison, Outcome
@@ -280,11 +281,11 @@ def write_files(found: Sitting, made: Outcome) -> Path:
     log = found.test.store.log(found.test.test)
     with disk_faults(folder):
         folder.mkdir(exist_ok=True)
-        (folder / "votes.csv").write_text(votes_csv(log), encoding="utf-8")
+        write_text(folder / "votes.csv", votes_csv(log))
         for name, view in views(protocol, made, LIGHT).items():
-            (folder / f"{name}.png").write_bytes(view.png())
-            (folder / f"{name}.svg").write_bytes(view.svg_file())
-            (folder / f"{name}.csv").write_text(view.data.to_csv(), encoding="utf-8")
+            write_bytes(folder / f"{name}.png", view.png())
+            write_bytes(folder / f"{name}.svg", view.svg_file())
+            write_text(folder / f"{name}.csv", view.data.to_csv())
         write_json(  # last: it says that the others are there
             folder / "results.json",
             {

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vqdq.durable import write_bytes
 from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 from vqdq.ui.inspection import Capture
@@ -120,7 +121,7 @@ def save(capture: Capture, plot: Plot, look: Look, kind: str, *, dark: bool) -> 
     path = capture.folder / "figures" / f"{file_name(capture, plot, look)}.{kind}"
     with disk_faults(path):
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+        write_bytes(path, content)
     return path
 
 

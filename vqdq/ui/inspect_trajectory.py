@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vqdq.durable import atomic
 from vqdq.jobs.faults import disk_faults
 from vqdq.models.following import Following
 from vqdq.ui.inspect_figures import Plot, figure
@@ -81,9 +82,8 @@ def _sprite(capture: Capture, index: int, pictures: npt.NDArray[np.uint8]) -> Pa
     if not path.is_file():
         with disk_faults(path):
             path.parent.mkdir(exist_ok=True)
-            part = path.with_suffix(".part")
-            Image.fromarray(np.concatenate(list(pictures), axis=1)).save(part, format="png")
-            part.replace(path)
+            with atomic(path) as file:
+                Image.fromarray(np.concatenate(list(pictures), axis=1)).save(file, format="png")
     return path
 
 
