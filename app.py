@@ -33,9 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         auth = page.login(wanted.auth)
         page.check_address(wanted.host, wanted.port, auth)
         workspace = Workspace.open(wanted.workspace)
+        worker = Worker(workspace, warm=(wanted.model,))
+        worker.reserve()  # before anybody can see a page
         options = page.launch_options(workspace, host=wanted.host, port=wanted.port, auth=auth)
         _, url, _ = page.build(workspace, wanted.model).launch(prevent_thread_lock=True, **options)
-        worker = Worker(workspace, warm=(wanted.model,))
         worker.start()  # last: its process would compete with the page for the cores
     except UserError as error:
         print(f"app.py: {error}", file=sys.stderr)

@@ -88,14 +88,14 @@ class Recipe:
         Raises:
             UserError: an unknown key, method or setting (the nearest is named), or a bad value.
         """
-        known_keys(values, _RECIPE_KEYS, where)
         version = values.get("version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION:  # first: a newer recipe has keys that are not known here
             raise UserError(
                 f"version {version!r} is not supported.",
                 where=where,
-                remedy=f"This program reads version {FORMAT_VERSION}.",
+                remedy=f"This program reads version {FORMAT_VERSION}: use the one that wrote it.",
             )
+        known_keys(values, _RECIPE_KEYS, where)
         rules = values.get("rules")
         if not isinstance(rules, list) or not rules:
             raise UserError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -109,22 +107,6 @@ def test_a_name_is_kept_in_the_file_and_every_word_is_found(workspace):
         workspace.rename(named, "n" * 81)
 
 
-def test_an_index_of_version_1_is_taken_over(workspace):
-    run_id = finish_one(workspace, result={"psnr": 30.5})
-    path = workspace.path / "index.sqlite"
-    workspace.close()
-    with contextlib.closing(sqlite3.connect(path)) as old:
-        for column in ("name", "words"):
-            old.execute(f"ALTER TABLE runs DROP COLUMN {column}")
-        old.execute("UPDATE runs SET message = 'kept'")
-        old.execute("PRAGMA user_version = 1")
-        old.commit()
-    again = Workspace.open(workspace.path)
-    (record,), count = again.find(Search(words="red circle"), limit=5)
-    assert (record.id, record.name, record.message, count) == (run_id, "", "kept", 1)
-    again.close()
-
-
 def test_recover_believes_the_files(workspace):
     running = workspace.submit(draw())
     workspace.take()
@@ -148,8 +130,7 @@ def test_queue_cancel_resume_delete(workspace):
     workspace.cancel(second)
     assert workspace.run(second).cancelling
     assert workspace.stop_asked(second)
-    assert workspace.overdue(-1) == second
-    assert workspace.overdue(60) is None
+    assert workspace.running().id == second
     with pytest.raises(UserError, match="is running"):
         workspace.delete(second)
     with pytest.raises(UserError, match="can be resumed"):

@@ -24,6 +24,7 @@ import psutil
 from vqdq.errors import Cancelled, UserError
 from vqdq.jobs import run
 from vqdq.jobs.faults import as_user_error, disk_faults
+from vqdq.jobs.lock import Lock
 from vqdq.jobs.requests import Request
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.store import Workspace
@@ -31,6 +32,7 @@ from vqdq.jobs.tracker import Tracker
 from vqdq.progress import Report
 
 BEAT_SECONDS = 0.5
+LOCK = "worker"  # held by the one process that owns the device
 IDLE_SECONDS = 0.25
 RETRY_SECONDS = 1.0
 
@@ -121,6 +123,11 @@ def main(arguments: list[str]) -> int:
     folder, module, *warm = arguments
     orders = _Orders()
     workspace = Workspace.open(folder)
+    try:
+        owned = Lock(workspace.path, LOCK)
+    except UserError as error:  # the one before it still lives
+        print(error, file=sys.stderr, flush=True)
+        return 4
     born = psutil.Process().create_time()
     threading.Thread(target=_beat, args=(workspace, born), daemon=True, name="heartbeat").start()
     engine = cast(Engine, importlib.import_module(module).Engine(workspace, warm))
@@ -136,6 +143,7 @@ def main(arguments: list[str]) -> int:
             perform(workspace, record, engine, orders.stopping)
         elif not engine.idle():
             orders.wake.wait(IDLE_SECONDS)
+    owned.release()
     return 0
 
 

@@ -18,8 +18,9 @@ from vqdq.jobs.database import DamagedFileError, Database, version_of
 from vqdq.jobs.requests import request_from_json
 from vqdq.jobs.run import RunRecord, read_json
 
-_VERSION = 2
+_VERSION = 3
 _NEW_IN_2 = ("name TEXT NOT NULL DEFAULT ''", "words TEXT NOT NULL DEFAULT ''")
+_NEW_IN_3 = ("owner TEXT NOT NULL DEFAULT ''",)
 _SCHEMA = f"""
 CREATE TABLE runs (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL,
@@ -27,13 +28,14 @@ CREATE TABLE runs (
     stage TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0,
     total INTEGER NOT NULL DEFAULT 0,
     message TEXT NOT NULL DEFAULT '', preview TEXT, eta REAL, cancel_at REAL,
-    error TEXT, result TEXT, {", ".join(_NEW_IN_2)}
+    error TEXT, result TEXT, {", ".join((*_NEW_IN_2, *_NEW_IN_3))}
 );
 CREATE INDEX runs_by_state ON runs (state, queued);
 CREATE INDEX runs_by_time ON runs (created);
 CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, born REAL, beat REAL);
 """
 _MAX_WORDS = 8000
+PATIENCE_SECONDS = 5.0  # for another process that writes
 
 
 class Index(Database):
@@ -47,16 +49,24 @@ class Index(Database):
     def __init__(self, path: Path) -> None:
         self.is_new = False
         try:
-            super().__init__(path, self._prepare, durable=False, patience_seconds=5.0)
+            super().__init__(path, self._prepare, durable=False, patience_seconds=PATIENCE_SECONDS)
         except DamagedFileError:
             for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
                 path.with_name(name).unlink(missing_ok=True)
-            super().__init__(path, self._prepare, durable=False, patience_seconds=5.0)
+            super().__init__(path, self._prepare, durable=False, patience_seconds=PATIENCE_SECONDS)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         found = version_of(db)
+        if found > _VERSION:
+            raise UserError(
+                f"the index has version {found}; this program reads {_VERSION}.",
+                where=str(self.path),
+                remedy="Use the newer program, or another --workspace; nothing was changed.",
+            )
         if found == 1:
             _from_1(db)
+        if found in (1, 2):
+            _from_2(db)
         elif found != _VERSION:
             for table in ("runs", "worker"):
                 db.execute(f"DROP TABLE IF EXISTS {table}")
@@ -73,6 +83,12 @@ def _from_1(db: sqlite3.Connection) -> None:
     for row in db.execute("SELECT id, request FROM runs").fetchall():
         words = words_of(row["id"], json.loads(row["request"]))
         db.execute("UPDATE runs SET words = ? WHERE id = ?", (words, row["id"]))
+
+
+def _from_2(db: sqlite3.Connection) -> None:
+    """Adds who started a run; nobody who can be named has started the earlier ones."""
+    for column in _NEW_IN_3:
+        db.execute(f"ALTER TABLE runs ADD COLUMN {column}")
 
 
 def words_of(run_id: str, request: Mapping[str, Any], name: str = "") -> str:
@@ -107,7 +123,7 @@ def content_of(row: sqlite3.Row) -> dict[str, Any]:
     """Returns what `run.json` holds at least, from a row."""
     names = ("id", "state", "created", "queued", "started", "finished")
     content = {name: row[name] for name in names}
-    content |= {"name": row["name"]} if row["name"] else {}
+    content |= {key: row[key] for key in ("name", "owner") if row[key]}
     return content | {"request": json.loads(row["request"]), "error": values_of(row["error"])}
 
 
@@ -117,7 +133,7 @@ def insert(db: sqlite3.Connection, content: dict[str, Any], result: dict[str, An
     db.execute(
         "INSERT INTO runs"
         " (id, kind, state, request, created, queued, started, finished, error, result,"
-        " name, words) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " name, words, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             content["id"],
             content["request"]["kind"],
@@ -131,6 +147,7 @@ def insert(db: sqlite3.Connection, content: dict[str, Any], result: dict[str, An
             None if result is None else json.dumps(result),
             name,
             words_of(content["id"], content["request"], name),
+            str(content.get("owner") or ""),
         ),
     )
 
@@ -173,4 +190,5 @@ def record_of(row: sqlite3.Row, folder: Path) -> RunRecord:
         folder=folder,
         result=values_of(row["result"]),
         name=row["name"],
+        owner=row["owner"],
     )

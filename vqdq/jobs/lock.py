@@ -1,5 +1,5 @@
-"""One server per workspace: a lock that the operating system drops when its holder dies, however
-it dies.
+"""One server and one worker per workspace: locks that the operating system drops when their
+holder dies, however it dies.
 
 The lock is SQLite's own exclusive lock on a file of its own: portable, and never stale. Beside
 it stands who holds it, for the message only.
@@ -19,16 +19,16 @@ from vqdq.jobs.run import read_json, write_json
 class Lock:
     """Exclusive ownership of a folder by this process until `release` or its death."""
 
-    def __init__(self, folder: Path) -> None:
-        """Takes the lock.
+    def __init__(self, folder: Path, name: str = "server") -> None:
+        """Takes the lock called `name`.
 
         Raises:
             UserError: another process holds it (its process id is named), or the disk refuses.
         """
-        holder = folder / "server.json"
+        holder = folder / f"{name}.json"
         with disk_faults(folder):
             self._db = sqlite3.connect(
-                folder / "server.lock", timeout=0, isolation_level=None, check_same_thread=False
+                folder / f"{name}.lock", timeout=0, isolation_level=None, check_same_thread=False
             )
         try:
             with disk_faults(folder):
@@ -50,6 +50,12 @@ class Lock:
                 remedy="Open its page, stop it, or start this one with another --workspace.",
             ) from None
         write_json(holder, {"pid": os.getpid()})
+
+    @staticmethod
+    def holder(folder: Path, name: str) -> int | None:
+        """Returns the process id of who took the lock last, or None when nobody ever did."""
+        pid = (read_json(folder / f"{name}.json") or {}).get("pid")
+        return pid if isinstance(pid, int) else None
 
     def release(self) -> None:
         """Gives the workspace free."""

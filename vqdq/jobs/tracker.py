@@ -6,11 +6,13 @@ The worker calls it from the innermost loops, so between two writes it only read
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
-from vqdq.errors import Cancelled
+from vqdq.errors import Cancelled, UserError
 from vqdq.jobs.eta import Eta
+from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.run import RunRecord, append_event
 from vqdq.jobs.store import Workspace
 from vqdq.progress import Event
@@ -49,15 +51,16 @@ class Tracker:
         if self._pending is None:
             return
         event, eta = self._pending
-        self._workspace.progress(self._record.id, event, eta)
-        append_event(
-            self._record.folder,
-            {
-                "stage": event.stage,
-                "done": event.done,
-                "total": event.total,
-                "message": event.message,
-                "preview": event.preview,
-            },
-        )
+        told = {
+            "stage": event.stage,
+            "done": event.done,
+            "total": event.total,
+            "message": event.message,
+            "preview": event.preview,
+        }
+        # a busy index or a full disk costs a line of progress, not the run: its files will tell
+        with contextlib.suppress(UserError):
+            self._workspace.progress(self._record.id, event, eta)
+        with contextlib.suppress(UserError), disk_faults(self._record.folder):
+            append_event(self._record.folder, told)
         self._written, self._pending = event, None

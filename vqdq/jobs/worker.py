@@ -3,7 +3,8 @@
 A cancel is cooperative first: the job notices at its next report. When one long call gives it
 no chance within `PATIENCE_SECONDS`, the process is ended and started anew. That is safe because
 a job publishes files only by a rename: a compression keeps its finished layers in
-`<output>.partial` and can be resumed. The price is that warm pipelines are loaded again.
+`<output>.partial` and can be resumed. The price is that warm pipelines are loaded again. A run that
+hangs (`watch`) ends in the same way. All of this is timed by a clock that never jumps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.lock import Lock
 from vqdq.jobs.requests import Request
 from vqdq.jobs.store import Workspace
+from vqdq.jobs.watch import Watch
 from vqdq.waiting import settle
 
 PATIENCE_SECONDS = 1.2  # of the two seconds that a cancel may take
@@ -30,6 +32,8 @@ GRACE_SECONDS = 2.0  # for a worker that was asked to stop
 STARTS_ALLOWED = 3  # in a row, each dead before it lived this long
 LIVED_SECONDS = 60.0
 ENGINE = "vqdq.jobs.engine"
+CHILD = "vqdq.jobs.child"
+LOCK = "worker"
 
 
 class Worker:
@@ -39,15 +43,23 @@ class Worker:
         workspace: where runs are queued.
         engine: module whose `Engine` does the work; another one only in tests.
         warm: models to load while there is nothing else to do, so that the first picture is quick.
+        watch: says when a run hangs; another one only in tests.
     """
 
     def __init__(
-        self, workspace: Workspace, *, engine: str = ENGINE, warm: tuple[str, ...] = ()
+        self,
+        workspace: Workspace,
+        *,
+        engine: str = ENGINE,
+        warm: tuple[str, ...] = (),
+        watch: Watch | None = None,
     ) -> None:
         self.workspace = workspace
         self._warm = warm
         self._engine = engine
         self._lock: Lock | None = None
+        self._watch_over = watch or Watch()
+        self._stopping: tuple[str, float] = ("", 0.0)  # the run asked to stop, and since when
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: threading.Thread | None = None
         self._closing = threading.Event()
@@ -56,15 +68,24 @@ class Worker:
         self._born = 0.0
         self._fault: UserError | None = None
 
+    def reserve(self) -> None:
+        """Takes the workspace for this server.
+
+        Raises:
+            UserError: another server uses it.
+        """
+        if self._lock is None:
+            self._lock = Lock(self.workspace.path)
+
     def start(self) -> None:
         """Takes the workspace, marks what a dead worker left as `interrupted`, starts the process.
 
         Raises:
             UserError: another server uses the workspace.
         """
-        if self._lock is not None:
+        if self._watcher is not None:
             return
-        self._lock = Lock(self.workspace.path)
+        self.reserve()
         self._end_orphan()
         self.workspace.recover()
         self._closing.clear()
@@ -79,6 +100,7 @@ class Worker:
         self._closing.set()
         if self._watcher is not None:
             self._watcher.join()
+            self._watcher = None
         process = self._process
         if process is not None:
             self._order("stop")
@@ -133,7 +155,7 @@ class Worker:
         self._born = time.monotonic()
         with self._guard, (self.workspace.path / "worker.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vqdq.jobs.child", folder, self._engine, *self._warm],
+                [sys.executable, "-m", CHILD, folder, self._engine, *self._warm],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -157,23 +179,43 @@ class Worker:
             _hang_up(process)
             self._replace(process.returncode, None)
             return
-        overdue = self.workspace.overdue(PATIENCE_SECONDS)
-        if overdue is not None:
-            process.kill()
-            process.wait()
-            _hang_up(process)
-            self._replace(process.returncode, overdue)
+        running = self.workspace.running()
+        if running is None:
+            return
+        if running.cancelling:
+            known, since = self._stopping
+            if known != running.id:
+                self._stopping = (running.id, time.monotonic())
+            elif time.monotonic() - since > PATIENCE_SECONDS:
+                self._end(process)
+                self._replace(process.returncode, running.id)
+            return
+        self._stopping = ("", 0.0)
+        error = self._watch_over.hung(running, process.pid)
+        if error is not None:
+            self._end(process)
+            self._replace(process.returncode, running.id, error)
 
-    def _replace(self, code: int, cancelled: str | None) -> None:
-        """Closes what the dead process was running and starts another one."""
-        running = self.workspace.active()
-        if running is not None and running.state == "running":
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
+        _hang_up(process)
+
+    def _replace(self, code: int, ended: str | None, error: dict[str, str] | None = None) -> None:
+        """Closes what the dead process was running and starts another one.
+
+        Args:
+            ended: the run for whose sake the process was ended, and why, unless it was cancelled.
+        """
+        self._stopping = ("", 0.0)
+        running = self.workspace.running()
+        if running is not None:
             self._crashes = 0
-            if running.id == cancelled or running.cancelling:
+            if error is not None and running.id == ended:
+                self.workspace.finish(running.id, "interrupted", error=error)
+            elif running.id == ended or running.cancelling:
                 self.workspace.finish(running.id, "cancelled")
-            elif (
-                cancelled is not None
-            ):  # it finished the run we meant to end and had taken the next
+            elif ended is not None:  # it finished the run we meant to end and had taken the next
                 self.workspace.requeue(running.id)
             else:
                 self.workspace.finish(running.id, "interrupted", error=_death(code))
@@ -197,19 +239,24 @@ class Worker:
             self.workspace.finish(record.id, "failed", error=error)
 
     def _end_orphan(self) -> None:
-        """Waits for the worker of a killed parent to leave, then ends it: one owner a device."""
-        known = self.workspace.worker()
-        if known is None:
-            return
-        pid, born, _ = known
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            if abs(process.create_time() - born) > 1e-3 or process.status() == psutil.STATUS_ZOMBIE:
-                return  # the number was given to another process, or nobody has buried it yet
-            deadline = time.monotonic() + GRACE_SECONDS
-            while process.is_running() and time.monotonic() < deadline:
-                time.sleep(WATCH_SECONDS)
-            process.kill()
+        """Waits for the worker of a killed parent to leave, then ends it: one owner a device.
+
+        It lives as long as its lock is held; a process id and a time can belong to another one.
+        """
+        deadline = time.monotonic() + GRACE_SECONDS
+        while True:
+            try:
+                Lock(self.workspace.path, LOCK).release()
+                return
+            except UserError:
+                if time.monotonic() > deadline:
+                    break
+            time.sleep(WATCH_SECONDS)
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(Lock.holder(self.workspace.path, LOCK) or -1)
+            if CHILD in process.cmdline():
+                process.kill()
+                process.wait(GRACE_SECONDS)
 
 
 def _hang_up(process: subprocess.Popen[bytes]) -> None:

@@ -210,10 +210,7 @@ def position(desk: Desk, run: RunRecord) -> int | None:
         return 0
     if run.state != "queued":
         return None
-    waiting = [each.id for each in desk.workspace.queue()]
-    active = desk.workspace.active()
-    busy = active is not None and active.state == "running"
-    return (waiting.index(run.id) if run.id in waiting else 0) + busy
+    return desk.workspace.ahead(run.id)
 
 
 def _waits(place: int | None) -> str:
