@@ -63,7 +63,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def publish(part: Path, target: Path) -> None:
-    """Renames a finished folder, after everything in it reached the disk."""
+    """Renames a finished file or folder, after everything in it reached the disk."""
+    if part.is_file():
+        _sync(part)
     for place, _, names in os.walk(part):
         for name in names:
             _sync(os.path.join(place, name))

@@ -9,18 +9,26 @@ from vqdq.cli.terminal import Output, size
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
-    """Writes the decoded folder."""
+    """Writes the decoded folder or file."""
     from vqdq.models import checkpoint, export, sources
 
     with asking():
         checkpoint.packed_config(sources.locate(options.folder))
-    made = export.export_folder(options.folder, new_path(options.output), report=output.report)
+        export.check(options.folder, options.output, options.format)
+    made = export.export_folder(
+        options.folder, new_path(options.output), format=options.format, report=output.report
+    )
     values = {
         "output": str(made.output),
+        "format": made.format,
         "bytes": made.bytes,
         "decoded_layers": made.decoded,
         "left_out": list(made.left_out),
+        "error_db": made.error_db,
+        "kinds": dict(made.kinds),
     }
-    lines = [f"{made.output}: {size(made.bytes)}, {made.decoded} layers decoded."]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in made.kinds)
+    stored = f" Tensors: {kinds}." if kinds else ""
+    lines = [f"{made.output}: {size(made.bytes)}, {made.decoded} layers decoded.{stored}"]
     output.result(values, [*lines, *(f"  {sentence}." for sentence in made.left_out)])
     return 0

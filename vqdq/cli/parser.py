@@ -114,9 +114,15 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_grid(grid)
     verify = command("verify", "Check a compressed folder: checksums, sizes, every weight.")
     verify.add_argument("folder", metavar="DIR")
-    export = command("export", "Decode a compressed folder into an ordinary one, in float16.")
+    export = command("export", "Decode a compressed folder for programs that do not know vqdq.")
     export.add_argument("folder", metavar="DIR")
-    export.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--output", required=True, metavar="PATH", help="a new folder or file")
+    export.add_argument(
+        "--format",
+        default="diffusers-fp16",
+        help="diffusers-fp16 (default, a folder), single-file (.safetensors in the layout of the "
+        "model's authors), gguf-f16, gguf-q8_0, gguf-q5_1, gguf-q5_0, gguf-q4_1, gguf-q4_0 (.gguf)",
+    )
     report = command("report", "Write a comparison, a grid or a blind test as one HTML file.")
     report.add_argument("run", metavar="RUN", help="a run of the workspace, or its folder")
     report.add_argument("--output", metavar="FILE.html", help="a new file; CSV and JSON beside it")
