@@ -24,7 +24,7 @@ from tests.models import families, tiny
 from vqdq.errors import UserError
 from vqdq.models.compressor import compress_folder
 from vqdq.models.denoisers import denoiser
-from vqdq.models.export import export_folder, formats_of, single_file
+from vqdq.models.export import check, export_folder, formats_of, single_file
 from vqdq.models.export.original import original
 from vqdq.models.sources import locate
 from vqdq.progress import silent
@@ -162,12 +162,12 @@ def test_families_without_an_original_layout_are_refused(tmp_path: Path) -> None
         pipe, _ = families.build(family)
         pipe.save_pretrained(tmp_path / family)
         assert formats_of(tmp_path / family) == ("diffusers-fp16",)
-    pipe, _ = families.build("sana")
-    compress_folder(tmp_path / "sana", RECIPE, tmp_path / "small")
-    with pytest.raises(UserError, match="no original layout") as caught:
-        export_folder(tmp_path / "small", tmp_path / "x.safetensors", format="single-file")
-    assert caught.value.remedy == "Use diffusers-fp16."
+        with pytest.raises(UserError, match="no original layout") as caught:
+            check(tmp_path / family, "x.safetensors", "single-file")
+        assert caught.value.remedy == "Use diffusers-fp16."
+    families.build("flux_dev")[0].save_pretrained(tmp_path / "flux")
+    check(tmp_path / "flux", "x.safetensors", "single-file")
     with pytest.raises(UserError, match=r"ends in \.gguf"):
-        tiny.folder(tmp_path / "tiny")
-        compress_folder(tmp_path / "tiny", RECIPE, tmp_path / "tiny-small")
-        export_folder(tmp_path / "tiny-small", tmp_path / "x.bin", format="gguf-q8_0")
+        check(tmp_path / "flux", "x.bin", "gguf-q8_0")
+    with pytest.raises(UserError, match="unknown format"):
+        check(tmp_path / "flux", "x.gguf", "gguf-q9_0")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vqdq.models.export import latent_diffusion as ldm
+import vqdq.models.export.latent_diffusion as ldm
 from vqdq.models.export.decoded import Decoded
 from vqdq.models.export.layout import Piece, Place, pieces
 from vqdq.models.export.transformers import aura_places, flux_places, sd3_places
