@@ -26,6 +26,8 @@ FLOORS = {
     "vqdq.calibration": 3,
     "vqdq.allocation": 3,
     "vqdq.rules": 3,
+    "vqdq.sections": 3,
+    "vqdq.shapes": 3,
     "vqdq.recipe": 3,
     "vqdq.layers": 3,
     "vqdq.capture": 3,

@@ -1,8 +1,8 @@
-"""Teaches diffusers to open compressed folders at the moment when diffusers itself is imported.
+"""Teaches diffusers and transformers to open compressed folders when they are imported themselves.
 
 `import vqdq` must make `DiffusionPipeline.from_pretrained` work, and must not cost the seconds that
 diffusers takes: `vqdq --help` has to answer at once, and the page's process never needs it. So the
-plug-in waits on the import system for the one module that holds diffusers' tables.
+plug-in waits on the import system for the modules that hold the libraries' tables.
 """
 
 from __future__ import annotations
@@ -15,25 +15,32 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-TABLES = "diffusers.quantizers.auto"
+PLUGINS = {
+    "diffusers.quantizers.auto": "vqdq.models.hub",
+    "transformers.quantizers.auto": "vqdq.models.text_hub",
+}  # the module with a library's tables -> ours, which registers itself when it is imported
 
 
 def install() -> None:
-    """Registers now when diffusers is imported already, else as soon as it will be."""
-    if TABLES in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Registers now with what is imported already, else as soon as it will be."""
+    for tables in PLUGINS:
+        if tables in sys.modules:
+            _register(tables)
+        elif not any(isinstance(each, _Finder) and each.tables == tables for each in sys.meta_path):
+            sys.meta_path.insert(0, _Finder(tables))
 
 
 class _Finder(MetaPathFinder):
-    """Finds `TABLES` like everybody else, once, and runs `_register` after it."""
+    """Finds one library's tables like everybody else, once, and runs `_register` after it."""
+
+    def __init__(self, tables: str) -> None:
+        self.tables = tables
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        if fullname != TABLES:
+        if fullname != self.tables:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -53,8 +60,8 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._real.exec_module(module)
-        _register()
+        _register(module.__name__)
 
 
-def _register() -> None:
-    importlib.import_module("vqdq.models.hub")  # registers itself, also when imported first
+def _register(tables: str) -> None:
+    importlib.import_module(PLUGINS[tables])

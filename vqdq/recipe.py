@@ -10,8 +10,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,18 +21,21 @@ from vqdq import activations
 from vqdq.activations.attention import AttentionParams
 from vqdq.activations.base import ActivationQuantizer, Site
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
-from vqdq.codecs.base import Storage, WeightShape
+from vqdq.codecs.base import Storage
 from vqdq.errors import UserError
-from vqdq.layers.attention import AttentionPlace, attention_layout, attention_sites
+from vqdq.layers.attention import attention_layout, attention_sites
 from vqdq.layers.inputs import input_layout
 from vqdq.params import Params, nearest
 from vqdq.rules import Rule, known_keys
+from vqdq.sections import Section, section_of, sections
+from vqdq.shapes import Component as Component
+from vqdq.shapes import Layer as Layer
 from vqdq.tensors import TensorSpec, safetensors_bytes
 
 FORMAT_VERSION = 1
 S = TypeVar("S", bound=Params)
 _SECTIONS = ("calibration", "finetune", "ranges", "attention")
-_DECIDING_KEYS = ("version", "seed", "rules", *_SECTIONS)
+_DECIDING_KEYS = ("version", "seed", "rules", *_SECTIONS, "components")
 _RECIPE_KEYS = ("name", "title", "description", *_DECIDING_KEYS)
 
 
@@ -45,6 +48,8 @@ class Recipe:
         finetune: how the result learns from the full-precision model; None leaves it as encoded.
         ranges: how input ranges are collected; None when no rule needs them.
         attention: how scores, q, k and v are quantized; None leaves attention as it is.
+        components: what happens to the components beside the denoiser; those that no section speaks
+            of are kept as they are.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Recipe:
     finetune: FinetuneParams | None = None
     ranges: RangeParams | None = None
     attention: AttentionParams | None = None
+    components: tuple[Section, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as JSON values, every setting written out."""
@@ -73,7 +79,20 @@ class Recipe:
             "seed": self.seed,
             "rules": [rule.to_json() for rule in self.rules],
             **{key: value.to_json() for key, value in extra.items() if value is not None},
+            **self._other_components(),
         }
+
+    def _other_components(self) -> dict[str, Any]:
+        if not self.components:
+            return {}
+        return {"components": {part.pattern: part.to_json() for part in self.components}}
+
+    def of_component(self, name: str) -> Recipe | None:
+        """Returns the recipe of a component beside the denoiser; None: it is kept as it is."""
+        part = section_of(self.components, name)
+        if part is None:
+            return None
+        return Recipe(name=self.name, title=self.title, seed=self.seed, rules=part.rules)
 
     @property
     def digest(self) -> str:
@@ -124,48 +143,8 @@ class Recipe:
             finetune=_section(FinetuneParams, values, "finetune", where),
             ranges=_section(RangeParams, values, "ranges", where),
             attention=_section(AttentionParams, values, "attention", where),
+            components=sections(values.get("components", {}), f"{where}.components"),
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layer:
-    """A layer that could be quantized.
-
-    Attributes:
-        name: full dotted name inside its component ("down_blocks.0.resnets.0.conv1").
-        kind: "linear" or "conv2d".
-        shape: its weight as the codecs see it.
-        positions: tokens or pixels of its input at the model's own size; 0 when not known.
-    """
-
-    name: str
-    kind: str
-    shape: WeightShape
-    positions: int = 0
-
-    @property
-    def site(self) -> Site:
-        """Where its input is quantized."""
-        shape = self.shape
-        return Site(channels=shape.channels, positions=self.positions, taps=shape.taps)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Component:
-    """Shapes of one model component, read from a file's header or a live module; no weights.
-
-    Attributes:
-        name: "unet" or "transformer".
-        layers: candidates in the order of execution.
-        tensors: every tensor that the component stores, layers' weights and biases included, by its
-            key.
-        attentions: its attention layers.
-    """
-
-    name: str
-    layers: tuple[Layer, ...]
-    tensors: tuple[TensorSpec, ...]
-    attentions: tuple[AttentionPlace, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,6 +190,8 @@ class Plan:
         reference_bytes: size of the component's 16-bit weight file.
         predicted_bytes: size of the compressed weight file; equal to the file by construction.
         attention: where q, k and v are rounded, "<attention>.q" … -> site.
+        others: the plans of the components beside the denoiser that the recipe speaks of; their
+            bytes are their own and in none of the figures here but `total_bytes`.
     """
 
     recipe: Recipe
@@ -220,6 +201,12 @@ class Plan:
     reference_bytes: int
     predicted_bytes: int
     attention: Mapping[str, Site] = field(default_factory=dict[str, Site])
+    others: tuple[Plan, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Predicted size of all weight files that will be written."""
+        return self.predicted_bytes + sum(other.predicted_bytes for other in self.others)
 
     @property
     def quantized(self) -> tuple[PlannedLayer, ...]:
@@ -275,13 +262,25 @@ def load_recipe(source: str | Path, presets: Path) -> Recipe:
     return Recipe.from_json(cast(dict[str, Any], values), where=path.name)
 
 
-def resolve(recipe: Recipe, component: Component) -> Plan:
-    """Returns the plan of `recipe` for a component.
+def resolve(recipe: Recipe, component: Component, others: Sequence[Component] = ()) -> Plan:
+    """Returns the plan of `recipe` for a denoiser and for the other components it speaks of.
+
+    Args:
+        others: components that some section of the recipe matches (`vqdq.sections.chosen`).
 
     Raises:
         UserError: a rule matches no layer, or a codec cannot take a layer's shape (the layer is
             named).
     """
+    plans: list[Plan] = []
+    for other in others:
+        own = recipe.of_component(other.name)
+        assert own is not None, other.name
+        plans.append(_resolved(own, other))
+    return replace(_resolved(recipe, component), others=tuple(plans))
+
+
+def _resolved(recipe: Recipe, component: Component) -> Plan:
     built = [rule.codec() for rule in recipe.rules]
     quantizers = [rule.quantizer() for rule in recipe.rules]
     used: set[int] = set()
@@ -355,6 +354,8 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
         for spec in component.tensors
     )
     tensors = tuple(out for spec in halves for out in replaced.get(spec.name, (spec,)))
+    if component.guarded and replaced:
+        tensors += (guard(item.layer.name for item in planned if item.method is not None),)
     sites: dict[str, Site] = {}
     if recipe.attention is not None:
         positions = {layer.name: layer.positions for layer in component.layers}
@@ -369,6 +370,16 @@ def resolve(recipe: Recipe, component: Component) -> Plan:
         predicted_bytes=safetensors_bytes(tensors, METADATA),
         attention=sites,
     )
+
+
+def guard(layers: Iterable[str]) -> TensorSpec:
+    """Returns the empty tensor of a guarded component with these packed layers."""
+    return TensorSpec(name=f"{min(layers)}.weight", dtype=_HALF, shape=(0,))
+
+
+def is_guard(spec: TensorSpec) -> bool:
+    """Returns whether a tensor is there only to be refused (`Component.guarded`)."""
+    return spec.shape == (0,)
 
 
 def _section(kind: type[S], values: Mapping[str, Any], key: str, where: str) -> S | None:

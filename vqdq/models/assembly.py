@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,16 +20,41 @@ from vqdq.models.checkpoint import LayerResult, Learnt, half
 from vqdq.models.copying import copy_components
 from vqdq.models.encoding import error_db
 from vqdq.models.partial import BIAS, INPUTS, LEARNT, FinishedLayer, Partial
+from vqdq.models.parts import Part, Reads
 from vqdq.models.sources import Source
 from vqdq.models.weights import WeightFile, write_weights
 from vqdq.progress import Event, Report
-from vqdq.recipe import METADATA, Plan
+from vqdq.recipe import METADATA, Plan, is_guard
 from vqdq.tensors import TensorSpec
 
 
-def layer_results(
-    plan: Plan, files: Mapping[str, WeightFile], partial: Partial
-) -> list[LayerResult]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """A component whose layers are done.
+
+    Attributes:
+        plan: of this component alone; `reads`: how its tensors are read; `partial`: where its
+            finished layers lie; `layers`: what was measured, in the plan's order.
+    """
+
+    plan: Plan
+    reads: Reads
+    partial: Partial
+    layers: tuple[LayerResult, ...]
+
+
+def finished_work(plan: Plan, reads: Mapping[str, Reads], partial: Partial) -> list[Work]:
+    """Returns the denoiser and the other components of `plan`, in this order."""
+    found: list[Work] = []
+    for each in (plan, *plan.others):
+        name = each.component.name
+        place = partial if each is plan else partial.part(name)
+        layers = tuple(_layer_results(each, reads[name], place))
+        found.append(Work(plan=each, reads=reads[name], partial=place, layers=layers))
+    return found
+
+
+def _layer_results(plan: Plan, reads: Reads, partial: Partial) -> list[LayerResult]:
     """Returns what happened to each layer, in the plan's order."""
     results: list[LayerResult] = []
     done = dict(_finished(plan, partial))
@@ -36,7 +62,7 @@ def layer_results(
         name, key = planned.layer.name, f"{planned.layer.name}.weight"
         layer, quantizer = done.get(name), planned.quantizer()
         if layer is None:
-            weight = files[key].read(key)
+            weight = reads[key]()
             error = error_db(weight, half(weight, key))
         else:
             error = layer.error_db
@@ -83,17 +109,45 @@ def finished_layers(
 
 def write_final(
     source: Source,
-    plan: Plan,
-    layers: Sequence[LayerResult],
-    files: Mapping[str, WeightFile],
-    partial: Partial,
+    parts: Mapping[str, Part],
+    work: Sequence[Work],
     learnt: Learnt | None,
     report: Report,
 ) -> int:
-    """Puts the finished folder together in `partial.final`; returns the size of the weight file."""
-    final = partial.final
-    folder = final / plan.component.name
+    """Puts the finished folder together in `final`; returns the size of the denoiser's weights.
+
+    Args:
+        parts: the components beside the denoiser that are compressed, by name.
+        work: the denoiser, then those.
+    """
+    own = work[0]
+    final = own.partial.final
+    folder = final / own.plan.component.name
     folder.mkdir(parents=True)
+    measured = _write_weights(own, folder / checkpoint.WEIGHTS)
+    _write_config(folder, source.config, own.plan)
+    report(Event(stage="save", done=1, total=3, message="other components"))
+    copy_components(source, final, without=parts.keys())
+    for other in work[1:]:
+        part = parts[other.plan.component.name]
+        place = final / part.name
+        _write_weights(other, place / part.weight_name)
+        copied = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        _write_config(place, copied, other.plan)
+    facts = checkpoint.facts(source, own.plan, [each.layers for each in work], learnt)
+    write_text(final / checkpoint.RECIPE, checkpoint.dump(own.plan.recipe.to_json()))
+    write_text(final / checkpoint.FACTS, checkpoint.dump(facts))
+    write_text(final / "README.md", card(source, own.plan, own.layers, learnt))
+    report(Event(stage="save", done=2, total=3, message="checksums"))
+    checkpoint.write_sums(final)
+    for name, _, _ in os.walk(final):
+        sync_folder(Path(name))
+    return measured
+
+
+def _write_weights(work: Work, path: Path) -> int:
+    """Writes the weight file of a component; returns its size, which is the planned one."""
+    plan, partial, reads = work.plan, work.partial, work.reads
     origin: dict[str, tuple[WeightFile, str]] = {}
     wanted = {spec.name for spec in plan.tensors}
     for name, layer in _finished(plan, partial):
@@ -108,28 +162,23 @@ def write_final(
         if spec.name in origin:
             file, key = origin[spec.name]
             return file.read(key)
-        return half(files[spec.name].read(spec.name), spec.name)
+        if is_guard(spec):
+            return torch.empty(spec.shape, dtype=spec.dtype)
+        return half(reads[spec.name](), spec.name)
 
-    measured = write_weights(folder / checkpoint.WEIGHTS, plan.tensors, METADATA, read)
+    measured = write_weights(path, plan.tensors, METADATA, read)
     if measured != plan.predicted_bytes:
         raise UserError(
             f"the weight file has {measured} bytes, {plan.predicted_bytes} were predicted.",
-            where=str(folder),
+            where=str(path.parent),
             remedy="This is a fault of the program: report it with the recipe.",
         )
-    config = {**source.config, "quantization_config": checkpoint.quantization_config(plan)}
-    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    report(Event(stage="save", done=1, total=3, message="other components"))
-    copy_components(source, final)
-    facts = checkpoint.facts(source, plan, layers, learnt)
-    write_text(final / checkpoint.RECIPE, checkpoint.dump(plan.recipe.to_json()))
-    write_text(final / checkpoint.FACTS, checkpoint.dump(facts))
-    write_text(final / "README.md", card(source, plan, layers, learnt))
-    report(Event(stage="save", done=2, total=3, message="checksums"))
-    checkpoint.write_sums(final)
-    for name, _, _ in os.walk(final):
-        sync_folder(Path(name))
     return measured
+
+
+def _write_config(folder: Path, config: Mapping[str, Any], plan: Plan) -> None:
+    values = {**config, "quantization_config": checkpoint.quantization_config(plan)}
+    write_text(folder / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _finished(plan: Plan, partial: Partial) -> list[tuple[str, FinishedLayer]]:

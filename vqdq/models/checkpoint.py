@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -27,9 +27,10 @@ from vqdq.codecs.base import Packed
 from vqdq.durable import write_text
 from vqdq.errors import UserError
 from vqdq.models.packed_config import FORMAT_VERSION, Method, VqdqConfig
+from vqdq.models.parts import parts
 from vqdq.models.pipelines import load
 from vqdq.models.sources import Source, locate
-from vqdq.models.weights import WeightFile, open_weights
+from vqdq.models.weights import WeightFile
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Plan
 from vqdq.tensors import TensorSpec
@@ -159,11 +160,17 @@ class Learnt:
 
 
 def facts(
-    source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Learnt | None
+    source: Source,
+    plan: Plan,
+    layers: Sequence[Sequence[LayerResult]],
+    learnt: Learnt | None,
 ) -> dict[str, Any]:
-    """Returns the content of `vqdq.json`; without times, so that a resumed run writes the same."""
-    rows = [{k: v for k, v in asdict(layer).items() if k != "seconds"} for layer in layers]
-    return {
+    """Returns the content of `vqdq.json`; without times, so that a resumed run writes the same.
+
+    Args:
+        layers: those of the denoiser, then those of each of the plan's other components.
+    """
+    values = {
         "base_model": source.name,
         **({"base_model_revision": source.revision} if source.revision else {}),
         "component": plan.component.name,
@@ -173,8 +180,23 @@ def facts(
         "reference_bytes": plan.reference_bytes,
         "bits_per_weight": plan.bits_per_weight,
         "finetune": None if learnt is None else asdict(learnt),
-        "layers": rows,
+        "layers": _rows(layers[0]),
     }
+    if plan.others:
+        values["other_components"] = {
+            other.component.name: {
+                "weight_bytes": other.predicted_bytes,
+                "reference_bytes": other.reference_bytes,
+                "bits_per_weight": other.bits_per_weight,
+                "layers": _rows(rows),
+            }
+            for other, rows in zip(plan.others, layers[1:], strict=True)
+        }
+    return values
+
+
+def _rows(layers: Sequence[LayerResult]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in asdict(layer).items() if k != "seconds"} for layer in layers]
 
 
 def dump(values: Mapping[str, Any]) -> str:
@@ -236,7 +258,8 @@ def load_quantized(folder: str | Path) -> DiffusionPipeline:
 def verify(folder: str | Path, *, report: Report = silent) -> Verification:
     """Returns what is wrong with a compressed folder: checksums, header against plan, values.
 
-    Every packed weight is decoded once. Faults of the content are listed, not raised.
+    Every packed weight of every component is decoded once. Faults of the content are listed, not
+    raised.
 
     Raises:
         UserError: the folder is no compressed model at all.
@@ -247,23 +270,45 @@ def verify(folder: str | Path, *, report: Report = silent) -> Verification:
     names = _check_sums(source.folder, problems, report)
     checked = 0
     try:
-        weights = open_weights(source.folder / source.denoiser / WEIGHTS)
-        expected = config.expected()
-        problems += _compare(weights, config.stored())
-        for done, (name, ghost) in enumerate(expected.items()):
-            report(Event(stage="decode", done=done, total=len(expected), message=name))
-            if any(f"{name}.{key}" not in weights.tensors for key in ghost.tensors):
-                continue
-            problems += _decoded(weights, name, ghost)
-            checked += 1
-        stored = config.stored()
-        for key in weights.tensors:
-            if key not in stored and not bool(torch.isfinite(weights.read(key)).all()):
-                problems.append(f"{key}: NaN or infinite values.")
-        report(Event(stage="decode", done=len(expected), total=len(expected)))
+        checked += _verify_part(source.weights(), config, problems, report)
+        for part, own in packed_parts(source).items():
+            found: list[str] = []
+            checked += _verify_part(parts(source)[part].weights(), own, found, report)
+            problems += [f"{part}, {problem}" for problem in found]
     except UserError as error:
         problems.append(str(error))
     return Verification(folder=source.folder, files=names, layers=checked, problems=tuple(problems))
+
+
+def _verify_part(
+    files: Sequence[WeightFile], config: VqdqConfig, problems: list[str], report: Report
+) -> int:
+    """Adds what is wrong with the weights of one component; returns how many layers decode."""
+    checked = 0
+    expected, stored = config.expected(), config.stored()
+    weights = {key: file for file in files for key in file.tensors}
+    problems += _compare({key: file.tensors[key] for key, file in weights.items()}, stored)
+    for done, (name, ghost) in enumerate(expected.items()):
+        report(Event(stage="decode", done=done, total=len(expected), message=name))
+        if any(f"{name}.{key}" not in weights for key in ghost.tensors):
+            continue
+        problems += _decoded(weights, name, ghost)
+        checked += 1
+    for key, file in weights.items():
+        if key not in stored and not bool(torch.isfinite(file.read(key)).all()):
+            problems.append(f"{key}: NaN or infinite values.")
+    report(Event(stage="decode", done=len(expected), total=len(expected)))
+    return checked
+
+
+def packed_parts(source: Source) -> dict[str, VqdqConfig]:
+    """Returns what `config.json` says about each packed component beside the denoiser, by name."""
+    found: dict[str, VqdqConfig] = {}
+    for name, part in parts(source).items():
+        values = part.config.get("quantization_config")
+        if isinstance(values, dict) and values.get("quant_method") == Method.VQDQ.value:
+            found[name] = VqdqConfig(**cast(dict[str, Any], values))
+    return found
 
 
 def packed_config(source: Source) -> VqdqConfig:
@@ -302,10 +347,10 @@ def _check_sums(folder: Path, problems: list[str], report: Report) -> int:
     return len(wanted)
 
 
-def _compare(weights: WeightFile, expected: Mapping[str, TensorSpec]) -> list[str]:
+def _compare(weights: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]) -> list[str]:
     problems: list[str] = []
     for key, spec in expected.items():
-        found = weights.tensors.get(key)
+        found = weights.get(key)
         place, _, name = key.rpartition(".")
         if found is None:
             problems.append(f"{place}: {name} is missing.")
@@ -314,8 +359,8 @@ def _compare(weights: WeightFile, expected: Mapping[str, TensorSpec]) -> list[st
     return problems
 
 
-def _decoded(weights: WeightFile, name: str, ghost: Packed) -> list[str]:
-    tensors = {key: weights.read(f"{name}.{key}") for key in ghost.tensors}
+def _decoded(weights: Mapping[str, WeightFile], name: str, ghost: Packed) -> list[str]:
+    tensors = {key: weights[f"{name}.{key}"].read(f"{name}.{key}") for key in ghost.tensors}
     packed = Packed(codec=ghost.codec, params=ghost.params, shape=ghost.shape, tensors=tensors)
     if packed.storage.tensors != ghost.storage.tensors:
         return []  # already listed by `_compare`

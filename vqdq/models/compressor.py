@@ -6,8 +6,9 @@ Both ways encode the same matrices with the same generators, so their results ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial as bound
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,10 @@ from torch import nn
 
 from vqdq.calibration import CalibrationParams, RangeParams
 from vqdq.codecs.base import Packed
-from vqdq.errors import UserError
-from vqdq.layers.matrix import to_matrix
 from vqdq.models import checkpoint
-from vqdq.models.assembly import finished_layers, layer_results, write_final
-from vqdq.models.checkpoint import MOST_DB, LayerResult, Learnt, half, sha256
+from vqdq.models.assembly import finished_layers, finished_work, write_final
+from vqdq.models.checkpoint import MOST_DB, LayerResult, Learnt, sha256
 from vqdq.models.denoisers import denoiser
-from vqdq.models.encoding import EncodedLayer, encode_layer, within
 from vqdq.models.hub import attach_
 from vqdq.models.input_ranges import (
     calibrate_inputs_,
@@ -31,7 +29,9 @@ from vqdq.models.input_ranges import (
     smoothing_factors,
     stores_parameters,
 )
+from vqdq.models.layerwise import counted, encode_missing, encoded, reader, require_finite
 from vqdq.models.memory import peak_bytes, reset_peak
+from vqdq.models.others import other_students
 from vqdq.models.packed_config import VqdqConfig
 from vqdq.models.partial import (
     INPUTS,
@@ -43,14 +43,14 @@ from vqdq.models.partial import (
     refuse_existing,
     version,
 )
+from vqdq.models.parts import Part, Reads, asked, others_of, part_component, refuse_compressed
 from vqdq.models.pipelines import component, source_component
-from vqdq.models.sources import locate, presets_folder
+from vqdq.models.sources import Source, locate, presets_folder
 from vqdq.models.space import full_disk, needed_bytes, require_space
 from vqdq.models.students import student, with_denoiser
 from vqdq.models.teacher import Teacher
-from vqdq.models.weights import WeightFile
 from vqdq.progress import Event, Report, silent
-from vqdq.recipe import Plan, PlannedLayer, Recipe, load_recipe, resolve
+from vqdq.recipe import Plan, Recipe, load_recipe, resolve
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -88,11 +88,11 @@ def plan(model: str | Path | DiffusionPipeline, recipe: Recipe | str | Path) -> 
     """
     ready = as_recipe(recipe)
     if not isinstance(model, str | Path):
-        _refuse_packed(denoiser(model)[1])
-        return resolve(ready, component(model))
-    source = locate(model)
-    _refuse_compressed(source.is_quantized, str(source.folder))
-    return resolve(ready, source_component(source))
+        name, module = denoiser(model)
+        _refuse_packed(module)
+        others = others_of(model, ready, name).values()
+        return resolve(ready, component(model), [inner.component for inner in others])
+    return _of_folder(locate(model), ready)[0]
 
 
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:
@@ -130,14 +130,16 @@ def compress_folder(
     refuse_existing(target)
     report(Event(stage="plan", message=str(model)))
     source = locate(model, report=report)
-    _refuse_compressed(source.is_quantized, str(source.folder))
-    plan = resolve(recipe, source_component(source))
+    plan, others = _of_folder(source, recipe)
     source.check()
     files = source.weights()
     state = {
         "recipe": recipe.digest,
         "model": fingerprint(files, source.config),
         "version": version(),
+        **{
+            f"{name}'s model": fingerprint(p.weights(), p.config) for name, (p, _) in others.items()
+        },
     }
     if calibration is not None:
         state["calibration"] = sha256(Path(calibration) / "calibration.json")
@@ -145,21 +147,24 @@ def compress_folder(
     needed = needed_bytes(plan, source)
     with full_disk(target, needed), open_partial(target, state) as partial:
         require_space(partial, needed)
-        by_key = {key: file for file in files for key in file.tensors}
-        _require_finite(plan, by_key)
-        smoothing = _smoothing(plan, by_key, partial, teacher, report)
-        _encode_missing(plan, by_key, partial, teacher, smoothing, report)
+        own: Reads = {key: bound(file.read, key) for file in files for key in file.tensors}
+        reads = {plan.component.name: own, **{name: read for name, (_, read) in others.items()}}
+        for each in (plan, *plan.others):
+            require_finite(each, reads[each.component.name])
+        smoothing = _smoothing(plan, own, partial, teacher, report)
+        _encode(plan, reads, partial, teacher, smoothing, report)
         learnt = _learn(plan, partial, teacher, smoothing, report)
         _calibrate(plan, partial, teacher, smoothing, report)
-        layers = layer_results(plan, by_key, partial)
+        work = finished_work(plan, reads, partial)
         report(Event(stage="save", done=0, total=3, message="weights"))
-        measured = write_final(source, plan, layers, by_key, partial, learnt, report)
+        parts = {name: part for name, (part, _) in others.items()}
+        measured = write_final(source, parts, work, learnt, report)
         report(Event(stage="save", done=3, total=3, message=target.name))
         partial.publish(target)
     return CompressionResult(
         output=target,
         plan=plan,
-        layers=tuple(layers),
+        layers=work[0].layers,
         predicted_bytes=plan.predicted_bytes,
         measured_bytes=measured,
         bits_per_weight=plan.bits_per_weight,
@@ -176,7 +181,9 @@ def compress(
     calibration: str | Path | None = None,
     report: Report = silent,
 ) -> DiffusionPipeline:
-    """Returns a new pipeline with a compressed denoiser; the other components are shared.
+    """Returns a new pipeline with a compressed denoiser, and what else the recipe speaks of.
+
+    The components that are kept are shared.
 
     The pipeline that is passed stays as it was, and is what a recipe calibrates on and learns
     from. What is kept is rounded to 16 bits, so that the result equals the one that is loaded from
@@ -200,7 +207,7 @@ def compress(
         return state[key].cpu() if key in state else None
 
     smoothing = smoothing_factors(ready, teacher, read, report)
-    for planned, layer in _encoded(ready, chosen, read, teacher, smoothing, report):
+    for planned, layer in encoded(ready, chosen, read, teacher, smoothing, report):
         packed[planned.layer.name] = layer.packed
         if layer.bias is not None:
             changed[f"{planned.layer.name}.bias"] = layer.bias
@@ -212,70 +219,46 @@ def compress(
         twin = student(module, ready, learnt.packed, changed, smoothing)
     calibrate_inputs_(twin, ready, teacher, report)
     attach_(twin, VqdqConfig(**checkpoint.quantization_config(ready)))
-    return with_denoiser(pipeline, name, twin)
+    return with_denoiser(pipeline, name, twin, other_students(pipeline, ready, report))
 
 
-def _encoded(
+def _of_folder(source: Source, recipe: Recipe) -> tuple[Plan, dict[str, tuple[Part, Reads]]]:
+    """Returns the plan of a folder, and the other components that it compresses."""
+    refuse_compressed(source.is_quantized, str(source.folder))
+    found = {name: (part, part_component(part)) for name, part in asked(source, recipe).items()}
+    plan = resolve(recipe, source_component(source), [made[0] for _, made in found.values()])
+    return plan, {name: (part, made[1]) for name, (part, made) in found.items()}
+
+
+def _fingerprints(others: Mapping[str, tuple[Part, Reads]]) -> dict[str, str]:
+    return {
+        f"model's {name}": fingerprint(part.weights(), part.config)
+        for name, (part, _) in others.items()
+    }
+
+
+def _encode(
     plan: Plan,
-    layers: Sequence[PlannedLayer],
-    read: Callable[[str], torch.Tensor | None],
-    teacher: Teacher,
-    smoothing: Mapping[str, torch.Tensor],
-    report: Report,
-) -> Generator[tuple[PlannedLayer, EncodedLayer], None, None]:
-    """Yields `layers` encoded, in the order in which their statistics come."""
-    calibration = plan.recipe.calibration
-    total = len(plan.quantized)
-    done = total - len(layers)
-    for part, stats in teacher.passes(layers, plan.component, calibration, report):
-        for planned in part:
-            name = planned.layer.name
-            report(Event(stage="encode", done=done, total=total, message=name))
-            weight = read(f"{name}.weight")
-            assert weight is not None
-            corrected = calibration is not None and calibration.bias_correction
-            yield (
-                planned,
-                encode_layer(
-                    to_matrix(weight.detach()),
-                    planned,
-                    plan.recipe.seed,
-                    within(report, done, total, name),
-                    stats=stats.get(name),
-                    bias=read(f"{name}.bias") if corrected else None,
-                    smoothing=smoothing.get(name),
-                ),
-            )
-            done += 1
-
-
-def _encode_missing(
-    plan: Plan,
-    files: Mapping[str, WeightFile],
+    reads: Mapping[str, Reads],
     partial: Partial,
     teacher: Teacher,
     smoothing: Mapping[str, torch.Tensor],
     report: Report,
 ) -> None:
-    """Encodes and keeps every layer that an earlier run has not finished."""
-    numbers = {planned.layer.name: number for number, planned in enumerate(plan.layers)}
-    pending = [
-        planned
-        for planned in plan.quantized
-        if partial.finished(numbers[planned.layer.name], planned) is None
-    ]
-
-    if pending:
-        for planned, layer in _encoded(plan, pending, _reader(files), teacher, smoothing, report):
-            name = planned.layer.name
-            partial.keep(numbers[name], name, layer)
-    total = len(plan.quantized)
-    report(Event(stage="encode", done=total, total=total))
+    """Encodes what is missing of every component, the denoiser first."""
+    before, total = 0, sum(len(each.quantized) for each in (plan, *plan.others))
+    for each in (plan, *plan.others):
+        name, told = each.component.name, counted(report, before, total)
+        if each is plan:
+            encode_missing(plan, reads[name], partial, teacher, smoothing, told)
+        else:
+            encode_missing(each, reads[name], partial.part(name), None, {}, told)
+        before += len(each.quantized)
 
 
 def _smoothing(
     plan: Plan,
-    files: Mapping[str, WeightFile],
+    reads: Reads,
     partial: Partial,
     teacher: Teacher,
     report: Report,
@@ -284,7 +267,7 @@ def _smoothing(
     found = partial.kept_file(SMOOTHING)
     if found is not None:
         return {name: found.read(name) for name in found.tensors}
-    factors = smoothing_factors(plan, teacher, _reader(files), report)
+    factors = smoothing_factors(plan, teacher, reader(reads), report)
     if factors:
         partial.keep_file(SMOOTHING, factors, {})
     return factors
@@ -340,10 +323,6 @@ def _calibrate(
     partial.keep_file(INPUTS, input_tensors(twin, plan), {})
 
 
-def _reader(files: Mapping[str, WeightFile]) -> Callable[[str], torch.Tensor | None]:
-    return lambda key: files[key].read(key) if key in files else None
-
-
 def _ranges(plan: Plan) -> RangeParams | None:
     """Returns how input ranges are collected; None when no input needs them."""
     return (plan.recipe.ranges or RangeParams()) if needs_calls(plan) else None
@@ -353,20 +332,6 @@ def _sampling(plan: Plan) -> CalibrationParams:
     return plan.recipe.calibration or CalibrationParams()
 
 
-def _refuse_compressed(compressed: bool, where: str) -> None:
-    if compressed:
-        raise UserError(
-            "is compressed already.", where=where, remedy="Compress the model it was made from."
-        )
-
-
 def _refuse_packed(module: nn.Module) -> None:
     compressed = bool(getattr(module, "is_quantized", False))
-    _refuse_compressed(compressed, type(module).__name__)
-
-
-def _require_finite(plan: Plan, files: dict[str, WeightFile]) -> None:
-    """Raises `UserError` early for a kept tensor that 16 bits cannot hold."""
-    for spec in plan.tensors:
-        if spec.name in files:
-            half(files[spec.name].read(spec.name), spec.name)
+    refuse_compressed(compressed, type(module).__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ _KINDS = (".json", ".txt", ".model", ".safetensors", ".jinja", ".vocab", ".spm")
 _LICENCES = ("license", "licence", "notice")
 
 
-def component_bytes(source: Source) -> int:
+def component_bytes(source: Source, without: Collection[str] = ()) -> int:
     """Returns how many bytes `copy_components` will write."""
-    return sum(path.stat().st_size for path, _ in _files(source))
+    return sum(path.stat().st_size for path, _ in _files(source, without))
 
 
-def copy_components(source: Source, target: Path) -> None:
+def copy_components(source: Source, target: Path, without: Collection[str] = ()) -> None:
     """Copies everything but the denoiser and the card into `target`, byte for byte.
 
     Pickles and other programs are left behind. Two things change, so that the folder opens and
@@ -31,10 +31,14 @@ def copy_components(source: Source, target: Path) -> None:
     otherwise compute in the dtype that is stored while diffusers computes in float32, and the two
     cannot be mixed.
 
+    Args:
+        without: components that are written otherwise; their weights are left out, their config and
+            whatever else they have is copied.
+
     Raises:
         UserError: a component without safetensors weights, or a file that cannot be read.
     """
-    for path, name in _files(source):
+    for path, name in _files(source, without):
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -49,7 +53,7 @@ def copy_components(source: Source, target: Path) -> None:
             raise unreadable(path, error) from error
 
 
-def _files(source: Source) -> Generator[tuple[Path, str], None, None]:
+def _files(source: Source, without: Collection[str]) -> Generator[tuple[Path, str], None, None]:
     """Yields each file to copy with its name in the target."""
     yield source.folder / "model_index.json", "model_index.json"
     for path in sorted(source.folder.iterdir()):
@@ -70,6 +74,8 @@ def _files(source: Source) -> Generator[tuple[Path, str], None, None]:
             )
         for item in files:
             halved = ".fp16" in item.name
+            if name in without and (item.suffix == ".safetensors" or ".index." in item.name):
+                continue
             if item.suffix in _KINDS and not (halved and plain) and not _index_of_pickle(item):
                 yield item, f"{name}/{item.name.replace('.fp16', '')}"
 

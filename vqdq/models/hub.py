@@ -6,8 +6,7 @@ tables. Without the import diffusers refuses the folder with "Unknown quantizati
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -21,9 +20,9 @@ from vqdq.layers.attention import attach_attention_, attention_layout, detach_at
 from vqdq.layers.inputs import forget_noise_level_, input_layout, noise_level_
 from vqdq.layers.processor import AttentionQuantizer
 from vqdq.layers.quantized import QuantizedLayer, unpack
-from vqdq.layers.residency import choose_again_
 from vqdq.layers.surgery import quantize_, quantize_inputs_
 from vqdq.layers.text_cache import keep_text_
+from vqdq.models.casting import let_casts_pass, lossless_half
 from vqdq.models.packed_config import Method, VqdqConfig
 from vqdq.tensors import TensorSpec
 
@@ -105,14 +104,14 @@ class VqdqQuantizer(DiffusersQuantizer):
         del safe_serialization
         packed = self.quantization_config.stored()
         ready = {
-            key: tensor if key in packed else _lossless_half(tensor)
+            key: tensor if key in packed else lossless_half(tensor)
             for key, tensor in state_dict.items()
         }
         return ready, {}
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         del kwargs
-        _let_casts_pass()
+        let_casts_pass(_models())
         config = self.quantization_config
         quantize_(model, config.expected())
         ghosts = {
@@ -185,7 +184,7 @@ def attach_(model: nn.Module, config: VqdqConfig) -> None:
     target.quantization_method = config.quant_method
     target.hf_quantizer = quantizer
     keep_text_(model)
-    _let_casts_pass()
+    let_casts_pass(_models())
 
 
 def register() -> None:
@@ -194,34 +193,10 @@ def register() -> None:
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.VQDQ.value] = VqdqConfig  # pyright: ignore[reportArgumentType]
 
 
-def _let_casts_pass() -> None:
-    """Makes `.to(dtype)`, `.half()` and `.float()` work on our models, and with them IP-Adapters.
-
-    diffusers refuses to cast any quantized model, because a cast would spoil most packed weights.
-    Ours are never touched by one (`QuantizedLayer._apply`); what is in 16 bits is cast.
-    """
+def _models() -> type[nn.Module]:
     from diffusers.models.modeling_utils import ModelMixin
 
-    for name in ("to", "half", "float"):
-        plain = getattr(ModelMixin, name)
-        if not hasattr(plain, "_vqdq"):
-            setattr(ModelMixin, name, _passing(plain))
-
-
-def _passing(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def cast_(model: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(model, "quantization_method", None) != Method.VQDQ:
-            return plain(model, *args, **kwargs)
-        model.is_quantized = False
-        try:
-            return plain(model, *args, **kwargs)
-        finally:
-            model.is_quantized = True
-            choose_again_(model)
-
-    cast_._vqdq = True  # type: ignore[attr-defined]
-    return cast_
+    return ModelMixin
 
 
 def _owner(model: nn.Module, key: str) -> QuantizedLayer | AttentionQuantizer | None:
@@ -230,13 +205,6 @@ def _owner(model: nn.Module, key: str) -> QuantizedLayer | AttentionQuantizer | 
     if isinstance(layer, QuantizedLayer) and name in layer.packed_names:
         return layer
     return layer if isinstance(layer, AttentionQuantizer) else None
-
-
-def _lossless_half(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    half = tensor.half()
-    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 register()  # importing this module is the registration; see `vqdq.plugin`

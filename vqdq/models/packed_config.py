@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from transformers.utils.quantization_config import QuantizationConfigMixin as TextConfigMixin
 
 from vqdq import activations, codecs
 from vqdq.activations.attention import AttentionParams
@@ -30,8 +31,8 @@ class Method(StrEnum):
     VQDQ = "vqdq"
 
 
-class VqdqConfig(QuantizationConfigMixin):
-    """What `config.json` says about a compressed component.
+class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):
+    """What `config.json` says about a compressed component, of diffusers or of transformers.
 
     Attributes:
         recipe: the recipe's JSON values.

@@ -1,8 +1,9 @@
 """Unfinished work of a compression: each finished layer in its own file, for a run to go on.
 
 `<output>.partial/` holds `state.json` (what is being made, of what), `layers/<n>.safetensors`,
-`smoothing`, `learnt` and `inputs.safetensors` where the recipe asks for them, and, at the very end,
-`final/`, which one rename turns into the output. A lock keeps two processes apart.
+`components/<name>/layers/…` of the components beside the denoiser, `smoothing`, `learnt` and
+`inputs.safetensors` where the recipe asks for them, and, at the very end, `final/`, which one
+rename turns into the output. A lock keeps two processes apart.
 """
 
 from __future__ import annotations
@@ -73,6 +74,12 @@ class Partial:
     def final(self) -> Path:
         """Where the finished folder is put together."""
         return self.folder / "final"
+
+    def part(self, name: str) -> Partial:
+        """Returns where the work on a component beside the denoiser is kept."""
+        folder = self.folder / "components" / name
+        (folder / "layers").mkdir(parents=True, exist_ok=True)
+        return Partial(folder=folder)
 
     def finished(self, number: int, planned: PlannedLayer) -> FinishedLayer | None:
         """Returns the layer if an earlier run finished it; a file that does not fit is removed."""

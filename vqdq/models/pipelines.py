@@ -16,6 +16,7 @@ from vqdq.errors import UserError
 from vqdq.layers.attention import attention_places
 from vqdq.layers.residency import Mode, checked
 from vqdq.models.denoisers import denoiser, layers_of, skeleton
+from vqdq.models.fused import fused_keys
 from vqdq.models.generate import GenerateResult, generate
 from vqdq.models.modes import set_mode_
 from vqdq.models.quiet import quiet
@@ -125,7 +126,12 @@ def component(model: str | Path | DiffusionPipeline) -> Component:
     name, module = denoiser(model)
     config = {**cast(Any, module).config, "_class_name": type(module).__name__}
     ghost = skeleton(config, where=name)
-    specs = [TensorSpec.of(key, tensor) for key, tensor in module.state_dict().items()]
+    apart = fused_keys(module)
+    specs = [
+        TensorSpec.of(key, tensor)
+        for key, tensor in module.state_dict().items()
+        if key not in apart
+    ]
     return _component(name, ghost, specs)
 
 

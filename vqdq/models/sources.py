@@ -69,7 +69,7 @@ class Source:
         Raises:
             UserError: pickled, missing or damaged weights.
         """
-        return tuple(open_weights(path) for path in _weight_paths(self.folder / self.denoiser))
+        return tuple(open_weights(path) for path in weight_paths(self.folder / self.denoiser))
 
     def check(self) -> None:
         """Raises `UserError` for a damaged weight file of any component; reads headers only."""
@@ -131,7 +131,7 @@ def locate(model: str | Path, *, report: Report = silent) -> Source:
             remedy="Use a text-to-image diffusion pipeline.",
         )
     config = _read_json(folder / name / "config.json", folder)
-    paths = _weight_paths(folder / name)
+    paths = weight_paths(folder / name)
     variant = "fp16" if all(".fp16" in path.name for path in paths) else None
     return Source(
         reference=reference,
@@ -197,17 +197,24 @@ def _pickled(path: Path) -> UserError:
     )
 
 
-def _weight_paths(folder: Path) -> list[Path]:
-    """Returns the safetensors files of a component: plain before fp16, shards by their index."""
+def weight_paths(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Path]:
+    """Returns the safetensors files of a component: plain before fp16, shards by their index.
+
+    Args:
+        stem: what its library calls them; "model" for transformers.
+
+    Raises:
+        UserError: there are none, or only pickles.
+    """
     try:
         names = sorted(item.name for item in folder.iterdir())
     except OSError as error:
         raise unreadable(folder, error) from error
     for suffix in ("", ".fp16"):
-        single = f"diffusion_pytorch_model{suffix}.safetensors"
+        single = f"{stem}{suffix}.safetensors"
         if single in names:
             return [folder / single]
-        index = f"diffusion_pytorch_model.safetensors.index{suffix}.json"
+        index = f"{stem}.safetensors.index{suffix}.json"
         if index in names:
             weight_map = _read_json(folder / index, folder).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
@@ -221,5 +228,5 @@ def _weight_paths(folder: Path) -> list[Path]:
     raise UserError(
         "there is no weight file.",
         where=str(folder),
-        remedy="Expected diffusion_pytorch_model.safetensors: copy the model again.",
+        remedy=f"Expected {stem}.safetensors: copy the model again.",
     )

@@ -16,13 +16,15 @@ from vqdq.recipe import Plan
 
 def needed_bytes(plan: Plan, source: Source) -> int:
     """Returns what the work takes on the disk: each packed layer, then the whole final folder."""
-    packed = sum(planned.storage.total_bytes for planned in plan.quantized)
-    return packed + plan.predicted_bytes + component_bytes(source)
+    plans = (plan, *plan.others)
+    packed = sum(planned.storage.total_bytes for each in plans for planned in each.quantized)
+    copied = component_bytes(source, [other.component.name for other in plan.others])
+    return packed + plan.total_bytes + copied
 
 
 def require_space(partial: Partial, needed: int) -> None:
     """Raises `UserError` before any work when the disk cannot hold what is still to be written."""
-    done = sum(item.stat().st_size for item in (partial.folder / "layers").iterdir())
+    done = sum(item.stat().st_size for item in partial.folder.rglob("layers/*"))
     free = shutil.disk_usage(partial.folder).free
     if free < needed - done:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The compressed denoiser in memory, and the pipeline around it."""
+"""The compressed components in memory, and the pipeline around them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from vqdq.codecs.base import Packed
 from vqdq.layers.quantized import pack
 from vqdq.models.checkpoint import half
+from vqdq.models.fused import split_projections_
 from vqdq.models.input_ranges import prepare_attention_, prepare_inputs_
 from vqdq.recipe import Plan
 
@@ -35,6 +36,23 @@ def student(
         changed: other tensors than the module's own, by state-dict key.
         smoothing: of the smoothed layers' inputs, by layer.
     """
+    twin = rounded_twin(module, packed, changed)
+    prepare_inputs_(twin, plan, smoothing)
+    prepare_attention_(twin, plan)
+    return twin
+
+
+def rounded_twin(
+    module: nn.Module, packed: Mapping[str, Packed], changed: Mapping[str, torch.Tensor]
+) -> nn.Module:
+    """Returns a copy of a module with packed layers, everything else rounded to 16 bits.
+
+    What is tied stays tied, and projections that were fused are apart again, as in a file.
+
+    Args:
+        packed: by the module's own names.
+        changed: other tensors than the module's own, by state-dict key.
+    """
     memo: dict[int, Any] = {}
     for key, weight in packed.items():
         layer = module.get_submodule(key)
@@ -42,22 +60,29 @@ def student(
         place = layer.get_parameter("weight").device
         memo[id(layer)] = copy.deepcopy(pack(layer, weight)).to(place)
     twin = copy.deepcopy(module, memo)  # packed layers stand in for the dense ones
+    split_projections_(twin)
     stored = {f"{key}.{name}" for key, weight in packed.items() for name in weight.tensors}
     for key, tensor in twin.state_dict().items():
         if key not in stored:
             tensor.copy_(changed[key] if key in changed else half(tensor, key))
-    prepare_inputs_(twin, plan, smoothing)
-    prepare_attention_(twin, plan)
     return twin
 
 
-def with_denoiser(pipeline: DiffusionPipeline, name: str, module: nn.Module) -> DiffusionPipeline:
+def with_denoiser(
+    pipeline: DiffusionPipeline,
+    name: str,
+    module: nn.Module,
+    others: Mapping[str, nn.Module] | None = None,
+) -> DiffusionPipeline:
     """Returns a pipeline with another denoiser; the other components but the scheduler are shared.
+
+    Args:
+        others: further components to put in place of the pipeline's own, by name.
 
     A scheduler counts its steps: two pipelines that take turns must not share one.
     """
     given = cast(Any, pipeline)
-    parts = {**given.components, name: module}
+    parts = {**given.components, **(others or {}), name: module}
     parts["scheduler"] = copy.deepcopy(given.scheduler)
     settings = {
         key: value
