@@ -137,9 +137,7 @@ def compress_folder(
         "recipe": recipe.digest,
         "model": fingerprint(files, source.config),
         "version": version(),
-        **{
-            f"{name}'s model": fingerprint(p.weights(), p.config) for name, (p, _) in others.items()
-        },
+        **_fingerprints(others),
     }
     if calibration is not None:
         state["calibration"] = sha256(Path(calibration) / "calibration.json")

@@ -31,7 +31,7 @@ class Method(StrEnum):
     VQDQ = "vqdq"
 
 
-class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):
+class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[reportIncompatibleVariableOverride]
     """What `config.json` says about a compressed component, of diffusers or of transformers.
 
     Attributes:

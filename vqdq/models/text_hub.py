@@ -67,7 +67,7 @@ class VqdqTextQuantizer(HfQuantizer):
             layer, _, tensor = key.rpartition(".")
             self._stored.add(f"{self._names[layer]}.{tensor}")
 
-    def get_state_dict_and_metadata(
+    def get_state_dict_and_metadata(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Returns what to save: kept tensors in 16 bits where nothing is lost, tied ones once."""
@@ -113,7 +113,9 @@ class VqdqTextQuantizer(HfQuantizer):
         ignored = set(target._keys_to_ignore_on_load_unexpected or ())
         target._keys_to_ignore_on_load_unexpected = ignored | {re.escape(self._guard)}
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_after_weight_loading(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, model: nn.Module, **kwargs: Any
+    ) -> None:
         del kwargs
         kept = cast(Any, model)._get_dtype_plan(self._dtype)
         for path in self._names.values():
@@ -138,12 +140,12 @@ class VqdqTextQuantizer(HfQuantizer):
                 model.set_submodule(name, unpack(layer))
         return model
 
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """True: `save_pretrained` writes a folder that opens again, bit for bit."""
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """True: gradients reach the inputs, so adapters can be trained beside packed layers."""
         return True
 
