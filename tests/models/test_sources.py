@@ -52,7 +52,12 @@ def test_what_is_no_model(tmp_path: Path, name: str, what: str) -> None:
 
 
 def test_files_and_pickles_are_refused(tmp_path: Path) -> None:
-    for name, what in (("model.ckpt", "pickled"), ("model.safetensors", "not the folder")):
+    for name, what in (
+        ("model.ckpt", "pickled"),
+        ("model.gguf", "quantized already"),
+        ("model.safetensors", "not a safetensors file"),
+        ("model.txt", "not the folder"),
+    ):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(UserError, match=what):
             locate(tmp_path / name)

@@ -13,6 +13,7 @@ _DOERS = {
     "doctor": "vqdq.cli.doctor:run",
     "methods": "vqdq.cli.methods:run",
     "describe": "vqdq.cli.describe:run",
+    "import": "vqdq.cli.imports:run",
     "plan": "vqdq.cli.recipes:plan",
     "calibrate": "vqdq.cli.recipes:calibrate",
     "compress": "vqdq.cli.recipes:run_compress",
@@ -31,6 +32,8 @@ _DOERS = {
 def run(options: argparse.Namespace, output: Output) -> int:
     """Returns the exit code of the command in `options`."""
     module, _, name = _DOERS[options.command].partition(":")
+    if getattr(options, "base", None):
+        options.model = f"{options.model}@{options.base}"
     try:
         return getattr(importlib.import_module(module), name)(options, output)
     except UserError:

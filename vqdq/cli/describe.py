@@ -13,7 +13,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     from vqdq.models import inventory, sources
 
     with asking():
-        sources.locate(options.model)
+        sources.locate(options.model, report=output.report)
     found = inventory.inventory(options.model)
     pixels = " × ".join(str(side) for side in found.resolution or ())
     lines = [

@@ -32,9 +32,18 @@ def add_settings(parser: argparse.ArgumentParser, params: type[Params]) -> None:
             parser.add_argument(flag, type=info.kind, default=None, choices=choices, help=words)
 
 
+BASE = "folder or hub id of the same family, for what a single file lacks (tokenizers, configs)"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, and what completes it when it is a single file."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--base", metavar="BASE", help=BASE)
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Adds the model, the recipe, and what makes a calibrated or fitted variant of it."""
-    parser.add_argument("model", metavar="MODEL")
+    add_model(parser)
     parser.add_argument("--recipe", required=True, help="name of a preset, or a JSON file")
     more = parser.add_argument_group("calibration and fine-tuning")
     more.add_argument(

@@ -13,8 +13,8 @@ from vqdq.calibration import CalibrationParams
 from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
-    "doctor", "methods", "describe", "plan", "calibrate", "compress", "generate", "compare",
-    "inspect", "blame", "grid", "verify", "export", "report",
+    "doctor", "methods", "describe", "import", "plan", "calibrate", "compress", "generate",
+    "compare", "inspect", "blame", "grid", "verify", "export", "report",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -32,7 +32,8 @@ EXAMPLES = """examples:
   vqdq verify small
   vqdq report seen --output seen.html
 
-MODEL is "demo" (the embedded model), the folder of a diffusers pipeline, or a hub id.
+MODEL is "demo" (the embedded model), the folder of a diffusers pipeline, a single .safetensors
+checkpoint, or a hub id; owner/name@revision pins one, FILE.safetensors@BASE completes one.
 A recipe is the name of a preset (vq-3bit, trellis-3bit, w3a8-trellis, …) or a JSON file.
 
 exit codes: 0 done · 1 the work failed · 2 nothing was started: wrong use · 130 Ctrl-C"""
@@ -78,13 +79,17 @@ def build_parser() -> argparse.ArgumentParser:
     describe = command(
         "describe", "Say what a model is made of: components, weights, largest layers."
     )
-    describe.add_argument("model", metavar="MODEL")
+    flags.add_model(describe)
+    bring = command("import", "Make a diffusers folder of a single .safetensors checkpoint.")
+    bring.add_argument("file", metavar="FILE.safetensors")
+    bring.add_argument("--base", dest="completing", metavar="BASE", help=flags.BASE)
+    bring.add_argument("--output", metavar="DIR", help="a new folder (default: kept in the cache)")
     plan = command("plan", "Say exactly what a recipe makes of a model, before any work.")
     flags.add_recipe(plan)
     plan.add_argument("--layers", action="store_true", help="list every layer")
     plan.add_argument("--save", metavar="FILE.json", help="write the recipe with its bits by layer")
     calibrate = command("calibrate", "Run a model on prompts and keep what its layers see.")
-    calibrate.add_argument("model", metavar="MODEL")
+    flags.add_model(calibrate)
     calibrate.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     flags.add_settings(calibrate, CalibrationParams)
     compress = command("compress", "Compress a model into a new folder; resumes by itself.")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vqdq.errors import Cancelled, UserError
-from vqdq.models.hub_files import wanted_files
+from vqdq.models.component_files import wanted_files
 from vqdq.progress import Event, Report, silent
 
 INDEX = "model_index.json"
@@ -185,7 +185,7 @@ class _Counter:
                     raise Cancelled
                 return super().update(n)
 
-        self.bar = Bar
+        self.bar: Any = Bar
 
     @property
     def bytes(self) -> int:

@@ -73,13 +73,16 @@ class ModelInfo:
 def load(
     model: str | Path,
     *,
+    base: str | Path | None = None,
     mode: Mode = "resident",
     cache_bytes: int | None = None,
     report: Report = silent,
 ) -> DiffusionPipeline:
-    """Returns the pipeline of "demo", a folder or a hub id: float32, on the CPU, compressed or not.
+    """Returns the pipeline of a model, compressed or not: float32, on the CPU.
 
     Args:
+        model: "demo", a folder, a single .safetensors file or a hub id; see `sources.locate`.
+        base: what completes a single file.
         mode: how a compressed model keeps its decoded weights (`vqdq.layers.residency.set_mode_`);
             "hybrid" within `cache_bytes`.
 
@@ -90,7 +93,7 @@ def load(
 
     checked(mode, cache_bytes)
     report(Event(stage="load", done=0, total=2, message=str(model)))
-    source = locate(model, report=report)
+    source = locate(model, base=base, report=report)
     source.check()  # a damaged file is named here, not deep inside a loader
     _refuse_code(source)
     report(Event(stage="load", done=1, total=2, message=source.title))

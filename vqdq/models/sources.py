@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,8 @@ from typing import Any, cast
 from vqdq.errors import UserError
 from vqdq.models.denoisers import DENOISERS
 from vqdq.models.download import download, is_hub_id
-from vqdq.models.weights import WeightFile, open_weights, unreadable
+from vqdq.models.texts import read_object
+from vqdq.models.weights import WeightFile, open_weights, pickled, unreadable
 from vqdq.progress import Report, silent
 
 DEMO = "demo"
@@ -31,6 +31,8 @@ class Source:
         variant: "fp16" when the denoiser exists only as a file of that variant, else None.
         hub_name: "owner/name" when the reference is a hub id, else "".
         revision: the commit that a hub id stood for, else "".
+        file: the checkpoint that the folder was imported from, or None.
+        completed_by: what gave the rest of such a folder ("owner/name@commit", a path), else "".
     """
 
     reference: str
@@ -41,6 +43,8 @@ class Source:
     variant: str | None
     hub_name: str = ""
     revision: str = ""
+    file: Path | None = None
+    completed_by: str = ""
 
     @property
     def title(self) -> str:
@@ -56,6 +60,8 @@ class Source:
             return DEMO
         if self.hub_name:
             return self.hub_name
+        if self.file is not None:
+            return self.file.stem
         return self.folder.resolve().name
 
     @property
@@ -101,22 +107,30 @@ def presets_folder() -> Path:
     return _REPOSITORY / "presets"
 
 
-def locate(model: str | Path, *, report: Report = silent) -> Source:
-    """Returns the checked source of "demo", a folder or a hub id ("owner/name@revision" pins one).
+def locate(model: str | Path, *, base: str | Path | None = None, report: Report = silent) -> Source:
+    """Returns the checked source of "demo", a folder, a single file or a hub id.
 
-    Cheap for what is on this disk: a few texts and the headers' names. A hub id that is not in the
-    cache is downloaded.
+    A hub id may pin a revision, "owner/name@revision"; a file may name its base,
+    "model.safetensors@BASE". Cheap for what is on this disk: a few texts and the names of headers.
+    A hub id that is not in the cache is downloaded, and a file is imported once (`importing`).
 
     Args:
-        report: stage "download", in bytes, when something is; may raise `Cancelled`.
+        base: what completes a single file: a folder or a hub id of the same family. Without it the
+            import that is there already, else the family's own folder on the hub.
+        report: stages "download" and "import", in bytes, as they are needed; may raise `Cancelled`.
 
     Raises:
         UserError: no such folder, no diffusers pipeline, no denoiser, pickled weights, or offline.
     """
     reference = str(model)
-    hub_name = revision = ""
+    file, given = _single(reference, base)
+    hub_name = revision = completed_by = ""
     if reference == DEMO:
         folder = demo_folder()
+    elif file is not None:
+        from vqdq.models.opening import imported
+
+        folder, completed_by = imported(file, given, report)
     else:
         folder = Path(model).expanduser()
         if is_hub_id(reference) and not _is_there(folder):
@@ -142,7 +156,28 @@ def locate(model: str | Path, *, report: Report = silent) -> Source:
         variant=variant,
         hub_name=hub_name,
         revision=revision,
+        file=file,
+        completed_by=completed_by,
     )
+
+
+def _single(reference: str, base: str | Path | None) -> tuple[Path | None, str]:
+    """Returns the single file that a reference names, or None, and what shall complete it."""
+    given = "" if base is None else str(base)
+    path = Path(reference).expanduser()
+    head, at, tail = reference.partition(".safetensors@")
+    named = Path(f"{head}.safetensors").expanduser()
+    if at and not _is_there(path) and named.is_file():
+        path, given = named, given or tail
+    if _is_there(path) and path.suffix.lower() == ".safetensors" and path.is_file():
+        return path.absolute(), given
+    if given:
+        raise UserError(
+            "a base completes a single .safetensors file, and this is none.",
+            where=reference,
+            remedy="Leave --base out, or name the file.",
+        )
+    return None, ""
 
 
 def _is_there(path: Path) -> bool:
@@ -163,7 +198,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
             raise UserError("does not exist.", where=str(folder), remedy=remedy)
         if not folder.is_dir():
             raise _no_folder(folder)
-        values: object = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         name = path.relative_to(folder)
         raise UserError(
@@ -171,29 +206,21 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError("is not JSON.", where=str(path), remedy="Copy the model again.") from error
-    if not isinstance(values, dict):
-        raise UserError("is not a JSON object.", where=str(path), remedy="Copy the model again.")
-    return cast(dict[str, Any], values)
 
 
 def _no_folder(path: Path) -> UserError:
     if path.suffix.lower() in _PICKLES:
-        return _pickled(path)
+        return pickled(path)
+    if path.suffix.lower() == ".gguf":
+        return UserError(
+            "is a GGUF file: its weights are quantized already.",
+            where=str(path),
+            remedy="Start from the checkpoint in 16 or 32 bits that it was made of.",
+        )
     return UserError(
         "is a file, not the folder of a model.",
         where=str(path),
-        remedy="Convert it with diffusers (from_single_file, save_pretrained), name the folder.",
-    )
-
-
-def _pickled(path: Path) -> UserError:
-    return UserError(
-        "is a pickled checkpoint, which can run any program when it is opened; it is refused.",
-        where=str(path),
-        remedy="Use the safetensors version of the model, or convert it where you trust the file "
-        "(save_pretrained writes safetensors).",
+        remedy="Name a diffusers folder, a .safetensors checkpoint or a hub id.",
     )
 
 
@@ -222,9 +249,9 @@ def weight_paths(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Pa
             return [
                 folder / name for name in sorted(set(cast(dict[str, str], weight_map).values()))
             ]
-    pickled = next((name for name in names if Path(name).suffix in _PICKLES), None)
-    if pickled is not None:
-        raise _pickled(folder / pickled)
+    program = next((name for name in names if Path(name).suffix in _PICKLES), None)
+    if program is not None:
+        raise pickled(folder / program)
     raise UserError(
         "there is no weight file.",
         where=str(folder),

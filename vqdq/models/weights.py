@@ -7,22 +7,25 @@ safetensors library, which the tests compare.
 
 from __future__ import annotations
 
-import json
 import math
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from vqdq.durable import atomic
 from vqdq.errors import UserError
+from vqdq.models.parsing import parse_object
 from vqdq.tensors import TensorSpec, dtype_of, safetensors_header, safetensors_order
 
 _DAMAGED = "The file is damaged or incomplete: copy or download it again."
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_HEADER = 32_000_000  # 300,000 tensors; the largest known checkpoint has 3,000
+_MAX_BYTES = 2**63 - 1
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,33 +54,41 @@ class WeightFile:
 def open_weights(path: Path) -> WeightFile:
     """Returns the header of a safetensors file after checking that the file can be what it says.
 
+    Reads the header only, and nothing that it promises is allocated.
+
     Raises:
-        UserError: unreadable, not safetensors, or shorter or longer than its header promises.
+        UserError: unreadable, not safetensors, or with a header that contradicts itself or the
+            file's size.
     """
     place = str(path)
     try:
-        size = path.stat().st_size
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise UserError("is no file.", where=place, remedy="Check the path.")
+        size = facts.st_size
         with path.open("rb") as file:
             head = file.read(8)
             length = int.from_bytes(head, "little")
             if len(head) < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
-                raise UserError("is not a safetensors file.", where=place, remedy=_DAMAGED)
+                raise _no_safetensors(path, head + file.read(56), size)
             text = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
-    try:
-        parsed: object = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError("the header is not JSON.", where=place, remedy=_DAMAGED) from error
-    if not isinstance(parsed, dict):
-        raise UserError("the header is not an object.", where=place, remedy=_DAMAGED)
-    entries = cast(dict[str, Any], parsed)
+    entries = parse_object(text, place, remedy=_DAMAGED, what="the header ")
     metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise UserError("the metadata are malformed.", where=place, remedy=_DAMAGED)
     tensors: dict[str, TensorSpec] = {}
-    end = 0
+    spans: list[tuple[int, int, str]] = []
     for key, entry in entries.items():
-        tensors[key], stop = _entry(key, entry, place)
-        end = max(end, stop)
+        tensors[key], start, stop = _entry(key, entry, place)
+        spans.append((start, stop, key))
+    end = 0
+    for start, stop, key in sorted(spans):
+        if start != end:
+            fact = "overlaps another tensor" if start < end else "leaves a gap before it"
+            raise UserError(f"{key} {fact}.", where=place, remedy=_DAMAGED)
+        end = stop
     if size != 8 + length + end:
         raise UserError(
             f"holds {size} bytes, its header promises {8 + length + end}.",
@@ -129,21 +140,64 @@ def unreadable(path: Path, error: OSError) -> UserError:
     )
 
 
-def _entry(key: str, entry: Any, place: str) -> tuple[TensorSpec, int]:
+def pickled(path: Path) -> UserError:
+    """Returns the error for a pickle, whatever its name is."""
+    return UserError(
+        "is a pickled checkpoint, which can run any program when it is opened; it is refused.",
+        where=str(path),
+        remedy="Use the safetensors version of the model, or convert it where you trust the file "
+        "(save_pretrained writes safetensors).",
+    )
+
+
+def _no_safetensors(path: Path, start: bytes, size: int) -> UserError:
+    """Returns the error for a file whose first bytes are no header's length."""
+    place = str(path)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return pickled(path)
+    if start.startswith(b"GGUF"):
+        return UserError(
+            "is a GGUF file: its weights are quantized already.",
+            where=place,
+            remedy="Start from the checkpoint in 16 or 32 bits that it was made of.",
+        )
+    if start.startswith(b"version https://git-lfs"):
+        return UserError(
+            "is not a safetensors file but the pointer to one (Git LFS).",
+            where=place,
+            remedy="Run `git lfs pull` in the model's folder, or download the model again.",
+        )
+    if size == 0:
+        return UserError(
+            "is not a safetensors file: it is empty (0 bytes).", where=place, remedy=_DAMAGED
+        )
+    fact = ""
+    if size >= 8:
+        length = int.from_bytes(start[:8], "little")
+        fact = f": its header would take {length:,} bytes, the file has {size:,}"
+    return UserError(f"is not a safetensors file{fact}.", where=place, remedy=_DAMAGED)
+
+
+def _entry(key: str, entry: Any, place: str) -> tuple[TensorSpec, int, int]:
     try:
-        dtype = dtype_of(entry["dtype"])
-        shape = tuple(int(size) for size in entry["shape"])
-        start, stop = (int(offset) for offset in entry["data_offsets"])
+        code, shape = entry["dtype"], tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(
             f"the entry of {key} is malformed.", where=place, remedy=_DAMAGED
         ) from error
+    if not whole or len(shape) > _MAX_DIMENSIONS:
+        raise UserError(f"the entry of {key} is malformed.", where=place, remedy=_DAMAGED)
+    dtype = dtype_of(code) if isinstance(code, str) else None
     if dtype is None:
+        small = str(code).startswith(("F8", "F4", "F6"))
         raise UserError(
-            f"{key} is stored as {entry['dtype']}, which is not supported.",
+            f"{key} is stored as {code}"
+            + (": it is quantized already." if small else ", which is not supported."),
             where=place,
             remedy="Start from a checkpoint in 16 or 32 bits.",
         )
-    if stop - start != math.prod(shape) * dtype.itemsize or start < 0:
+    if stop - start != math.prod(shape) * dtype.itemsize or stop > _MAX_BYTES:
         raise UserError(f"the size of {key} is wrong.", where=place, remedy=_DAMAGED)
-    return TensorSpec(name=key, dtype=dtype, shape=shape), stop
+    return TensorSpec(name=key, dtype=dtype, shape=shape), start, stop

@@ -1,18 +1,17 @@
-"""Which files of a repository on the hub make the model: texts and safetensors, nothing that runs.
+"""Which files make a component: texts and one set of safetensors, nothing that runs.
 
-A repository often holds the same weights several times (pickles, ONNX, other precisions); one set
-is enough: the plain one, else the fp16 variant.
+A folder often holds the same weights several times (pickles, ONNX, other precisions); one set is
+enough: the plain one, else the fp16 variant.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, cast
 
 from vqdq.errors import UserError
+from vqdq.models.parsing import parse_object
 
 _TEXTS = (".json", ".txt", ".model", ".jinja", ".vocab", ".spm")
 _ROOT = re.compile(r"[\w-]+\.json|README\.md|LICEN[CS]E(\.\w+)?|NOTICE(\.\w+)?|SHA256SUMS", re.I)
@@ -48,32 +47,33 @@ def wanted_files(
         elif folder in inside:
             inside[folder].append(name)
     for folder, names in inside.items():
-        found += [f"{folder}/{name}" for name in names if _is_text(name)]
+        found += [f"{folder}/{name}" for name in text_files(names)]
         if weights_of is None or folder in weights_of:
-            found += [f"{folder}/{name}" for name in _weights(folder, names, model)]
+            found += [f"{folder}/{name}" for name in weight_files(names, folder, model)]
     return sorted(found)
 
 
+def text_files(names: Iterable[str]) -> list[str]:
+    """Returns the configs, vocabularies and indices among the files of a component."""
+    return [
+        name
+        for name in names
+        if name.endswith(_TEXTS) and not re.search(r"\.(bin|msgpack|h5)\.index\.", name)
+    ]
+
+
 def _components(index: Path, model: str) -> list[str]:
-    try:
-        values: object = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "its model_index.json is not JSON.", where=model, remedy="Use another revision."
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(
-            "its model_index.json is not an object.", where=model, remedy="Use another revision."
-        )
-    entries = cast(dict[str, Any], values)
+    entries = parse_object(index.read_bytes(), model, remedy="Use another revision.")
     return [key for key, value in entries.items() if isinstance(value, list) and "/" not in key]
 
 
-def _is_text(name: str) -> bool:
-    return name.endswith(_TEXTS) and not re.search(r"\.(bin|msgpack|h5)\.index\.", name)
+def weight_files(names: Iterable[str], component: str, model: str) -> list[str]:
+    """Returns one set of safetensors among the files of a component: plain, else fp16, else none.
 
-
-def _weights(folder: str, names: list[str], model: str) -> list[str]:
+    Raises:
+        UserError: there are only pickles.
+    """
+    names = list(names)
     variants: dict[str, list[str]] = {}
     for name in names:
         if (match := _WEIGHTS.fullmatch(name)) is not None:
@@ -83,7 +83,7 @@ def _weights(folder: str, names: list[str], model: str) -> list[str]:
             return variants[variant]
     if any(name.endswith(_PICKLES) for name in names):
         raise UserError(
-            f"{folder} has only pickled weights, which can run any program when they are opened.",
+            f"{component} has only pickled weights, which can run any program when opened.",
             where=model,
             remedy="Use a version with safetensors weights, or convert it where you trust it "
             "(diffusers' save_pretrained writes safetensors).",
