@@ -260,9 +260,10 @@ class AdditiveCodec(Codec[AdditiveParams]):
         """Returns the sums of codewords without scales, float32 [rows, columns]."""
         return kernels.additive_decode(codes, values, torch.ones(rows), len(codes) // rows)
 
-    def _universal(self) -> torch.Tensor:
+    def _universal(self, device: torch.device = torch.device("cpu")) -> torch.Tensor:  # noqa: B008
         params = self.params
-        shipped = tables.additive(params.num_codebooks, params.group_size, params.codeword_bits)
+        shape = (params.num_codebooks, params.group_size, params.codeword_bits)
+        shipped = tables.additive(*shape, device)
         return codebooks.to_grid(shipped.float())
 
     def _stored_codes(self, codes: torch.Tensor, shape: WeightShape) -> torch.Tensor:
@@ -272,24 +273,29 @@ class AdditiveCodec(Codec[AdditiveParams]):
 
     def _codes(self, packed: Packed) -> torch.Tensor:
         """Returns the codes of a packed weight, uint8 [rows*groups, M]."""
-        stored, bits = packed.tensors["codes"].cpu(), self.params.codeword_bits
+        stored, bits = packed.tensors["codes"], self.params.codeword_bits
         if bits < 8:
             count = packed.shape.count // self.params.group_size * self.params.num_codebooks
             stored = kernels.unpack_bits(stored, bits, count)
         return stored.reshape(-1, self.params.num_codebooks)
 
     def decode(self, packed: Packed) -> torch.Tensor:
+        return self.decode_as(packed, torch.float32)
+
+    def decode_as(self, packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+        row_scales = packed.tensors["scales"].float()
         if "codebooks" in packed.tensors:
-            values = packed.tensors["codebooks"].cpu().float()
+            values = packed.tensors["codebooks"].float()
         else:
-            values = self._universal().float() / codebooks.GRID
-        row_scales = packed.tensors["scales"].cpu().float()
+            values = self._universal(row_scales.device).float() / codebooks.GRID
         groups = packed.shape.in_features // self.params.group_size
         codes, block = self._codes(packed), rotation.block_size(packed.shape, self.params.rotation)
         if block == 0:
-            return kernels.additive_decode(codes, values, row_scales, groups)
-        signs = rotation.signs(packed.tensors["signs"].cpu(), packed.shape.in_features)
-        return kernels.additive_decode_rotated(codes, values, row_scales, groups, block, signs)
+            return kernels.additive_decode(codes, values, row_scales, groups, dtype)
+        signs = rotation.signs(packed.tensors["signs"], packed.shape.in_features)
+        return kernels.additive_decode_rotated(
+            codes, values, row_scales, groups, block, signs, dtype
+        )
 
     def codebook_gradient(self, packed: Packed, weight_gradient: torch.Tensor) -> torch.Tensor:
         """Returns the gradient of a loss by the stored codebooks, float32 [M, codewords, dim].
@@ -308,7 +314,7 @@ class AdditiveCodec(Codec[AdditiveParams]):
         if block:  # decode multiplies by (S H)ᵀ, and S H is orthogonal
             turned = rotation.rotate(turned, packed.tensors["signs"].cpu(), block)
         return kernels.additive_gradient(
-            self._codes(packed),
+            self._codes(packed).cpu(),
             turned,
             packed.tensors["scales"].cpu().float(),
             self._codebook_shape(),

@@ -178,7 +178,15 @@ class Codec(ABC, Generic[P]):
 
     @abstractmethod
     def decode(self, packed: Packed) -> torch.Tensor:
-        """Returns the reconstructed weight, float32 [out, in], on the tensors' device."""
+        """Returns the reconstructed weight, float32 [out, in], on the tensors' device or, without a
+        kernel for it, on the processor.
+        """
+
+    def decode_as(self, packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+        """Returns `decode` rounded once to `dtype`; a codec that decodes to it at once saves a trip
+        through float32.
+        """
+        return self.decode(packed).to(dtype)
 
     def eight_bit(self, packed: Packed) -> EightBit | None:
         """Returns the weight as int8 without any loss, perhaps in a rotated basis; None if none."""

@@ -82,7 +82,7 @@ class EvenCodec(ScalarCodec[P]):
         grid, shape = self._stored_grid(packed), packed.shape
         if grid.steps.shape[1] > 1:
             return None
-        codes = kernels.unpack_bits(packed.tensors["codes"].cpu(), self._bits, shape.count)
+        codes = kernels.unpack_bits(packed.tensors["codes"], self._bits, shape.count)
         factor = 2 if self.params.symmetric else 1
         levels = codes.view(shape.out_features, -1).short() * factor
         levels -= (grid.zeros * factor).short()

@@ -76,7 +76,7 @@ class Int8Codec(ScalarCodec[Int8Params]):
     def eight_bit(self, packed: Packed) -> EightBit:
         """Returns the levels and scales as they are stored."""
         shape: WeightShape = packed.shape
-        codes = kernels.unpack_bits(packed.tensors["codes"].cpu(), 8, shape.count)
+        codes = kernels.unpack_bits(packed.tensors["codes"], 8, shape.count)
         levels = (codes.int() - _LARGEST).to(torch.int8)
         return EightBit(
             levels=levels.reshape(shape.out_features, shape.in_features),

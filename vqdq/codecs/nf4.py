@@ -98,7 +98,7 @@ class Nf4Codec(ScalarCodec[Nf4Params]):
     def _stored_grid(self, packed: Packed) -> Grid:
         if not self.params.double_quant:
             return super()._stored_grid(packed)
-        steps = _wide(packed.tensors["scales"].cpu(), packed.tensors["block_scales"].cpu())
+        steps = _wide(packed.tensors["scales"], packed.tensors["block_scales"])
         return Grid(steps=steps, zeros=torch.zeros_like(steps))
 
     def rescaled(self, packed: Packed, factors: torch.Tensor) -> Packed:
@@ -106,7 +106,7 @@ class Nf4Codec(ScalarCodec[Nf4Params]):
         if not self.params.double_quant:
             return super().rescaled(packed, factors)
         grid = self._stored_grid(packed)
-        moved = grid.steps * factors.cpu().float().reshape(-1, 1)
+        moved = grid.steps * factors.to(grid.steps.device).float().reshape(-1, 1)
         stored = self._stored(replace(grid, steps=moved))
         return replace(packed, tensors={**packed.tensors, **stored})
 

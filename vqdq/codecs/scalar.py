@@ -211,16 +211,16 @@ class ScalarCodec(Codec[P]):
 
     def _stored_grid(self, packed: Packed) -> Grid:
         """Returns the grid that a packed weight holds, [rows, groups]."""
-        steps = packed.tensors["scales"].cpu().float()
+        steps = packed.tensors["scales"].float()
         if self._stores_zeros:
-            return Grid(steps=steps, zeros=packed.tensors["zero_points"].cpu().float())
+            return Grid(steps=steps, zeros=packed.tensors["zero_points"].float())
         return Grid(steps=steps, zeros=torch.full_like(steps, self._centre))
 
     def decode(self, packed: Packed) -> torch.Tensor:
         """Returns (level − zero) * step, float32 [out, in]."""
         shape, grid = packed.shape, self._stored_grid(packed)
-        codes = kernels.unpack_bits(packed.tensors["codes"].cpu(), self._bits, shape.count)
-        levels = self._table()[codes.int()]
+        codes = kernels.unpack_bits(packed.tensors["codes"], self._bits, shape.count)
+        levels = self._table().to(codes.device)[codes.int()]
         if shape.in_features % self._size(shape) == 0:
             levels = levels.reshape(*grid.steps.shape, -1)  # [rows, groups, size]
             wide = (levels - grid.zeros[..., None]) * grid.steps[..., None]

@@ -150,12 +150,10 @@ class TrellisCodec(Codec[TrellisParams]):
         With an output rotation the levels are those of the rotated rows, and the scales apply after
         they are rotated back.
         """
-        table = tables.trellis(self.params.bits, self.params.state_bits)
-        rows = packed.shape.out_features
-        levels = kernels.trellis_decode(
-            packed.tensors["codes"].cpu(), table, self.params.bits, rows
-        )
-        return levels, packed.tensors["scales"].cpu().float() * tables.TRELLIS_STEP
+        codes, rows = packed.tensors["codes"], packed.shape.out_features
+        table = tables.trellis(self.params.bits, self.params.state_bits, codes.device)
+        levels = kernels.trellis_decode(codes, table, self.params.bits, rows)
+        return levels, packed.tensors["scales"].float() * tables.TRELLIS_STEP
 
     def eight_bit(self, packed: Packed) -> EightBit | None:
         """Returns the table's levels in the rotated basis; None where no input can meet them there:
@@ -165,23 +163,28 @@ class TrellisCodec(Codec[TrellisParams]):
         if self._row_block(packed.shape) or (block and packed.shape.taps > 1):
             return None
         levels, row_scales = self.levels(packed)
-        signs = packed.tensors["signs"].cpu() if block else None
+        signs = packed.tensors["signs"] if block else None
         return EightBit(levels=levels, scales=row_scales, block=block, signs=signs)
 
     def decode(self, packed: Packed) -> torch.Tensor:
+        return self.decode_as(packed, torch.float32)
+
+    def decode_as(self, packed: Packed, dtype: torch.dtype) -> torch.Tensor:
         block, row_block = self._block(packed.shape), self._row_block(packed.shape)
-        tensors = {name: tensor.cpu() for name, tensor in packed.tensors.items()}
+        tensors = packed.tensors
         if row_block:
             levels, row_scales = self.levels(packed)
             values = _rows(rotation.unrotate, levels.float(), tensors["row_signs"], row_block)
             scaled = values * row_scales[:, None]
-            return rotation.unrotate(scaled, tensors["signs"], block) if block else scaled
-        columns = packed.shape.in_features
-        signs = rotation.signs(tensors["signs"], columns) if block else torch.ones(columns)
-        table = tables.trellis(self.params.bits, self.params.state_bits)
+            whole = rotation.unrotate(scaled, tensors["signs"], block) if block else scaled
+            return whole.to(dtype)
+        columns, codes = packed.shape.in_features, tensors["codes"]
+        ones = torch.ones(0 if block else columns, device=codes.device)
+        signs = rotation.signs(tensors["signs"], columns) if block else ones
+        table = tables.trellis(self.params.bits, self.params.state_bits, codes.device)
         steps = tensors["scales"].float() * tables.TRELLIS_STEP
         return kernels.trellis_weight(
-            tensors["codes"], table, self.params.bits, steps, signs, max(block, 1)
+            codes, table, self.params.bits, steps, signs, max(block, 1), dtype
         )
 
 

@@ -9,12 +9,11 @@ number of threads or the machine. (`statistics`, which store nothing, say where 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 import torch
 
-from vqdq.kernels import int8, int8_products, statistics
-from vqdq.kernels.backend import chosen
+from vqdq.kernels import backend, int8, int8_products, statistics
 from vqdq.kernels.int8 import add_rows as add_rows
 from vqdq.kernels.int8 import group_codes as group_codes
 from vqdq.kernels.int8 import line_extremes as line_extremes
@@ -29,6 +28,7 @@ from vqdq.kernels.statistics import add_sketch as add_sketch
 from vqdq.kernels.statistics import bin_quantiles as bin_quantiles
 from vqdq.kernels.statistics import block_statistics as block_statistics
 from vqdq.kernels.statistics import score_counts as score_counts
+from vqdq.kernels.triton import support
 
 PRODUCTS = "integer_products"
 OPERATIONS = (
@@ -67,12 +67,13 @@ class KernelStatus:
 
 
 def status() -> tuple[KernelStatus, ...]:
-    """Returns the implementation chosen for every operation."""
-    module, reason = _backend()
+    """Returns the implementation chosen for every operation, and for those of a card."""
+    module, reason = backend.chosen("vqdq.kernels.cpu", "vqdq.kernels.reference")
     name = module.__name__.rsplit(".", 1)[-1]
     ours = [KernelStatus(op=op, backend=name, reason=reason) for op in OPERATIONS[:-1]]
     product, why = int8_products.support()
-    return (*ours, KernelStatus(op=PRODUCTS, backend=product or "none", reason=why))
+    cards = [KernelStatus(op=op, backend=name, reason=why) for op, name, why in support.status()]
+    return (*ours, KernelStatus(op=PRODUCTS, backend=product or "none", reason=why), *cards)
 
 
 def warm() -> None:
@@ -113,7 +114,7 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     Raises:
         UserError: bits out of range or a value that does not fit.
     """
-    return _backend()[0].pack_bits(values, bits)
+    return _run("pack_bits", values, bits)
 
 
 def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -122,7 +123,7 @@ def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     Raises:
         UserError: bits out of range or a stream that is too short.
     """
-    return _backend()[0].unpack_bits(stream, bits, count)
+    return _run("unpack_bits", stream, bits, count)
 
 
 def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
@@ -135,7 +136,7 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
         x: float32 [rows, columns].
         block: a power of two that divides the columns.
     """
-    return _backend()[0].hadamard(x, block)
+    return _run("hadamard", x, block)
 
 
 def grid_errors(
@@ -151,7 +152,7 @@ def grid_errors(
         steps, zeros: float32 [groups, n]; a grid has the values (code - zero) * step.
         highest: the largest code; the smallest is 0.
     """
-    return _backend()[0].grid_errors(groups, steps, zeros, highest)
+    return _run("grid_errors", groups, steps, zeros, highest)
 
 
 def table_errors(groups: torch.Tensor, steps: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -164,7 +165,7 @@ def table_errors(groups: torch.Tensor, steps: torch.Tensor, table: torch.Tensor)
         steps: float32 [groups, n], candidate scales of each group.
         table: float32 levels in ascending order, at most 256.
     """
-    return _backend()[0].table_errors(groups, steps, table)
+    return _run("table_errors", groups, steps, table)
 
 
 def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
@@ -178,7 +179,7 @@ def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor
         errors: float32 [m, rows], what the m columns before them lost.
         unit: float32 [m, n], R_ij / R_jj of `vqdq.codecs.feedback`.
     """
-    return _backend()[0].feed_forward(targets, errors, unit)
+    return _run("feed_forward", targets, errors, unit)
 
 
 def round_columns(
@@ -204,7 +205,7 @@ def round_columns(
         group: the row of `steps` and `zeros` that each column uses, int [n].
         table: float32 levels in ascending order, at most 256.
     """
-    return _backend()[0].round_columns(targets, weight, unit, steps, zeros, group, table)
+    return _run("round_columns", targets, weight, unit, steps, zeros, group, table)
 
 
 def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
@@ -224,7 +225,7 @@ def trellis_encode(targets: torch.Tensor, table: torch.Tensor, bits: int) -> tor
             <= 16.
         bits: 2 to 6 bits per weight. (8 make no sense with a table of 8 bits.)
     """
-    return _backend()[0].trellis_encode(targets, table, bits)
+    return _run("trellis_encode", targets, table, bits)
 
 
 def trellis_feedback(
@@ -247,12 +248,12 @@ def trellis_feedback(
         unit: float32 [columns, columns]; entries above the diagonal are used.
         table, bits: see `trellis_encode`.
     """
-    return _backend()[0].trellis_feedback(weight, scales, unit, table, bits)
+    return _run("trellis_feedback", weight, scales, unit, table, bits)
 
 
 def trellis_decode(codes: torch.Tensor, table: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
     """Returns the table values that `trellis_encode` chose, int8 [rows, columns]."""
-    return _backend()[0].trellis_decode(codes, table, bits, rows)
+    return _run("trellis_decode", codes, table, bits, rows)
 
 
 def trellis_weight(
@@ -262,11 +263,12 @@ def trellis_weight(
     scales: torch.Tensor,
     signs: torch.Tensor,
     block: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Returns diag(scales) levels H diag(signs), float32 [rows, columns].
+    """Returns diag(scales) levels H diag(signs), [rows, columns].
 
     The Hadamard sums of the levels are exact integers; they are multiplied by scales · block**-0.5
-    (rounded to float32 once) and by the signs.
+    (rounded to float32 once) and by the signs, in float32, and rounded to `dtype` at the end.
 
     Args:
         codes, table, bits: see `trellis_encode`.
@@ -274,7 +276,7 @@ def trellis_weight(
         signs: float32 [columns], ±1.
         block: of the Hadamard matrix, a power of two that divides the columns; at most 256.
     """
-    return _backend()[0].trellis_weight(codes, table, bits, scales, signs, block)
+    return _run("trellis_weight", codes, table, bits, scales, signs, block, dtype)
 
 
 def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -> torch.Tensor:
@@ -288,7 +290,7 @@ def additive_encode(vectors: torch.Tensor, codebooks: torch.Tensor, beam: int) -
         codebooks: int16 [num_codebooks, codewords, dim]; 16 to 256 codewords, a multiple of 16.
         beam: partial sums kept after each codebook, 1 to 32.
     """
-    return _backend()[0].additive_encode(vectors, codebooks, beam)
+    return _run("additive_encode", vectors, codebooks, beam)
 
 
 def additive_feedback(
@@ -318,13 +320,17 @@ def additive_feedback(
     for index in range(codebooks.shape[2]):  # in a stated order, not a matrix product
         seen += wide[None, :, :, index, None] * metric[:, None, None, index, :]
     under = seen.round().clamp(-768, 768).to(torch.int16)
-    return _backend()[0].additive_feedback(weight, unit, metric, codebooks, under, beam)
+    return _run("additive_feedback", weight, unit, metric, codebooks, under, beam)
 
 
 def additive_decode(
-    codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor, groups: int
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Returns the weight that additive codes stand for, float32 [rows, groups*dim].
+    """Returns the weight that additive codes stand for, [rows, groups*dim], rounded to `dtype`.
 
     Args:
         codes: uint8 [rows*groups, num_codebooks].
@@ -332,7 +338,7 @@ def additive_decode(
         scales: float32 [rows].
         groups: vectors per row.
     """
-    return _backend()[0].additive_decode(codes, codebooks, scales, groups)
+    return _run("additive_decode", codes, codebooks, scales, groups, dtype)
 
 
 def additive_decode_rotated(
@@ -342,8 +348,9 @@ def additive_decode_rotated(
     groups: int,
     block: int,
     signs: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Returns `additive_decode` un-rotated by blocks of columns, float32 [rows, groups*dim].
+    """Returns `additive_decode` un-rotated by blocks of columns, [rows, groups*dim].
 
     Butterflies of sums on the grid are exact in any order; each is multiplied by
     scales[row] * block**-0.5, rounded to float32, and by its column's sign.
@@ -354,8 +361,8 @@ def additive_decode_rotated(
         block: a power of two, a multiple of dim that divides the columns.
         signs: +1 or -1, float32 [groups*dim].
     """
-    backend = _backend()[0]
-    return backend.additive_decode_rotated(codes, codebooks, scales, groups, block, signs)
+    args = (codes, codebooks, scales, groups, block, signs, dtype)
+    return _run("additive_decode_rotated", *args)
 
 
 def additive_gradient(
@@ -372,8 +379,8 @@ def additive_gradient(
         scales: float32 [rows].
         shape: (num_codebooks, codewords, dim) of the codebooks.
     """
-    return _backend()[0].additive_gradient(codes, gradient, scales, shape)
+    return _run("additive_gradient", codes, gradient, scales, shape)
 
 
-def _backend() -> tuple[ModuleType, str]:
-    return chosen("vqdq.kernels.cpu", "vqdq.kernels.reference")
+def _run(op: str, *args: Any) -> Any:
+    return backend.run(op, "vqdq.kernels.cpu", "vqdq.kernels.reference", *args)

@@ -190,7 +190,11 @@ def additive_feedback(
 
 
 def additive_decode(
-    codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor, groups: int
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """See `vqdq.kernels.additive_decode`."""
     full = torch.zeros(len(codebooks), sums.CODEWORDS, codebooks.shape[2])
@@ -203,7 +207,7 @@ def additive_decode(
         sums.decode_rows(picked, books, factors, groups, out, first, last)
 
     _spread(decode, len(factors), 32)
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).to(dtype)
 
 
 def additive_decode_rotated(
@@ -213,10 +217,13 @@ def additive_decode_rotated(
     groups: int,
     block: int,
     signs: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """See `vqdq.kernels.additive_decode_rotated`."""
     if block not in (16, 32, 64, 128, 256):
-        return reference.additive_decode_rotated(codes, codebooks, scales, groups, block, signs)
+        return reference.additive_decode_rotated(
+            codes, codebooks, scales, groups, block, signs, dtype
+        )
     full = torch.zeros(len(codebooks), sums.CODEWORDS, codebooks.shape[2])
     full[:, : codebooks.shape[1]] = reference.butterflies(codebooks, codebooks.shape[2])
     picked, books = codes.contiguous().numpy(), full.numpy()
@@ -228,7 +235,7 @@ def additive_decode_rotated(
         sums.decode_turned_rows(picked, books, factors, groups, block, turned, out, first, last)
 
     _spread(decode, len(factors), 32)
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).to(dtype)
 
 
 def additive_gradient(

@@ -6,12 +6,12 @@ scale, rounded to even, plus zero, clamped. The products themselves are in `int8
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
-from vqdq.kernels.backend import chosen
+from vqdq.kernels.backend import run
 
 OPERATIONS = (
     "line_extremes",
@@ -44,6 +44,11 @@ class Lines:
     divisor: torch.Tensor = _EMPTY
     signs: torch.Tensor = _EMPTY
     block: int = 0
+
+    def on(self, device: torch.device) -> Lines:
+        """Returns the same lines on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("values", "divisor", "signs")}
+        return replace(self, **moved)
 
     @property
     def is_map(self) -> bool:
@@ -80,7 +85,7 @@ def line_extremes(lines: Lines) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Returns the least and the largest value of each row, float32 [batch, positions], and whether
     all values are finite (else the extremes mean nothing).
     """
-    return _backend().line_extremes(lines)
+    return _run("line_extremes", lines)
 
 
 def row_codes(
@@ -99,14 +104,14 @@ def row_codes(
         scale, zero: float32 [] or [batch] or [1, positions] or [batch, positions]; with a border
             one of the first two.
     """
-    return _backend().row_codes(lines, scale, zero, bits, border)
+    return _run("row_codes", lines, scale, zero, bits, border)
 
 
 def own_codes(lines: Lines, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
     """Returns codes as `row_codes`, with scale and zero [batch, positions] of each row's own range
     as `vqdq.activations.base.ranged` defines them, and whether all values are finite.
     """
-    return _backend().own_codes(lines, bits)
+    return _run("own_codes", lines, bits)
 
 
 def group_codes(
@@ -125,7 +130,7 @@ def group_codes(
         order: channels in the order of the groups, int64 [channels].
         edges: group g is order[edges[g]:edges[g + 1]].
     """
-    return _backend().group_codes(lines, scale, zero, bits, order, edges, border)
+    return _run("group_codes", lines, scale, zero, bits, order, edges, border)
 
 
 def stacked_codes(
@@ -144,7 +149,7 @@ def stacked_codes(
         scale, zero: float32 [channels], alike in a group.
         index: group of each channel, int64 [channels].
     """
-    return _backend().stacked_codes(lines, scale, zero, bits, index, groups, border)
+    return _run("stacked_codes", lines, scale, zero, bits, index, groups, border)
 
 
 def scaled_rows(
@@ -162,7 +167,7 @@ def scaled_rows(
         scale, zero: as for `row_codes`.
         column_sums: Σ levels over the input, float32 [out]; column_scales, bias: [out].
     """
-    return _backend().scaled_rows(sums, scale, zero, column_sums, column_scales, bias)
+    return _run("scaled_rows", sums, scale, zero, column_sums, column_scales, bias)
 
 
 def add_rows(
@@ -181,7 +186,7 @@ def add_rows(
         out: float32 [rows, out], contiguous; sums: float32 [n, out].
         scale, zero: float32 [grids]; grids, places: int64 [n], no place twice.
     """
-    _backend().add_rows(out, sums, scale, zero, grids, places, column_sums, column_scales)
+    _run("add_rows", out, sums, scale, zero, grids, places, column_sums, column_scales)
 
 
 def summed_groups(
@@ -193,7 +198,7 @@ def summed_groups(
         sums: products of codes and levels, float32 [groups, rows, out], contiguous.
         scales: float32 [groups]; column_scales, bias: [out].
     """
-    return _backend().summed_groups(sums, scales, column_scales, bias)
+    return _run("summed_groups", sums, scales, column_scales, bias)
 
 
 def warm() -> None:
@@ -211,5 +216,5 @@ def warm() -> None:
     add_rows(sums[0], sums[0].clone(), scale[0], zero[0], place, place, columns, columns)
 
 
-def _backend() -> Any:
-    return chosen("vqdq.kernels.int8_cpu", "vqdq.kernels.int8_reference")[0]
+def _run(op: str, *args: Any) -> Any:
+    return run(op, "vqdq.kernels.int8_cpu", "vqdq.kernels.int8_reference", *args)

@@ -63,6 +63,14 @@ def row_codes(
     return _framed(lines, codes, zero, border), finite
 
 
+def channel_codes(
+    lines: Lines, scale: torch.Tensor, zero: torch.Tensor, bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `vqdq.kernels.int8_parts.channel_codes`."""
+    codes, finite = _coded(_rows(lines), scale, zero, bits)
+    return _framed(lines, codes, zero, Border()), torch.tensor(finite)
+
+
 def own_codes(lines: Lines, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
     """See `vqdq.kernels.int8.own_codes`."""
     rows = _rows(lines)

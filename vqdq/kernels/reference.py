@@ -155,13 +155,17 @@ def additive_feedback(
 
 
 def additive_decode(
-    codes: torch.Tensor, codebooks: torch.Tensor, scales: torch.Tensor, groups: int
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """See `vqdq.kernels.additive_decode`."""
     total = codebooks[0][codes[:, 0].long()]
     for index in range(1, len(codebooks)):
         total = total + codebooks[index][codes[:, index].long()]
-    return total.reshape(len(scales), groups * codebooks.shape[2]) * scales[:, None]
+    return (total.reshape(len(scales), groups * codebooks.shape[2]) * scales[:, None]).to(dtype)
 
 
 def additive_decode_rotated(
@@ -171,11 +175,12 @@ def additive_decode_rotated(
     groups: int,
     block: int,
     signs: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """See `vqdq.kernels.additive_decode_rotated`."""
     sums = additive_decode(codes, codebooks, torch.ones(len(scales)), groups)
     factors = scales * torch.tensor(block**-0.5, dtype=torch.float32)
-    return butterflies(sums, block) * factors[:, None] * signs
+    return (butterflies(sums, block) * factors[:, None] * signs).to(dtype)
 
 
 def additive_gradient(

@@ -82,6 +82,7 @@ def trellis_weight(
     scales: torch.Tensor,
     signs: torch.Tensor,
     block: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """See `vqdq.kernels.trellis_weight`."""
     rows, columns = len(scales), codes.shape[1]
@@ -109,7 +110,7 @@ def trellis_weight(
         )
 
     spread(decode, rows, 32)
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).to(dtype)
 
 
 def _streams(codes: torch.Tensor, bits: int, rows: int) -> tuple[Any, Any, Any]:

@@ -161,6 +161,7 @@ def trellis_weight(
     scales: torch.Tensor,
     signs: torch.Tensor,
     block: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """See `vqdq.kernels.trellis_weight`."""
     sums = trellis_decode(codes, table, bits, len(scales)).int()
@@ -171,7 +172,7 @@ def trellis_weight(
         sums = torch.stack((first + second, first - second), dim=2)
         stride *= 2
     whole = sums.reshape(len(scales), -1)
-    return whole.float() * row_factors(scales, block)[:, None] * signs
+    return (whole.float() * row_factors(scales, block)[:, None] * signs).to(dtype)
 
 
 def row_factors(scales: torch.Tensor, block: int) -> torch.Tensor:

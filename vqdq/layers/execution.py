@@ -20,7 +20,8 @@ from vqdq import codecs, kernels
 from vqdq.activations.base import Axis, Grid, dequantize, quantize
 from vqdq.codecs import rotation
 from vqdq.codecs.base import EightBit
-from vqdq.layers import integer, integer_convolutions, integer_groups
+from vqdq.kernels import backend
+from vqdq.layers import card, integer, integer_convolutions, integer_groups
 from vqdq.layers.matrix import from_matrix
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vqdq.layers.quantized import QuantizedLayer
 
 KEPT_FORMS = 2
-Form = TypeVar("Form", integer.Whole, integer.Parts)
+Form = TypeVar("Form", integer.Whole, integer.Parts, card.CardLevels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +71,10 @@ class Weight8:
         if block and self._fresh.signs is not None:
             self.signs = rotation.signs(self._fresh.signs, channels)
         elif block:
-            self.signs = fixed_signs(channels)
-        self._forms: OrderedDict[Hashable, integer.Whole | integer.Parts] = OrderedDict()
+            self.signs = fixed_signs(channels).to(_device(layer))
+        self._forms: OrderedDict[Hashable, integer.Whole | integer.Parts | card.CardLevels] = (
+            OrderedDict()
+        )
         self._dense: torch.Tensor | None = None
 
     @property
@@ -119,9 +122,10 @@ def _eight_bit(layer: QuantizedLayer, block: int) -> EightBit:
     own = codec.eight_bit(packed)
     if own is not None and own.block == block and (block == 0 or taps == 1):
         return own
-    matrix = codec.decode(packed).cpu()
+    matrix = codec.decode(packed).to(_device(layer))
     if block:
-        matrix = kernels.hadamard(matrix * fixed_signs(channels).repeat(taps), block)
+        signs = fixed_signs(channels).to(matrix.device).repeat(taps)
+        matrix = kernels.hadamard(matrix * signs, block)
     return rounded(matrix, block)
 
 
@@ -144,8 +148,8 @@ def fixed_signs(channels: int) -> torch.Tensor:
 
 def rotated(rows: torch.Tensor, weight: Weight8) -> torch.Tensor:
     """Returns rows [batch, positions, channels] in the basis of the weight."""
-    flat = (rows.cpu() * weight.signs).reshape(-1, rows.shape[-1]).contiguous()
-    return kernels.hadamard(flat, weight.block).reshape(rows.shape).to(rows.device)
+    flat = (rows * weight.signs.to(rows.device)).reshape(-1, rows.shape[-1]).contiguous()
+    return kernels.hadamard(flat, weight.block).reshape(rows.shape)
 
 
 def step(
@@ -160,6 +164,12 @@ def step(
     zero = None if grid is None else grid.zero
     if refusal(layer, axis, grid):
         return None
+    if backend.on_card(next(iter(layer.packed.tensors.values()))):
+        index = None if grid is None else grid.index
+        key = ("card", None if index is None else index.cpu().numpy().tobytes())
+        taps = layer.packed.shape.taps
+        held = weight.form(layer, key, lambda stored: card.levels_of(stored, taps, index))
+        return card.step(layer, held, axis, grid, bits)
     bias = None if layer.bias is None else layer.bias.detach().float()
     window = None if window is not None and window.is_product else window
 
@@ -193,9 +203,9 @@ def _window(layer: nn.Module) -> integer.Window | None:
 
 def refusal(layer: QuantizedLayer, axis: Axis, grid: Grid | None) -> str:
     """Returns why a layer with this grid (None: its own range) is simulated; "" for integers."""
-    device = _device(layer)
-    if device.type != "cpu":
-        return f"no integer kernel for {device.type} yet"
+    tensor = next(iter(layer.packed.tensors.values()))
+    if tensor.device.type != "cpu" or backend.on_card(tensor):
+        return card.refusal(tensor, axis, _window(layer))
     return integer.refusal(axis, None if grid is None else grid.zero, _window(layer))
 
 

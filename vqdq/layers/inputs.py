@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vqdq.activations.base import ActivationQuantizer, Axis, Grid, Site
 from vqdq.errors import UserError
+from vqdq.kernels import backend
 from vqdq.kernels.int8 import Lines
 from vqdq.layers import execution
 from vqdq.layers.integer import Step
@@ -200,7 +201,7 @@ class LayerInput:
 
     def _step(self, layer: QuantizedLayer, values: torch.Tensor) -> Step | None:
         """Returns what computes the layer in integers for an input like `values`, or None."""
-        if values.device.type != "cpu":
+        if values.device.type != "cpu" and not backend.on_card(values):
             return None
         own = self.quantizer.own_axis(self.site)
         is_map = values.ndim == 4

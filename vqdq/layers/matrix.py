@@ -67,8 +67,10 @@ def from_matrix(matrix: torch.Tensor, module: nn.Module) -> torch.Tensor:
     height, width = module.kernel_size
     if height * width == 1:  # turned axes of size 1 look like channels last, and inputs are copied
         return matrix.reshape(module.out_channels, -1, 1, 1)
-    folded = matrix.reshape(module.out_channels, height, width, -1)
-    return folded.permute(0, 3, 1, 2).contiguous()  # [out, channels, kh, kw]
+    folded = matrix.reshape(module.out_channels, height, width, -1).permute(0, 3, 1, 2)
+    if matrix.is_cuda:
+        return folded  # channels last, as a card's convolutions read it: no copy
+    return folded.contiguous()  # [out, channels, kh, kw]
 
 
 def input_matrix(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -152,8 +152,10 @@ class QuantizedLayer(nn.Module):
             return from_matrix(matrix, self).to(dtype)
         # Never an inference tensor: the kept weight may serve a forward that records gradients.
         with torch.inference_mode(False), torch.no_grad():
-            matrix = self._codec.decode(self.packed)
-            if self.input is not None and self.input.smooths:
+            smooths = self.input is not None and self.input.smooths
+            matrix = self._codec.decode_as(self.packed, torch.float32 if smooths else dtype)
+            matrix = matrix.to(device)  # where no kernel was, it is on the processor
+            if self.input is not None and smooths:
                 matrix = fold_smoothing(matrix, self.get_buffer(self.input.smoothing_name))
             weight = from_matrix(matrix, self).to(dtype)
         if self.residency == "resident" and not self._quantizes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+_PROCESSOR = torch.device("cpu")
 TRELLIS_STEP = 1 / 32  # an int8 table entry of 32 stands for one standard deviation
 # (bits, state bits). Two steps of the trellis reach every state; beyond 12 bits of state 5 and 6
 # bits gain nothing, their error being near that of int8 itself.
@@ -20,16 +21,16 @@ TRELLIS_SHAPES = (
 )
 
 
-@cache
-def trellis(bits: int, state_bits: int) -> torch.Tensor:
+def trellis(bits: int, state_bits: int, device: torch.device = _PROCESSOR) -> torch.Tensor:
     """Returns the reproduction values of the trellis in table steps, int8 [2**state_bits]."""
-    return _load("trellis.npz", f"k{bits}_l{state_bits}")
+    return _load("trellis.npz", f"k{bits}_l{state_bits}", device)
 
 
-@cache
-def additive(num_codebooks: int, group_size: int, bits: int = 8) -> torch.Tensor:
+def additive(
+    num_codebooks: int, group_size: int, bits: int = 8, device: torch.device = _PROCESSOR
+) -> torch.Tensor:
     """Returns codebooks trained on Gaussian vectors, float16 [M, 2**bits, group_size]."""
-    return _load("additive.npz", additive_name(num_codebooks, group_size, bits))
+    return _load("additive.npz", additive_name(num_codebooks, group_size, bits), device)
 
 
 def additive_name(num_codebooks: int, group_size: int, bits: int) -> str:
@@ -37,6 +38,9 @@ def additive_name(num_codebooks: int, group_size: int, bits: int) -> str:
     return f"m{num_codebooks}_g{group_size}" + (f"_b{bits}" if bits < 8 else "")
 
 
-def _load(file: str, key: str) -> torch.Tensor:
+@cache
+def _load(file: str, key: str, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return _load(file, key, _PROCESSOR).to(device)
     with np.load(Path(__file__).with_name(file), allow_pickle=False) as tables:
         return torch.from_numpy(tables[key])

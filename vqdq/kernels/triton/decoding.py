@@ -1,0 +1,243 @@
+"""Weights decoded on the card: levels looked up, un-rotated by exact integer products, scaled.
+
+A block of the Hadamard matrix is a product with ±1, which the matrix units do in integers: sums of
+int8 levels are exact, whatever their order. So the weight is the reference's to the last bit.
+"""
+
+# pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vqdq.kernels.triton.plain import hadamard
+from vqdq.kernels.triton.support import PRODUCTS
+from vqdq.kernels.triton.tiles import additive_sums, tile_width, trellis_levels, turning
+
+STRIP = 256  # rows that one program decodes, a tile at a time
+
+
+@triton.jit
+def _levels_kernel(
+    codes,
+    table,
+    out,
+    rows,
+    columns,
+    BITS: tl.constexpr,
+    STATE_BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    first = tl.program_id(1) * ROWS
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    found = trellis_levels(codes, table, first, column, rows, columns, BITS, STATE_BITS, ROWS)
+    row = first + tl.arange(0, ROWS)
+    held = (row < rows)[:, None] & (column < columns)[None, :]
+    at = out + row.to(tl.int64)[:, None] * columns + column[None, :]
+    if out.dtype.element_ty == tl.int8:
+        tl.store(at, found, mask=held)
+    else:
+        tl.store(at, found.to(tl.float32).to(out.dtype.element_ty), mask=held)
+
+
+@triton.jit
+def _trellis_kernel(
+    codes,
+    table,
+    turn,
+    factors,
+    signs,
+    out,
+    rows,
+    columns,
+    BITS: tl.constexpr,
+    STATE_BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    line = tl.arange(0, TILE)
+    sign = tl.load(signs + column, mask=column < columns, other=0.0)
+    matrix = tl.load(turn + line[:, None] * TILE + line[None, :])
+    for step in range(STEPS):
+        first = (tl.program_id(1) * STEPS + step) * ROWS
+        if first < rows:
+            found = trellis_levels(
+                codes, table, first, column, rows, columns, BITS, STATE_BITS, ROWS
+            )
+            if BLOCK > 1:  # noqa: SIM108  both sides of an expression would be built
+                sums = tl.dot(found, matrix, out_dtype=tl.int32)
+            else:
+                sums = found.to(tl.int32)
+            row = first + tl.arange(0, ROWS)
+            factor = tl.load(factors + row, mask=row < rows, other=0.0)
+            value = sums.to(tl.float32) * factor[:, None] * sign[None, :]
+            held = (row < rows)[:, None] & (column < columns)[None, :]
+            at = out + row.to(tl.int64)[:, None] * columns + column[None, :]
+            tl.store(at, value.to(out.dtype.element_ty), mask=held)
+
+
+@triton.jit
+def _additive_kernel(
+    codes,
+    books,
+    turn,
+    factors,
+    signs,
+    out,
+    rows,
+    columns,
+    COUNT: tl.constexpr,
+    WORDS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    line = tl.arange(0, TILE)
+    sign = tl.load(signs + column, mask=column < columns, other=0.0)
+    matrix = tl.load(turn + line[:, None] * TILE + line[None, :])
+    for step in range(STEPS):
+        first = (tl.program_id(1) * STEPS + step) * ROWS
+        if first < rows:
+            row = first + tl.arange(0, ROWS)
+            sums = additive_sums(codes, books, row, column, rows, columns, COUNT, WORDS, DIM)
+            if BLOCK > 1:
+                # 14 bits of a sum in units of 1/128, in two bytes: each product is exact
+                whole = (sums * 128.0).to(tl.int32)
+                high = tl.dot((whole >> 7).to(tl.int8), matrix, out_dtype=tl.int32)
+                low = tl.dot((whole & 127).to(tl.int8), matrix, out_dtype=tl.int32)
+                sums = (high * 128 + low).to(tl.float32) * 0.0078125
+            factor = tl.load(factors + row, mask=row < rows, other=0.0)
+            value = sums * factor[:, None] * sign[None, :]
+            held = (row < rows)[:, None] & (column < columns)[None, :]
+            at = out + row.to(tl.int64)[:, None] * columns + column[None, :]
+            tl.store(at, value.to(out.dtype.element_ty), mask=held)
+
+
+def trellis_decode(
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    rows: int,
+    dtype: torch.dtype = torch.int8,
+) -> torch.Tensor:
+    """See `vqdq.kernels.trellis_decode`; in another dtype the levels are rounded to it."""
+    columns = codes.shape[1]
+    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
+    grid = (triton.cdiv(columns, 128), triton.cdiv(rows, 16))
+    state_bits = len(table).bit_length() - 1
+    _levels_kernel[grid](
+        codes.contiguous(), table, out, rows, columns,
+        BITS=bits, STATE_BITS=state_bits, ROWS=16, TILE=128, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def trellis_weight(
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    scales: torch.Tensor,
+    signs: torch.Tensor,
+    block: int,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """See `vqdq.kernels.trellis_weight`."""
+    rows, columns = len(scales), codes.shape[1]
+    if block > 1 and not _multiplies(codes):
+        sums = trellis_decode(codes, table, bits, rows, torch.float32)
+        return _turned(sums, _factors(scales, block), signs, block, dtype)
+    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
+    grid, tile, tall = _shape(rows, columns, block)
+    _trellis_kernel[grid](
+        codes.contiguous(), table, turning(block, tile, codes.device), _factors(scales, block),
+        signs.float().contiguous(), out, rows, columns,
+        BITS=bits, STATE_BITS=len(table).bit_length() - 1, BLOCK=block,
+        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=8 if tile > 128 else 4,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def additive_decode(
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_decode`."""
+    ones = torch.ones(groups * codebooks.shape[2], device=codes.device)
+    return _additive(codes, codebooks, scales.float(), groups, 1, ones, dtype)
+
+
+def additive_decode_rotated(
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    groups: int,
+    block: int,
+    signs: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """See `vqdq.kernels.additive_decode_rotated`."""
+    if not _multiplies(codes):
+        ones = torch.ones(len(scales), device=codes.device)
+        sums = additive_decode(codes, codebooks, ones, groups)
+        return _turned(sums, _factors(scales, block), signs, block, dtype)
+    return _additive(codes, codebooks, _factors(scales, block), groups, block, signs, dtype)
+
+
+def _additive(
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    factors: torch.Tensor,
+    groups: int,
+    block: int,
+    signs: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    count, words, dim = codebooks.shape
+    rows, columns = len(factors), groups * dim
+    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
+    grid, tile, tall = _shape(rows, columns, block)
+    _additive_kernel[grid](
+        codes.contiguous(), codebooks.float().contiguous(), turning(block, tile, codes.device),
+        factors.contiguous(), signs.float().contiguous(), out, rows, columns,
+        COUNT=count, WORDS=words, DIM=dim, BLOCK=block,
+        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=8 if tile > 128 else 4,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def _factors(scales: torch.Tensor, block: int) -> torch.Tensor:
+    """Returns scales · block**-0.5, rounded to float32 once."""
+    return scales.float() * torch.tensor(block**-0.5, dtype=torch.float32, device=scales.device)
+
+
+def _multiplies(tensor: torch.Tensor) -> bool:
+    """Returns whether Triton multiplies tiles on the tensor's card (Turing: it does not)."""
+    return not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device) >= PRODUCTS
+
+
+def _turned(
+    sums: torch.Tensor, factors: torch.Tensor, signs: torch.Tensor, block: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Returns exact sums un-rotated by butterflies, which are exact too: the same weight."""
+    whole = hadamard(sums, block, normalised=False)
+    return (whole.mul_(factors[:, None]).mul_(signs)).to(dtype)
+
+
+def _shape(rows: int, columns: int, block: int) -> tuple[tuple[int, int], int, int]:
+    """Returns the grid of programs, and the columns and rows of a tile."""
+    tile = tile_width(block)
+    tall = 16 if rows <= 64 else 64
+    return (triton.cdiv(columns, tile), triton.cdiv(rows, STRIP)), tile, tall

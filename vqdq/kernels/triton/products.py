@@ -1,0 +1,141 @@
+"""Products of 8-bit codes and int8 levels with their scales: linear layers and convolutions.
+
+One kernel for all that `int8_parts` defines: an implicit product over taps and groups, int32 within
+a part, float32 between parts.
+"""
+
+# pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vqdq.kernels.int8_parts import DEPTH, Levels, Reading
+
+
+@triton.jit
+def _product_kernel(
+    codes,
+    levels,
+    sums,
+    edges,
+    scales,
+    zeros,
+    column_scales,
+    bias,
+    out,
+    outputs,
+    rows,
+    channels,
+    height,
+    width,
+    tall,
+    wide,
+    stride_down,
+    stride_across,
+    dilation_down,
+    dilation_across,
+    top,
+    left,
+    scale_batch,
+    scale_pixel,
+    kernel_width,
+    TAPS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BY_GROUP: tl.constexpr,
+    BIASED: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    DEEP: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = column < outputs
+    held = row < rows
+    batch = row // (tall * wide)
+    place = row % (tall * wide)
+    down = place // wide * stride_down - top
+    across = place % wide * stride_across - left
+    total = tl.zeros((ROWS, TILE), tl.float32)
+    deep = tl.arange(0, DEEP)
+    for part in range(TAPS * GROUPS):
+        tap = part // GROUPS
+        y = down + tap // kernel_width * dilation_down
+        x = across + tap % kernel_width * dilation_across
+        valid = held & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        pixel = y * width + x
+        source = (batch.to(tl.int64) * height * width + pixel) * channels
+        first = tl.load(edges + part % GROUPS)
+        last = tl.load(edges + part % GROUPS + 1)
+        exact = tl.zeros((ROWS, TILE), tl.int32)
+        for start in range(first, last, DEEP):
+            at = start + deep
+            a = tl.load(
+                codes + source[:, None] + at[None, :],
+                mask=valid[:, None] & (at < last)[None, :],
+                other=128,
+            )
+            near = column.to(tl.int64)[None, :] * (TAPS * channels) + (tap * channels + at)[:, None]
+            b = tl.load(levels + near, mask=(at < last)[:, None] & inside[None, :], other=0)
+            signed = (a ^ 128).to(tl.int8, bitcast=True)
+            exact = tl.dot(signed, b, exact, out_dtype=tl.int32)
+        if BY_GROUP:
+            scale = tl.where(valid, tl.load(scales + part % GROUPS), 0.0)
+            zero = tl.where(valid, tl.load(zeros + part % GROUPS), 0.0)
+        else:
+            grid = batch * scale_batch + pixel * scale_pixel
+            scale = tl.load(scales + grid, mask=valid, other=0.0)
+            zero = tl.load(zeros + grid, mask=valid, other=0.0)
+        whole = tl.load(sums + part * outputs + column, mask=inside, other=0.0)
+        moved = exact.to(tl.float32) - (zero - 128.0)[:, None] * whole[None, :]
+        total += scale[:, None] * moved
+    by = tl.load(column_scales + column, mask=inside, other=0.0)
+    total = total * by[None, :]
+    if BIASED:
+        total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    at = out + row.to(tl.int64)[:, None] * outputs + column[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=held[:, None] & inside[None, :])
+
+
+def int8_product(
+    codes: torch.Tensor,
+    levels: Levels,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    reading: Reading,
+    *,
+    by_group: bool = False,
+) -> torch.Tensor:
+    """See `vqdq.kernels.int8_parts.int8_product`."""
+    if codes.ndim == 3:
+        batch, positions, channels = codes.shape
+        height, width = 1, positions
+    else:
+        batch, height, width, channels = codes.shape
+    tall, wide = reading.size(height, width)
+    taps = reading.kernel[0] * reading.kernel[1]
+    outputs, rows = len(column_scales), batch * tall * wide
+    out = torch.empty(rows, outputs, dtype=dtype, device=codes.device)
+    steps = (0, 0)
+    scale, zero = scale.float().contiguous(), zero.float().contiguous()
+    if not by_group and scale.ndim:
+        steps = (scale.stride(0) if len(scale) > 1 else 0, 0)
+        if scale.ndim == 2:
+            steps = (steps[0], scale.stride(1) if scale.shape[1] > 1 else 0)
+    tile, high = (128, 128) if rows >= 1024 and outputs >= 128 else (64, 16 if rows <= 16 else 64)
+    grid = (triton.cdiv(rows, high), triton.cdiv(outputs, tile))
+    if rows:
+        _product_kernel[grid](
+            codes.contiguous(), levels.levels, levels.sums, levels.edges, scale, zero,
+            column_scales.float().contiguous(), codes if bias is None else bias.contiguous(), out,
+            outputs, rows, channels, height, width, tall, wide, *reading.stride, *reading.dilation,
+            reading.border.top, reading.border.left, *steps, reading.kernel[1],
+            TAPS=taps, GROUPS=len(levels.edges) - 1, BY_GROUP=by_group, BIASED=bias is not None,
+            ROWS=high, TILE=tile, DEEP=DEPTH, num_warps=8 if tile == 128 else 4, num_stages=3,
+        )  # fmt: skip
+    shape = (batch, tall * wide, outputs) if codes.ndim == 3 else (batch, tall, wide, outputs)
+    return out.view(shape)

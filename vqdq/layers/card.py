@@ -1,0 +1,106 @@
+"""A layer's output in integer arithmetic on a card: codes in one pass, one product of all parts.
+
+The codes and the sums are those of `execution`; a card's kernel scales parts of a sum where they
+arise, so groups of channels, pixels and taps need no products of their own. What is not finite
+becomes NaN in the output instead of an error: to ask would stop the processor at every layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vqdq import kernels
+from vqdq.activations.base import Axis, Grid
+from vqdq.codecs.base import EightBit
+from vqdq.kernels import backend, int8_parts
+from vqdq.kernels.int8 import Lines
+from vqdq.layers.integer import Result, Step, Window, grids_of, own_grid
+
+if TYPE_CHECKING:
+    from vqdq.layers.quantized import QuantizedLayer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardLevels:
+    """Levels of a layer on the card; scales: of the outputs, float32 [out]."""
+
+    levels: int8_parts.Levels
+    scales: torch.Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the levels and of what comes with them."""
+        return self.levels.num_bytes + self.scales.nbytes
+
+
+def refusal(tensor: torch.Tensor, axis: Axis, window: Window | None) -> str:
+    """Returns why a layer is not computed in integers on a card; "" when it is.
+
+    Args:
+        tensor: one of the layer's, where it is computed; window: None for a linear layer.
+    """
+    if axis == "channel":
+        return "scales lie on the summed axis, one for each channel"
+    if window is not None and window.groups > 1:
+        return "no kernel of grouped convolutions for cards"
+    if window is not None and window.mode != "zeros":
+        return f"no kernel of convolutions padded by {window.mode} for cards"
+    why = backend.refusal("row_codes", tensor)
+    if why:
+        return why
+    linear = window is None or window.is_product
+    why = backend.refusal(int8_parts.OPERATION, tensor)
+    return "" if linear and axis != "group" else why
+
+
+def levels_of(stored: EightBit, taps: int, index: torch.Tensor | None) -> CardLevels:
+    """Returns 8-bit levels as the card's kernel takes them; `index`: group of each channel."""
+    levels = int8_parts.prepared(stored.levels, taps, index)
+    return CardLevels(levels=levels, scales=stored.scales)
+
+
+def step(layer: QuantizedLayer, part: CardLevels, axis: Axis, grid: Grid | None, bits: int) -> Step:
+    """Returns what computes a layer on the card; `grid` None takes each row's or sample's range."""
+    window = Window.of(layer) if isinstance(layer, nn.Conv2d) else None
+    bias = None if layer.bias is None else layer.bias.detach()
+    by_group = grid is not None and grid.index is not None
+    reading = None
+    if window is not None:
+        reading = int8_parts.Reading(
+            kernel=window.kernel,
+            stride=window.stride,
+            dilation=window.dilation,
+            border=window.border,
+        )
+
+    def run(lines: Lines) -> Result:
+        dtype = lines.values.dtype
+        if grid is not None and by_group:
+            codes, finite = int8_parts.channel_codes(lines, *grid.wide(), bits)
+            codes = codes.index_select(codes.ndim - 1, part.levels.source.clamp_min(0))
+            scale, zero = _flagged(grid.scale, finite), grid.zero
+        elif grid is not None:
+            scale, zero = grids_of(grid)
+            codes, finite = kernels.row_codes(lines, scale, zero, bits)
+            scale = _flagged(scale, finite)
+        elif axis == "row":
+            codes, scale, zero, _ = kernels.own_codes(lines, bits)
+        else:
+            scale, zero, _ = own_grid(lines, bits)
+            codes, _ = kernels.row_codes(lines, scale, zero, bits)
+        out = int8_parts.int8_product(
+            codes, part.levels, scale, zero, part.scales, bias, dtype, reading, by_group=by_group
+        )
+        return out, True
+
+    return run
+
+
+def _flagged(scale: torch.Tensor, finite: bool | torch.Tensor) -> torch.Tensor:
+    """Returns the scale, NaN where something was not finite."""
+    known = torch.as_tensor(finite, device=scale.device)
+    return torch.where(known, scale, torch.nan)
