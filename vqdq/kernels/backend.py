@@ -8,7 +8,7 @@ torch where numba cannot run. The results are the same.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -34,7 +34,7 @@ def chosen(compiled: str, plain: str) -> tuple[ModuleType, str]:
 
 
 @contextmanager
-def interpreted() -> Iterator[None]:
+def interpreted() -> Generator[None]:
     """Sends processor tensors to the card's kernels: for tests, under Triton's interpreter."""
     token = _interpreted.set(True)
     try:

@@ -164,6 +164,7 @@ def reference_product(
     batch, height, width, _ = maps.shape
     tall, wide = reading.size(height, width)
     pixels = torch.ones(batch, height, width, 1, device=codes.device)
+    scale_map = zero_map = pixels
     if not by_group:
         part = [_wide(each).expand(batch, height * width, 1) for each in (scale, zero)]
         scale_map, zero_map = (each.reshape(batch, height, width, 1) for each in part)
