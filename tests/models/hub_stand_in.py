@@ -39,6 +39,7 @@ _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?")
 _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _PREUPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)")
 _COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/commit/([^/]+)")
+_BRANCH = re.compile(r"/api/models/([^/]+/[^/]+)/branch/([^/]+)")
 _BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 
 
@@ -83,6 +84,7 @@ class HubStandIn:
         sent: bytes of files that went out.
         break_after: the next file breaks off after so many bytes, once.
         broken: every request is answered with 500.
+        read_only: the token may not write.
     """
 
     def __init__(self) -> None:
@@ -92,6 +94,7 @@ class HubStandIn:
         self.sent = 0
         self.break_after: int | None = None
         self.broken = False
+        self.read_only = False
         hub = self
 
         class Handler(_Handler):
@@ -181,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._read(path)
         if self.headers.get("Authorization") != f"Bearer {TOKEN}" and method != "PUT":
             return self._fail(401, "", "Invalid credentials in Authorization header")
+        if self.hub.read_only and method != "PUT":
+            return self._fail(403, "", "this token may not write")
         return self._write(path, body)
 
     def _body(self) -> bytes:
@@ -251,6 +256,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"transfer": "basic", "objects": self._batch(json.loads(body))})
         if (match := _PREUPLOAD.fullmatch(path)) is not None:
             return self._preupload(match.group(1), json.loads(body))
+        if (match := _BRANCH.fullmatch(path)) is not None and match.group(
+            1
+        ) in self.hub.repositories:
+            refs = self.hub.repositories[match.group(1)].refs
+            refs.setdefault(unquote(match.group(2)), refs["main"])
+            return self._json({})
         if (match := _COMMIT.fullmatch(path)) is not None:
             return self._commit(match.group(1), unquote(match.group(2)), body)
         return self._fail(404, "", "no such page")
@@ -261,6 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"url": f"{self.hub.url}/{name}", "error": "exists"}, status=409)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.hub.repositories[name] = Repository(private=private)
+        self.hub.repositories[name].commit({".gitattributes": b""})  # as the real one begins
         return self._json({"url": f"{self.hub.url}/{name}", "name": name})
 
     def _batch(self, asked: dict[str, Any]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ _DOERS = {
     "verify": "vqdq.cli.verify:run",
     "report": "vqdq.cli.report:run",
     "export": "vqdq.cli.export:run",
+    "push": "vqdq.cli.push:run",
 }
 """Command -> "module:function" of (options, output) -> exit code; only one module is imported."""
 

@@ -14,7 +14,7 @@ from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
     "doctor", "methods", "describe", "import", "plan", "calibrate", "compress", "generate",
-    "compare", "inspect", "blame", "grid", "verify", "export", "report",
+    "compare", "inspect", "blame", "grid", "verify", "export", "push", "report",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -128,6 +128,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="diffusers-fp16 (default, a folder), single-file (.safetensors in the layout of the "
         "model's authors), gguf-f16, gguf-q8_0, gguf-q5_1, gguf-q5_0, gguf-q4_1, gguf-q4_0 (.gguf)",
     )
+    push = command("push", "Send a compressed folder to the hub, with its card.")
+    push.add_argument("folder", metavar="DIR")
+    push.add_argument("name", metavar="OWNER/NAME")
+    push.add_argument("--private", action="store_true", help="create it for your eyes only")
+    push.add_argument("--revision", metavar="BRANCH", help="a branch (default main)")
+    push.add_argument("--base-model", metavar="OWNER/NAME", help="for the card, if it has none")
+    push.add_argument("--dry-run", action="store_true", help="check, and say what would be sent")
     report = command("report", "Write a comparison, a grid or a blind test as one HTML file.")
     report.add_argument("run", metavar="RUN", help="a run of the workspace, or its folder")
     report.add_argument("--output", metavar="FILE.html", help="a new file; CSV and JSON beside it")

@@ -11,15 +11,14 @@ from vqdq.models.checkpoint import LayerResult, Learnt
 from vqdq.models.sources import Source
 from vqdq.recipe import Plan
 
-_LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
+_LICENCE = re.compile(r"^license(?:_name|_link)?:[ \t]*\S.*$", re.MULTILINE)
 
 
 def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Learnt | None) -> str:
     """Returns the text of README.md; the same whenever and wherever it was made."""
     base = source.name
     lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
-    if (licence := _licence(source.folder / "README.md")) is not None:
-        lines.append(f"license: {licence}")
+    lines += _licence(source.folder / "README.md")
     if source.hub_name:
         lines.append(f"base_model: {source.hub_name}")
         lines.append(f"base_model_revision: {source.revision}")
@@ -92,14 +91,14 @@ def _learning(learnt: Learnt | None) -> str:
     )
 
 
-def _licence(path: Path) -> str | None:
+def _licence(path: Path) -> list[str]:
+    """Returns the lines of a card's front matter that say under which licence a model is."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return None
+        return []
     front = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
-    found = _LICENCE.search(front)
-    return found.group(1) if found else None
+    return [line.rstrip() for line in _LICENCE.findall(front)]
 
 
 def _size(count: int) -> str:
