@@ -315,7 +315,7 @@ def additive_feedback(
         codebooks: int16 [num_codebooks, codewords, dim].
         beam: partial sums kept after each codebook, 1 to 32.
     """
-    seen = torch.zeros(len(metric), *codebooks.shape)
+    seen = torch.zeros(len(metric), *codebooks.shape, device=codebooks.device)
     wide = codebooks.float()
     for index in range(codebooks.shape[2]):  # in a stated order, not a matrix product
         seen += wide[None, :, :, index, None] * metric[:, None, None, index, :]

@@ -1,7 +1,8 @@
 """Which implementation a kernel uses: Triton's on a card, the compiled one on a processor.
 
 Tensors decide: what is on a card is computed there where there is a kernel for it, else on the
-processor and carried back, which `support.refusal` explains. On a processor it is numba, or plain
+processor and carried back, which `support.refusal` explains. Encoders' searches are sent to a card
+wherever the weight is. On a processor it is numba, or plain
 torch where numba cannot run. The results are the same.
 """
 
@@ -19,6 +20,7 @@ import torch
 
 from vqdq.kernels.triton import support
 
+_WORTH = 1 << 16  # weights of a search that is sent to a card
 _CARD = "vqdq.kernels.triton.operations"
 _interpreted: ContextVar[bool] = ContextVar("interpreted", default=False)
 
@@ -66,6 +68,9 @@ def run(op: str, compiled: str, plain: str, *args: Any) -> Any:
         args: other tensors may be elsewhere; they are carried over.
     """
     first = next((tensor for arg in args if (tensor := _tensor(arg)) is not None), None)
+    if first is not None and first.device.type == "cpu" and _is_sent(op, first):
+        found = run(op, compiled, plain, *(_moved(arg, torch.device("cuda")) for arg in args))
+        return _moved(found, first.device)
     if first is None or (first.device.type == "cpu" and not _interpreted.get()):
         return getattr(chosen(compiled, plain)[0], op)(*args)
     if not refusal(op, first):
@@ -73,6 +78,16 @@ def run(op: str, compiled: str, plain: str, *args: Any) -> Any:
         return getattr(module, op)(*(_moved(arg, first.device) for arg in args))
     there = [_moved(arg, torch.device("cpu")) for arg in args]
     return _moved(getattr(chosen(compiled, plain)[0], op)(*there), first.device)
+
+
+def _is_sent(op: str, tensor: torch.Tensor) -> bool:
+    """Returns whether a search goes to a card although its weight is not there: it takes seconds
+    there and minutes here, and gives the same codes.
+    """
+    if op not in support.SEARCHES or tensor.numel() < _WORTH or _interpreted.get():
+        return False
+    found = support.card()
+    return found is not None and not support.refusal(op, found)
 
 
 def _tensor(arg: Any) -> torch.Tensor | None:

@@ -48,6 +48,40 @@ def _hadamard_kernel(
     tl.store(out + at, mixed * scale, mask=held)
 
 
+@triton.jit
+def _feed_kernel(
+    targets, errors, unit, out, rows, columns, count, unit_stride,
+    TILE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    row = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    held = (column < columns)[:, None] & (row < rows)[None, :]
+    at = column.to(tl.int64)[:, None] * rows + row[None, :]
+    total = tl.load(targets + at, mask=held, other=0.0)
+    place, source = unit + column, errors + row
+    for _ in range(count):
+        share = tl.load(place, mask=column < columns, other=0.0)
+        lost = tl.load(source, mask=row < rows, other=0.0)
+        total = total + share[:, None] * lost[None, :]
+        place += unit_stride
+        source += rows
+    tl.store(out + at, total, mask=held)
+
+
+def feed_forward(targets: torch.Tensor, errors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """See `vqdq.kernels.feed_forward`."""
+    given, lost = targets.float().contiguous(), errors.float().contiguous()
+    shares = unit.float() if unit.stride(1) == 1 else unit.float().contiguous()
+    out, (columns, rows) = torch.empty_like(given), given.shape
+    if given.numel():
+        grid = (triton.cdiv(columns, 16), triton.cdiv(rows, 64))
+        _feed_kernel[grid](
+            given, lost, shares, out, rows, columns, len(lost), shares.stride(0), TILE=16, WIDE=64,
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
 def unpack_bits(stream: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """See `vqdq.kernels.unpack_bits`."""
     flat = stream.contiguous().reshape(-1)

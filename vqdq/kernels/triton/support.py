@@ -18,9 +18,12 @@ PRODUCTS = (8, 0)  # from here on Triton multiplies tiles
 FP8 = (8, 9)
 OLDEST_TRITON = (3, 4)
 
+SEARCHES = ("trellis_encode", "trellis_feedback", "additive_encode", "additive_feedback")
 OPERATIONS = (
+    *SEARCHES,
     "unpack_bits",
     "hadamard",
+    "feed_forward",
     "trellis_decode",
     "trellis_weight",
     "additive_decode",
