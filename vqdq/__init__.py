@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vqdq.errors import UserError
     from vqdq.models.compressor import compress, plan
     from vqdq.models.modes import ModeEstimate, mode_estimates, set_mode_
+    from vqdq.models.packed_config import VqdqConfig
     from vqdq.models.pipelines import load
     from vqdq.recipe import Plan, Recipe
 
@@ -34,6 +35,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "UserError",
+    "VqdqConfig",
     "__version__",
     "activation_methods",
     "compress",
@@ -52,6 +54,7 @@ _HOMES = {
     "Plan": "vqdq.recipe",
     "Recipe": "vqdq.recipe",
     "UserError": "vqdq.errors",
+    "VqdqConfig": "vqdq.models.packed_config",
     "activation_methods": "vqdq.catalog",
     "compress": "vqdq.models.compressor",
     "encode": "vqdq.codecs",

@@ -49,13 +49,14 @@ _UNET: dict[str, Any] = {
 }
 
 
-def _words(tokens: int, width: int) -> torch.Tensor:
+def words(tokens: int, width: int) -> torch.Tensor:
+    """Returns the embeddings of a prompt, [1, tokens, width]."""
     return torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(1))
 
 
 def _prompts(tokens: int, width: int) -> Call:
-    words = _words(tokens, width)
-    return {"prompt_embeds": words, "negative_prompt_embeds": words.flip(1)}
+    embeds = words(tokens, width)
+    return {"prompt_embeds": embeds, "negative_prompt_embeds": embeds.flip(1)}
 
 
 def stable_diffusion_1() -> Built:
@@ -88,7 +89,7 @@ def _xl(**call: Any) -> Built:
         vae=None, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
         unet=unet, scheduler=EulerDiscreteScheduler(), add_watermarker=False,
     )  # fmt: skip
-    pooled = _words(1, 16)[0]
+    pooled = words(1, 16)[0]
     given = {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": -pooled}
     return pipe, _prompts(5, 32) | given | call
 
@@ -116,7 +117,7 @@ def kandinsky() -> Built:
         num_vq_embeddings=12,
     )  # fmt: skip
     pipe = KandinskyV22Pipeline(unet=unet, scheduler=DDPMScheduler(), movq=movq)
-    picture = _words(1, 16)[0]
+    picture = words(1, 16)[0]
     return pipe, {"image_embeds": picture, "negative_image_embeds": -picture}
 
 
@@ -159,7 +160,7 @@ def stable_diffusion_3() -> Built:
         text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
         text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
-    pooled = _words(1, 16)[0]
+    pooled = words(1, 16)[0]
     given = {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": -pooled}
     return pipe, _prompts(5, 24) | given
 
@@ -174,7 +175,7 @@ def _flux(*, guided: bool) -> Built:
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=None,
         text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
     )  # fmt: skip
-    return pipe, {"prompt_embeds": _words(5, 24), "pooled_prompt_embeds": _words(1, 16)[0]}
+    return pipe, {"prompt_embeds": words(5, 24), "pooled_prompt_embeds": words(1, 16)[0]}
 
 
 def flux_dev() -> Built:

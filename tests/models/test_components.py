@@ -20,6 +20,7 @@ from vqdq.errors import Cancelled, UserError
 from vqdq.layers.quantized import QuantizedLayer
 from vqdq.models.checkpoint import verify
 from vqdq.models.compressor import CompressionResult, compress, compress_folder, plan
+from vqdq.models.export import export_folder
 from vqdq.models.pipelines import load
 from vqdq.models.text_hub import register
 from vqdq.progress import Event
@@ -61,8 +62,9 @@ def packed(model: torch.nn.Module) -> dict[str, QuantizedLayer]:
 def decoded(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of a model, packed weights as they decode."""
     layers = packed(model)
-    plain = {k: t for k, t in model.state_dict().items() if k.rpartition(".")[0] not in layers}
-    return plain | {f"{name}.weight": layer.packed.decode() for name, layer in layers.items()}
+    inner = {f"{name}.{key}" for name, layer in layers.items() for key in layer.packed_names}
+    plain = {key: t for key, t in model.state_dict().items() if key not in inner}
+    return plain | {f"{name}.weight": layer.dense(torch.float32) for name, layer in layers.items()}
 
 
 def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
@@ -146,6 +148,22 @@ def test_without_the_import_transformers_fails_loudly(
         CLIPTextModel.from_pretrained(made.output / "text_encoder")
     register()
     assert packed(CLIPTextModel.from_pretrained(made.output / "text_encoder"))
+
+
+def test_decoded_folders_are_ordinary_ones(made: CompressionResult, tmp_path: Path) -> None:
+    export_folder(made.output, tmp_path / "plain")
+    opened, plain = load(made.output), load(tmp_path / "plain")
+    for name in ("text_encoder", "vae"):
+        assert not packed(getattr(plain, name))
+        halves = {key: t.half() for key, t in decoded(getattr(opened, name)).items()}
+        shown = getattr(plain, name).state_dict()
+        assert shown.keys() == halves.keys()
+        assert all(torch.equal(shown[key].half(), t) for key, t in halves.items())
+        config = json.loads((tmp_path / "plain" / name / "config.json").read_text())
+        assert "quantization_config" not in config
+        source = made.output.parent / "tiny"
+        for file in (TEXT, VAE):
+            assert load_file(tmp_path / "plain" / file).keys() == load_file(source / file).keys()
 
 
 def test_damaged_text_encoders_are_named(made: CompressionResult, tmp_path: Path) -> None:

@@ -129,15 +129,6 @@ def test_dequantized_it_is_an_ordinary_model(folder: Path, tmp_path: Path) -> No
     )
 
 
-def test_it_opens_and_does_not_compress(folder: Path) -> None:
-    config = VqdqConfig(recipe={}, codecs=[], layers={})
-    with pytest.raises(UserError, match="does not compress") as caught:
-        UNet2DConditionModel.from_pretrained(
-            folder.parent / "tiny" / "unet", quantization_config=config
-        )
-    assert "vqdq.compress" in caught.value.remedy
-
-
 @pytest.mark.parametrize(
     ("path", "value", "what"),
     [

@@ -45,6 +45,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Adds the model, the recipe, and what makes a calibrated or fitted variant of it."""
     add_model(parser)
     parser.add_argument("--recipe", required=True, help="name of a preset, or a JSON file")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="COMPONENT=METHOD[:SETTINGS]",
+        help="compress another component too, such as text_encoder=trellis:bits=4 or vae=int8"
+        " (its decoder); may be given several times",
+    )
     more = parser.add_argument_group("calibration and fine-tuning")
     more.add_argument(
         "--calibrate",

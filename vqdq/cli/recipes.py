@@ -14,7 +14,7 @@ from vqdq.cli import inputs as input_words
 from vqdq.cli.checks import asking, check_models, in_a_folder, new_path
 from vqdq.cli.terminal import Output, duration, size, table
 from vqdq.errors import UserError
-from vqdq.jobs import arithmetic, compress, costs, inputs
+from vqdq.jobs import also, arithmetic, compress, costs, inputs
 from vqdq.jobs import plan as planning
 from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.results import CompressResult, PlanResult
@@ -62,6 +62,8 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         "reference_bytes": ready.reference_bytes,
         "bits_per_weight": ready.bits_per_weight,
         "model_bits_per_weight": ready.model_bits_per_weight,
+        "other_components": also.other_values(ready),
+        "total_bytes": ready.total_bytes,
         "quantized_layers": len(ready.quantized),
         "calibration": _calibration_words(ready, options.calibration),
         "activations": inputs.in_words(recipe),
@@ -81,6 +83,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         f"{ready.model_bits_per_weight:.3f} over everything",
         f"  {size(ready.predicted_bytes)} instead of {size(ready.reference_bytes)}"
         f" ({ready.predicted_bytes:,} bytes)",
+        *_others(ready),
         f"  {values['calibration']}",
         *input_words.of_plan(ready),
         "  about "
@@ -128,6 +131,11 @@ def run_compress(options: argparse.Namespace, output: Output) -> int:
         f"  {size(result['measured_bytes'])} instead of {size(result['reference_bytes'])}, "
         f"{result['bits_per_weight']:.3f} bits a weight"
         + (", calibrated" if result["calibrated"] else ""),
+    ]
+    lines += [
+        f"  {other['component']}: {size(other['measured_bytes'])} instead of "
+        f"{size(other['reference_bytes'])}, {other['bits_per_weight']:.3f} bits a weight"
+        for other in result.get("other_components", [])
     ]
     learnt = result["learnt"]
     if learnt is not None:
@@ -182,9 +190,8 @@ def _resolved(options: argparse.Namespace, output: Output) -> tuple[Plan, PlanRe
     from vqdq.models import compressor, pipelines, sources
 
     with asking():
-        recipe = input_words.applied(
-            options, _asked_recipe(options, compressor.as_recipe(options.recipe))
-        )
+        recipe = also.also(compressor.as_recipe(options.recipe), options.also)
+        recipe = input_words.applied(options, _asked_recipe(options, recipe))
         sources.locate(options.model, report=output.report)
     pipelines.component(options.model)
     with asking():
@@ -259,6 +266,19 @@ def _target(options: argparse.Namespace, recipe: Recipe) -> PlanRequest | None:
         resolution=pixels,
         sensitivity=str(file or ""),
     )
+
+
+def _others(ready: Plan) -> list[str]:
+    """The lines about the components beside the denoiser, and what all weigh together."""
+    if not ready.others:
+        return []
+    lines = [
+        f"  {other.component.name}: {len(other.quantized)} of {len(other.layers)} layers, "
+        f"{other.bits_per_weight:.3f} bits a weight in them; {size(other.predicted_bytes)} instead "
+        f"of {size(other.reference_bytes)} ({other.predicted_bytes:,} bytes)"
+        for other in ready.others
+    ]
+    return [*lines, f"  together {size(ready.total_bytes)} ({ready.total_bytes:,} bytes)"]
 
 
 def _layer_table(ready: Plan, shares: Mapping[str, float | None] | None) -> list[str]:

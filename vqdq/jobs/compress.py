@@ -9,7 +9,13 @@ from typing import cast
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, inputs
 from vqdq.jobs.requests import CompressRequest
-from vqdq.jobs.results import ArithmeticResult, CompressResult, LayerRow, LearntResult
+from vqdq.jobs.results import (
+    ArithmeticResult,
+    CompressResult,
+    LayerRow,
+    LearntResult,
+    OtherRow,
+)
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.progress import Report, silent
 from vqdq.recipe import Plan
@@ -52,6 +58,15 @@ def execute(
         seconds=result.seconds,
         peak_memory_bytes=result.peak_memory_bytes,
         calibrated=any(layer.output_error_db is not None for layer in result.layers),
+        other_components=[
+            OtherRow(
+                component=other.component.name,
+                measured_bytes=other.predicted_bytes,
+                reference_bytes=other.reference_bytes,
+                bits_per_weight=other.bits_per_weight,
+            )
+            for other in result.plan.others
+        ],
         learnt=None
         if result.learnt is None
         else cast(LearntResult, dataclasses.asdict(result.learnt)),

@@ -70,7 +70,7 @@ def encode_seconds(plan: Plan, paces: Mapping[str, float] | None = None) -> floa
         if plan.recipe.calibration is not None:
             width, height = layer.layer.shape.in_features, layer.layer.shape.out_features
             seconds += width**2 * (4 * width + 2 * height) / _FLOPS
-    return seconds
+    return seconds + sum(encode_seconds(other, paces) - _START for other in plan.others)
 
 
 def calibrate_seconds(plan: Plan, params: CalibrationParams, pixels: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ those of its denoiser's weight file.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class LayerRow(TypedDict):
@@ -57,6 +57,15 @@ class ArithmeticResult(TypedDict):
     attention_simulated: int
 
 
+class OtherRow(TypedDict):
+    """A component that was compressed beside the denoiser; its weight file is as planned."""
+
+    component: str
+    measured_bytes: int
+    reference_bytes: int
+    bits_per_weight: float
+
+
 class CompressResult(TypedDict):
     """A finished compression. `predicted_bytes` was known before; it equals `measured_bytes`.
 
@@ -65,6 +74,8 @@ class CompressResult(TypedDict):
         arithmetic: how its layers are computed, of the written model opened again; None for nothing
             quantized.
         calibrated: some layer was encoded for the inputs that calibration saw.
+        other_components: what else was compressed; the sizes above are the denoiser's alone.
+            Absent from runs of before it was possible.
         learnt: what fine-tuning did, or None.
     """
 
@@ -78,6 +89,7 @@ class CompressResult(TypedDict):
     seconds: float
     peak_memory_bytes: int
     calibrated: bool
+    other_components: NotRequired[list[OtherRow]]
     learnt: LearntResult | None
     activations: str
     arithmetic: ArithmeticResult | None

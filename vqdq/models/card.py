@@ -41,6 +41,11 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
         f"| Layers | {len(layers) - kept} packed, {kept} kept in 16 bits |",
         f"| Bits per weight | {plan.bits_per_weight:.4g} over the packed layers, "
         "codes, scales and codebooks counted |",
+        *(
+            f"| Also compressed | {other.component.name}: {_size(other.predicted_bytes)} "
+            f"instead of {_size(other.reference_bytes)}, {other.bits_per_weight:.4g} bits each |"
+            for other in plan.others
+        ),
         f"| Activations | {_activations(layers)} |",
         f"| Calibration | {_calibration(plan)} |",
         f"| Fine-tuning | {_learning(learnt)} |",
@@ -57,10 +62,18 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
         "",
         "Without `import vqdq` diffusers refuses the folder. `vqdq verify` checks its checksums",
         "and decodes every layer; the error of each layer stands in `vqdq.json`.",
+        *(_TEXT_ENCODERS if any(other.component.guarded for other in plan.others) else ()),
         "",
         "Everything but the listed layers is as in the base model, whose terms of use apply.",
     ]
     return "\n".join(lines) + "\n"
+
+
+_TEXT_ENCODERS = (
+    "A text encoder that is opened by transformers alone fails too, with a size mismatch at one",
+    "empty tensor that is there for this: transformers would only warn of a quantization it does",
+    "not know, and fill the layers with random numbers. `ignore_mismatched_sizes` takes that away.",
+)
 
 
 def _at(source: Source) -> str:

@@ -22,14 +22,14 @@ from vqdq.recipe import Layer
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "decoder", "prior")  # the last two: Stable Cascade
 
 
 def denoiser(pipeline: DiffusionPipeline) -> tuple[str, nn.Module]:
     """Returns the name and the module of a pipeline's denoiser.
 
     Raises:
-        UserError: the pipeline has neither a unet nor a transformer.
+        UserError: the pipeline has no denoiser by any of the known names.
     """
     for name in DENOISERS:
         module = getattr(pipeline, name, None)

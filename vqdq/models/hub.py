@@ -1,5 +1,7 @@
 """The diffusers plug-in: after `import vqdq`, `from_pretrained` opens a compressed folder.
 
+With `quantization_config=VqdqConfig.of(recipe)` it compresses a 16-bit one while it loads.
+
 diffusers has no decorator for third-party quantizers, so importing this module adds ours to its two
 tables. Without the import diffusers refuses the folder with "Unknown quantization type".
 """
@@ -24,11 +26,15 @@ from vqdq.layers.surgery import quantize_, quantize_inputs_
 from vqdq.layers.text_cache import keep_text_
 from vqdq.models.casting import let_casts_pass, lossless_half
 from vqdq.models.packed_config import Method, VqdqConfig
+from vqdq.recipe import Plan, PlannedLayer
 from vqdq.tensors import TensorSpec
 
 
 class VqdqQuantizer(DiffusersQuantizer):
-    """Builds packed layers on the meta device and fills them with the stored tensors, uncast."""
+    """Builds packed layers on the meta device and fills them with the stored tensors, uncast.
+
+    Of a model that is not compressed each weight becomes a packed layer as it is read.
+    """
 
     use_keep_in_fp32_modules = True
 
@@ -36,12 +42,8 @@ class VqdqQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.quantization_config: VqdqConfig = quantization_config
         self._dtype = torch.float32
-        if not self.pre_quantized:
-            raise UserError(
-                "from_pretrained opens compressed folders, it does not compress.",
-                where="quantization_config",
-                remedy="Use vqdq.compress(pipeline, recipe).",
-            )
+        self._plan: Plan | None = None  # of a model that is compressed while it loads
+        self._pending: dict[str, PlannedLayer] = {}  # weights to encode, by their keys
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Returns the dtype to compute in; it never reaches the packed tensors."""
@@ -53,7 +55,7 @@ class VqdqQuantizer(DiffusersQuantizer):
     ) -> bool:
         """Returns True for the tensors of packed layers, so that diffusers leaves them to us."""
         del param_value, state_dict, kwargs
-        return _owner(model, param_name) is not None
+        return self._plan is not None or _owner(model, param_name) is not None
 
     def check_quantized_param_shape(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, param_name: str, current_param: torch.Tensor, loaded_param: torch.Tensor
@@ -82,10 +84,13 @@ class VqdqQuantizer(DiffusersQuantizer):
         `state_dict` is the one that was stored, and it is the only one that decodes to the same
         model in every dtype.
         """
-        del param_value, args, kwargs
+        del args, kwargs
+        stored = state_dict[param_name]
+        if self._plan is not None:
+            self._compress(model, param_name, stored, param_value.dtype, target_device)
+            return
         layer = _owner(model, param_name)
         name = param_name.rpartition(".")[2]
-        stored = state_dict[param_name]
         assert layer is not None
         expected = TensorSpec.of(param_name, layer.get_buffer(name))
         if TensorSpec.of(param_name, stored) != expected:
@@ -96,6 +101,27 @@ class VqdqQuantizer(DiffusersQuantizer):
             )
         # A copy: the loaded tensor may be a view of the mapped file, which could change under us.
         layer.register_buffer(name, stored.to(target_device, copy=True))
+
+    def _compress(
+        self, model: nn.Module, key: str, stored: torch.Tensor, dtype: torch.dtype, device: Any
+    ) -> None:
+        """Takes one tensor of a model that is not compressed: a weight to encode, or to keep."""
+        from accelerate.utils import set_module_tensor_to_device
+
+        from vqdq.models.checkpoint import half
+        from vqdq.models.on_the_fly import packed_layer
+
+        assert self._plan is not None
+        item = self._pending.pop(key, None)
+        if item is None:
+            kept = half(stored, key).to(dtype)
+            set_module_tensor_to_device(model, key, device, value=kept)
+            return
+        name = item.layer.name
+        layer = packed_layer(
+            model.get_submodule(name), stored, item, self._plan.recipe.seed, device
+        )
+        model.set_submodule(name, layer)
 
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, torch.Tensor], safe_serialization: bool = False
@@ -113,6 +139,12 @@ class VqdqQuantizer(DiffusersQuantizer):
         del kwargs
         let_casts_pass(_models())
         config = self.quantization_config
+        if not self.pre_quantized:
+            from vqdq.models.on_the_fly import model_component, planned
+
+            self._plan = planned(config, model_component(model))
+            self._pending = {f"{item.layer.name}.weight": item for item in self._plan.quantized}
+            return
         quantize_(model, config.expected())
         ghosts = {
             name: {
@@ -135,6 +167,8 @@ class VqdqQuantizer(DiffusersQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         del kwargs
+        if self._plan is not None:
+            self._settle_(model, self._plan)
         for name, layer in model.named_modules():
             if isinstance(layer, QuantizedLayer):
                 if any(layer.get_buffer(key).is_meta for key in layer.packed_names):
@@ -151,6 +185,19 @@ class VqdqQuantizer(DiffusersQuantizer):
                     where=key,
                     remedy="The file is incomplete: copy the folder again.",
                 )
+
+    def _settle_(self, model: nn.Module, plan: Plan) -> None:
+        """Makes a model that was compressed while it loaded one that was loaded compressed."""
+        from vqdq.models.on_the_fly import finish_, settled
+
+        for key in self._pending:
+            raise UserError(
+                "is not in the file.", where=key, remedy="The file is incomplete: copy it again."
+            )
+        finish_(model, plan)
+        self.quantization_config = settled(plan)
+        cast(Any, model).register_to_config(quantization_config=self.quantization_config)
+        self.pre_quantized, self._plan = True, None
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         for name, layer in list(model.named_modules()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from vqdq.codecs.base import Packed, WeightShape
 from vqdq.errors import UserError
 from vqdq.layers.attention import attention_layout
 from vqdq.layers.inputs import input_layout
+from vqdq.recipe import Recipe, load_recipe
 from vqdq.tensors import TensorSpec
 
 FORMAT_VERSION = 3  # 2: trellis columns in sequences of 256 rows; 3: inputs may be quantized
@@ -67,6 +69,25 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
             raise UserError(
                 f"format version {version!r} is not known.", where="config.json", remedy=_NEWER
             )
+
+    @classmethod
+    def of(cls, recipe: Recipe | str | Path) -> VqdqConfig:
+        """Returns the configuration that compresses a component while it is loaded.
+
+        `from_pretrained(…, quantization_config=VqdqConfig.of("trellis-3bit"))`, or for each
+        component of a pipeline in `PipelineQuantizationConfig(quant_mapping={…})`. The recipe's own
+        rules are used, whichever component it is.
+
+        Args:
+            recipe: a recipe, a preset by its name, or a JSON file.
+
+        Raises:
+            UserError: no such recipe, or a fault inside it.
+        """
+        from vqdq.models.sources import presets_folder
+
+        ready = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, presets_folder())
+        return cls(recipe=ready.to_json(), codecs=[], layers={})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values; the enum as its text."""

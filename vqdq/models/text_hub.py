@@ -1,5 +1,7 @@
 """The transformers plug-in: after `import vqdq`, `from_pretrained` opens a compressed text encoder.
 
+With `quantization_config=VqdqConfig.of(recipe)` it compresses a 16-bit one while it loads.
+
 Without the import transformers only warns of a quantization that it does not know, and would fill
 the missing weights with random numbers. The file therefore holds an empty tensor under the name of
 one of those weights (`vqdq.shapes.Component.guarded`), at which transformers fails.
@@ -10,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -26,6 +28,9 @@ from vqdq.models.weights import open_weights
 from vqdq.recipe import guard
 from vqdq.tensors import TensorSpec
 
+if TYPE_CHECKING:
+    from vqdq.models.text_loading import TextLoading
+
 _INCOMPLETE = "The file is incomplete: copy the folder again."
 _APART = "The weights and config.json do not belong together: copy the folder again."
 
@@ -40,12 +45,7 @@ class VqdqTextQuantizer(HfQuantizer):
         self._dtype = torch.float32
         self._names: dict[str, str] = {}  # layer in the file -> in the model
         self._stored: set[str] = set()  # packed tensors, by their keys in the model
-        if not self.pre_quantized:
-            raise UserError(
-                "from_pretrained opens compressed folders, it does not compress.",
-                where="quantization_config",
-                remedy="Use vqdq.compress(pipeline, recipe).",
-            )
+        self._loading: TextLoading | None = None  # of a model that is compressed while it loads
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Returns the dtype to compute in; it never reaches the packed tensors."""
@@ -92,10 +92,18 @@ class VqdqTextQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> None:
+        from vqdq.models.text_parts import layer_paths  # not yet there while this is imported
+
         del kwargs
         let_casts_pass(_pretrained())
+        if not self.pre_quantized:
+            from vqdq.models.text_loading import TextLoading
+
+            paths = None if checkpoint_files is None else list(map(Path, checkpoint_files))
+            self._loading = TextLoading(model, self.quantization_config, paths)
+            return
         config, expected = self.quantization_config, self.quantization_config.expected()
-        self.named_(_names(model, config))
+        self.named_(layer_paths(model, config.layers))
         if checkpoint_files is not None:
             _check_files(map(Path, checkpoint_files), config.stored())
         quantize_(model, {self._names[name]: packed for name, packed in expected.items()})
@@ -117,6 +125,12 @@ class VqdqTextQuantizer(HfQuantizer):
         self, model: nn.Module, **kwargs: Any
     ) -> None:
         del kwargs
+        if self._loading is not None:
+            self.quantization_config, names = self._loading.finish_(model)
+            self.named_(names)
+            cast(Any, model).config.quantization_config = self.quantization_config
+            self.pre_quantized, self._loading = True, None
+            return
         kept = cast(Any, model)._get_dtype_plan(self._dtype)
         for path in self._names.values():
             layer = model.get_submodule(path)
@@ -178,23 +192,6 @@ def _pretrained() -> type[nn.Module]:
     from transformers import PreTrainedModel  # not yet there while this module is imported
 
     return PreTrainedModel
-
-
-def _names(model: nn.Module, config: VqdqConfig) -> dict[str, str]:
-    """Returns where an unpacked model has the layers of a config.
-
-    Raises:
-        UserError: it has no such layer.
-    """
-    from vqdq.models.text_parts import module_keys
-
-    found: dict[str, str] = {}
-    inside, _ = module_keys(model, [f"{name}.weight" for name in config.layers])
-    for name in config.layers:
-        if f"{name}.weight" not in inside:
-            raise UserError("the model has no such layer.", where=name, remedy=_APART)
-        found[name] = inside[f"{name}.weight"].removesuffix(".weight")
-    return found
 
 
 def _named(pattern: str, key: str) -> bool:

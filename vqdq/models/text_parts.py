@@ -74,6 +74,24 @@ def module_keys(model: nn.Module, keys: Iterable[str]) -> tuple[dict[str, str], 
     return inside, assembled
 
 
+def layer_paths(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Returns where an unpacked model has layers, by their names in the file.
+
+    Raises:
+        UserError: it has no such layer.
+    """
+    wanted = list(names)
+    inside, _ = module_keys(model, [f"{name}.weight" for name in wanted])
+    for name in wanted:
+        if f"{name}.weight" not in inside:
+            raise UserError(
+                "the model has no such layer.",
+                where=name,
+                remedy="The weights and config.json do not belong together: copy the folder again.",
+            )
+    return {name: inside[f"{name}.weight"].removesuffix(".weight") for name in wanted}
+
+
 def file_specs(model: nn.Module) -> dict[str, TensorSpec]:
     """Returns what `save_pretrained` of a model would store, by its keys in the file."""
     tied = cast(Any, model).all_tied_weights_keys

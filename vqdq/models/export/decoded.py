@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from vqdq.codecs.base import Packed
 from vqdq.errors import UserError
@@ -22,7 +23,7 @@ from vqdq.models.denoisers import skeleton
 from vqdq.models.packed_config import Method, VqdqConfig
 from vqdq.models.weights import WeightFile, open_weights, unreadable, write_weights
 from vqdq.progress import Event, Report
-from vqdq.recipe import METADATA
+from vqdq.recipe import METADATA, is_guard
 from vqdq.tensors import TensorSpec
 
 Read = Callable[[TensorSpec], torch.Tensor]
@@ -54,7 +55,8 @@ class Decoded:
         self._stored: dict[str, WeightFile] = {key: file for file in files for key in file.tensors}
         self._layers = {} if self.packed is None else self.packed.expected()
         self._inputs = {} if self.packed is None else self.packed.inputs()
-        self._model = None if self.packed is None else skeleton(self.config)
+        self._model = None if self.packed is None else _model(self.config)
+        self._modules = {} if self._model is None else _modules(self._model, self._layers)
         self.specs = {spec.name: spec for spec in self._specs()}
 
     @property
@@ -79,14 +81,26 @@ class Decoded:
         return half(self._read(name), name)
 
     def _specs(self) -> list[TensorSpec]:
-        if self._model is None:
-            shapes = {key: file.tensors[key].shape for key, file in self._stored.items()}
+        if self._model is None or "_class_name" not in self.config:
+            shapes = self._file_shapes()
         else:
             shapes = {key: tuple(value.shape) for key, value in self._model.state_dict().items()}
         return [
             TensorSpec(name=name, dtype=self._dtype(name), shape=shape)
             for name, shape in shapes.items()
         ]
+
+    def _file_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by the names in the file, which are not those inside a text encoder."""
+        inner = set[str]() if self.packed is None else self.packed.stored().keys()
+        shapes = {
+            key: file.tensors[key].shape
+            for key, file in self._stored.items()
+            if key not in inner and not is_guard(file.tensors[key])
+        }
+        for name, module in self._modules.items():
+            shapes[f"{name}.weight"] = tuple(module.get_parameter("weight").shape)
+        return shapes
 
     def _dtype(self, name: str) -> torch.dtype:
         if name in self._stored and not self._stored[name].tensors[name].dtype.is_floating_point:
@@ -107,8 +121,7 @@ class Decoded:
         matrix = packed.decode()
         if layer in self._inputs and self._inputs[layer][0].smooths:
             matrix = fold_smoothing(matrix, self._read(f"{layer}.{PREFIX}{SMOOTHING}"))
-        assert self._model is not None
-        return half(from_matrix(matrix, self._model.get_submodule(layer)), layer)
+        return half(from_matrix(matrix, self._modules[layer]), layer)
 
 
 def digest(values: memoryview | bytes) -> bytes:
@@ -157,6 +170,27 @@ def differs(name: str) -> UserError:
         where=name,
         remedy="Check the disk, or choose another one.",
     )
+
+
+def _model(config: Mapping[str, Any]) -> nn.Module:
+    """Returns the unpacked component on the meta device."""
+    if "_class_name" in config:
+        return skeleton(config)
+    from vqdq.models.text_parts import text_skeleton  # heavy: transformers
+
+    kinds = config.get("architectures") or ["that config.json does not name"]
+    return text_skeleton(str(kinds[0]), config, where="config.json")
+
+
+def _modules(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
+    """Returns the layers by their names in the file."""
+    if hasattr(model, "base_model_prefix"):
+        from vqdq.models.text_parts import layer_paths  # heavy: transformers
+
+        paths = layer_paths(model, layers)
+    else:
+        paths = {name: name for name in layers}
+    return {name: model.get_submodule(path) for name, path in paths.items()}
 
 
 def _packed(values: object, folder: Path) -> VqdqConfig | None:
