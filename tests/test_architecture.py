@@ -16,6 +16,7 @@ FLOORS = {
     "vqdq.errors": 0,
     "vqdq.progress": 0,
     "vqdq.params": 0,
+    "vqdq.notation": 0,
     "vqdq.packing": 0,
     "vqdq.tensors": 0,
     "vqdq.waiting": 0,

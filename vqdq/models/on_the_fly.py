@@ -7,6 +7,7 @@ dtype the component is loaded in.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def planned(config: VqdqConfig, component: Component) -> Plan:
 def model_component(model: nn.Module) -> Component:
     """Returns the layers and tensors of a model of diffusers that is still without weights."""
     kind = type(model).__name__
-    ghost = skeleton({**model.config, "_class_name": kind}, where=kind)  # pyright: ignore[reportCallIssue]
+    ghost = skeleton({**cast(Any, model).config, "_class_name": kind}, where=kind)
     return Component(
         name=kind,
         layers=layers_of(ghost),
