@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -136,6 +136,43 @@ def calibrate_folder(
     )
 
 
+def keep_part(
+    teacher: Teacher,
+    params: CalibrationParams,
+    layers: Collection[str],
+    folder: Path,
+    *,
+    calls: Path,
+    report: Report = silent,
+) -> list[dict[str, Any]]:
+    """Returns the index entries of the groups that `layers` lead, after writing their files.
+
+    A group is led by its first layer, so parts of the layers make parts of the groups. Each file is
+    the one that `calibrate_folder` writes, whatever else is collected beside it.
+
+    Args:
+        folder: takes a file for each group.
+        calls: files of recorded calls; what is missing there is drawn.
+    """
+    pipeline = teacher.pipeline(report)
+    trajectories = teacher.calibration_calls(params, report, keep=calls)
+    every = input_groups(denoiser(pipeline)[1], trajectories.calls)
+    groups = [group for group in every if group.name in layers]
+    paths = {group: folder / _name(number) for number, group in enumerate(groups)}
+    waves = plan_waves(groups, int(params.memory_gb * 1e9))
+    _collect(pipeline, trajectories, waves, params, paths, report)
+    rows = {group: int(open_weights(path).metadata["rows"]) for group, path in paths.items()}
+    return [_entry(paths[group].name, group, count) for group, count in rows.items()]
+
+
+def write_parts(
+    folder: Path, params: CalibrationParams, entries: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes the index of a folder that holds the files of `entries`, for `open_calibration`."""
+    values = {"version": _FORMAT_VERSION, "params": params.to_json(), "groups": list(entries)}
+    write_text(folder / INDEX, dump(values))
+
+
 def open_calibration(
     folder: str | Path, component: Component | None = None
 ) -> Mapping[str, InputStats]:
@@ -186,7 +223,7 @@ def input_ranges(folder: str | Path, layer: str) -> dict[str, torch.Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Entry:
+class _Known:
     path: Path
     in_features: int
     rows: int
@@ -198,7 +235,7 @@ class _Folder(Mapping[str, InputStats]):
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         self._damping = float(values["params"]["damping"])
         self.entries = {
-            str(name): _Entry(
+            str(name): _Known(
                 path=folder / str(group["file"]),
                 in_features=int(group["in_features"]),
                 rows=int(group["rows"]),
@@ -305,14 +342,18 @@ def _index(
         "fingerprint": facts["model"],
         "params": params.to_json(),
         "groups": [
-            {
-                "file": f"{_GROUPS}/{_name(number)}",
-                "layers": list(group.layers),
-                "kind": group.kind,
-                "in_features": group.in_features,
-                "taps": group.taps,
-                "rows": count,
-            }
+            _entry(f"{_GROUPS}/{_name(number)}", group, count)
             for number, (group, count) in enumerate(rows.items())
         ],
+    }
+
+
+def _entry(file: str, group: InputGroup, rows: int) -> dict[str, Any]:
+    return {
+        "file": file,
+        "layers": list(group.layers),
+        "kind": group.kind,
+        "in_features": group.in_features,
+        "taps": group.taps,
+        "rows": rows,
     }

@@ -141,7 +141,7 @@ def compress_folder(
     }
     if calibration is not None:
         state["calibration"] = sha256(Path(calibration) / "calibration.json")
-    teacher = Teacher(model, calibration=calibration, ranges=_ranges(plan))
+    teacher = Teacher(model, calibration=calibration, ranges=ranges_of(plan))
     needed = needed_bytes(plan, source)
     with full_disk(target, needed), open_partial(target, state) as partial:
         require_space(partial, needed)
@@ -195,7 +195,7 @@ def compress(
     """
     name, module = denoiser(pipeline)
     ready = plan(pipeline, recipe)
-    teacher = Teacher.of(pipeline, calibration, ranges=_ranges(ready))
+    teacher = Teacher.of(pipeline, calibration, ranges=ranges_of(ready))
     state = module.state_dict()
     packed: dict[str, Packed] = {}
     changed: dict[str, torch.Tensor] = {}
@@ -321,7 +321,7 @@ def _calibrate(
     partial.keep_file(INPUTS, input_tensors(twin, plan), {})
 
 
-def _ranges(plan: Plan) -> RangeParams | None:
+def ranges_of(plan: Plan) -> RangeParams | None:
     """Returns how input ranges are collected; None when no input needs them."""
     return (plan.recipe.ranges or RangeParams()) if needs_calls(plan) else None
 

@@ -51,25 +51,7 @@ def record_kept(
     for start in range(0, len(prompts), batch_size):
         report(Event(stage="record", done=start, total=len(prompts)))
         part = prompts[start : start + batch_size]
-        path = folder / f"{start:06d}.safetensors"
-        wanted = {"prompts": list(part), "steps": steps, "guidance": guidance, "seed": seed}
-        facts = {"recording": json.dumps(wanted)}
-        found = _read(path, facts)
-        if found is None:
-            made = record(
-                pipeline,
-                part,
-                steps=steps,
-                guidance=guidance,
-                seed=seed + start,
-                batch_size=batch_size,
-            )
-            moved = [
-                replace(call, prompts=tuple(start + at for at in call.prompts))
-                for call in made.calls
-            ]
-            _write(path, facts, moved, made.latents)
-            found = _read(path, facts) or (moved, made.latents)
+        found = keep_batch(folder, pipeline, part, start, steps=steps, guidance=guidance, seed=seed)
         calls += found[0]
         ends.append(found[1])
     report(Event(stage="record", done=len(prompts), total=len(prompts)))
@@ -81,6 +63,46 @@ def record_kept(
         latents=torch.cat(ends),
         seed=seed,
     )
+
+
+def keep_batch(
+    folder: Path,
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    start: int,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+) -> tuple[list[Call], torch.Tensor]:
+    """Returns the calls and latents of one batch, kept in `batch_file(start)` or found there.
+
+    Args:
+        prompts: of this batch alone; `start`: the number of its first prompt among all.
+        seed: of the whole recording; prompt i begins with the noise of seed + i.
+    """
+    path = folder / batch_file(start)
+    wanted = {"prompts": list(prompts), "steps": steps, "guidance": guidance, "seed": seed}
+    facts = {"recording": json.dumps(wanted)}
+    found = _read(path, facts)
+    if found is not None:
+        return found
+    made = record(
+        pipeline,
+        prompts,
+        steps=steps,
+        guidance=guidance,
+        seed=seed + start,
+        batch_size=len(prompts),
+    )
+    moved = [replace(c, prompts=tuple(start + at for at in c.prompts)) for c in made.calls]
+    _write(path, facts, moved, made.latents)
+    return _read(path, facts) or (moved, made.latents)
+
+
+def batch_file(start: int) -> str:
+    """Returns the name of the file of the batch that begins with prompt `start`."""
+    return f"{start:06d}.safetensors"
 
 
 def _write(

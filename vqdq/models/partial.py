@@ -123,6 +123,20 @@ class Partial:
 
         write_weights(self._path(number), specs, measured, read)
 
+    def adopt(self, number: int, file: Path) -> None:
+        """Takes over a layer that was finished elsewhere: a file that `keep` wrote."""
+        target = self._path(number)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+    def adopt_file(self, name: str, file: Path) -> None:
+        """Takes over a file that `keep_file` wrote elsewhere."""
+        shutil.copyfile(file, self.folder / f"{name}.safetensors")
+
+    def kept(self, number: int) -> Path:
+        """Returns the file of a layer that `keep` wrote."""
+        return self._path(number)
+
     @property
     def learning(self) -> Path:
         """Where fine-tuning keeps its own state."""
@@ -182,7 +196,7 @@ def open_partial(output: Path, state: Mapping[str, str]) -> Generator[Partial, N
         UserError: the output exists, another process works on it, or the folder holds other work.
     """
     refuse_existing(output)
-    folder = output.with_name(f"{output.name}.partial")
+    folder = partial_folder(output)
     try:
         (folder / "layers").mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -207,6 +221,11 @@ def open_partial(output: Path, state: Mapping[str, str]) -> Generator[Partial, N
         _check_state(partial, state)
         shutil.rmtree(partial.final, ignore_errors=True)
         yield partial
+
+
+def partial_folder(output: Path) -> Path:
+    """Returns where unfinished work for `output` is kept."""
+    return output.with_name(f"{output.name}.partial")
 
 
 def refuse_existing(output: Path) -> None:

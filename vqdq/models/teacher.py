@@ -21,7 +21,7 @@ from vqdq.models.denoisers import denoiser
 from vqdq.models.effects import step_weights
 from vqdq.models.finetune import FinetuneResult, finetune
 from vqdq.models.input_groups import input_groups, plan_waves
-from vqdq.models.kept_calls import record_kept
+from vqdq.models.kept_calls import keep_batch, record_kept
 from vqdq.models.prompts import prompts_for
 from vqdq.models.trajectory import Trajectories, record
 from vqdq.progress import Event, Report
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # Far from the seeds that people type and that evaluation uses.
 _CALIBRATION_SEED, _TRAINING_SEED, _HELD_OUT_SEED = 1_000_003, 2_000_003, 3_000_017
 _SEED_STRIDE = 10_007
-_BATCH = 8  # prompts drawn together
+BATCH = 8
+"""Prompts drawn together."""
 
 
 class Teacher:
@@ -88,6 +89,27 @@ class Teacher:
         if self._ranges is not None and _holds(params, self._ranges):
             self._range_calls = _first(made, self._ranges.prompts)
         return made
+
+    def keep_calibration_batch(
+        self, params: CalibrationParams, start: int, keep: Path, report: Report
+    ) -> None:
+        """Keeps in a folder what `calibration_calls` would record of the batch from `start` on.
+
+        With the files of all batches in one folder, `calibration_calls` draws nothing.
+        """
+        seed = _CALIBRATION_SEED + _SEED_STRIDE * params.seed
+        prompts = prompts_for(
+            self._reference, params.prompts, seed=seed, prompt_file=params.prompt_file
+        )
+        keep_batch(
+            keep,
+            self.pipeline(report),
+            prompts[start : start + BATCH],
+            start,
+            steps=params.steps,
+            guidance=params.guidance,
+            seed=seed,
+        )
 
     def range_calls(self, report: Report) -> Trajectories:
         """Returns the recorded calls to collect input ranges on, recorded once.
@@ -191,14 +213,14 @@ class Teacher:
             steps=params.steps,
             guidance=params.guidance,
             seed=seed,
-            batch_size=_BATCH,
+            batch_size=BATCH,
             report=report,
         )
 
 
 def _holds(calibration: CalibrationParams, ranges: RangeParams) -> bool:
     """Whether the first calls of the calibration are those of the ranges, in the same batches."""
-    whole = ranges.prompts % _BATCH == 0 and ranges.prompts < calibration.prompts
+    whole = ranges.prompts % BATCH == 0 and ranges.prompts < calibration.prompts
     return (whole or ranges.prompts == calibration.prompts) and all(
         getattr(ranges, key) == getattr(calibration, key)
         for key in ("prompt_file", "steps", "guidance", "seed")
