@@ -47,6 +47,8 @@ WALLS = {
     "matplotlib": ("vqdq.views",),
     "diffusers": ("vqdq.models", "vqdq.demo", "vqdq.capture.attention"),
     "transformers": ("vqdq.models", "vqdq.demo", "vqdq.capture.attention"),
+    "ray": ("vqdq.jobs.cluster",),
+    "fsspec": ("vqdq.jobs.sweep_store",),
     "triton": ("vqdq.kernels.triton",),
 }
 

@@ -22,6 +22,7 @@ _DOERS = {
     "inspect": "vqdq.cli.inspect:run",
     "blame": "vqdq.cli.blame:run",
     "grid": "vqdq.cli.grid:run",
+    "sweep": "vqdq.cli.sweep:run",
     "verify": "vqdq.cli.verify:run",
     "report": "vqdq.cli.report:run",
     "export": "vqdq.cli.export:run",

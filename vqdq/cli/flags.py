@@ -264,3 +264,17 @@ def parse_card(text: str) -> tuple[int, int]:
     if at and not pixels.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not like 8GB@1024")
     return parse_size(memory), int(pixels or 0)
+
+
+def add_sweep(command: argparse.ArgumentParser) -> None:
+    """Adds the file of a sweep, where it runs and where its results go."""
+    command.add_argument("file", metavar="FILE.json", help="models, recipes, prompts, seeds, …")
+    engines = "where: local (this computer) or ray (a cluster; pip install 'vqdq[cluster]')"
+    command.add_argument("--engine", choices=("local", "ray"), default="local", help=engines)
+    address = "of a Ray cluster; without it one is started on this computer"
+    command.add_argument("--address", metavar="HOST:PORT", help=address)
+    workers = "units at a time, where the cluster is started here (default: every core)"
+    command.add_argument("--workers", type=int, metavar="N", help=workers)
+    output = "a folder, or an address like s3://bucket/folder; goes on where it stopped"
+    command.add_argument("--output", required=True, metavar="DIR|URL", help=output)
+    command.add_argument("--dry-run", action="store_true", help="say what it takes, start nothing")

@@ -14,7 +14,7 @@ from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
     "doctor", "methods", "describe", "import", "plan", "calibrate", "compress", "generate",
-    "compare", "inspect", "blame", "grid", "verify", "export", "push", "report",
+    "compare", "inspect", "blame", "grid", "sweep", "verify", "export", "push", "report",
 )  # fmt: skip
 
 EXAMPLES = """examples:
@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   vqdq blame demo small --prompt "a large red circle on a plain navy background" --save mended.json
   vqdq inspect demo --variant small --prompt "a small red circle" --layer "mid*" --output look
   vqdq grid demo --columns bits=16,4,3,2 --rows prompt --prompts "demo examples" --output grid
+  vqdq sweep sweep.json --engine ray --output swept
   vqdq generate small --prompt "a small yellow star on a dotted mint background" --output star.png
   vqdq verify small
   vqdq report seen --output seen.html
@@ -117,6 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_blame(blame)
     grid = command("grid", "Draw a picture for each pair of settings; goes on where it stopped.")
     flags.add_grid(grid)
+    sweep = command("sweep", "Draw recipes × prompts × seeds × models, on one computer or many.")
+    flags.add_sweep(sweep)
     verify = command("verify", "Check a compressed folder: checksums, sizes, every weight.")
     verify.add_argument("folder", metavar="DIR")
     export = command("export", "Decode a compressed folder for programs that do not know vqdq.")

@@ -208,12 +208,13 @@ def frontier(
     return Frontier(
         cost=cost,
         quality=quality,
-        points=_with_front(points, quality),
+        points=with_front(points, quality),
         reference=_reference(models, used, cost, quality),
     )
 
 
-def _with_front(points: Sequence[Point], quality: Scale) -> tuple[Point, ...]:
+def with_front(points: Sequence[Point], quality: Scale) -> tuple[Point, ...]:
+    """Returns the points, each knowing whether another one costs less and is as good."""
     sign = 1 if quality.more_is_better else -1
     places = {
         point.name: (point.placed[0], sign * point.placed[1].value)
