@@ -31,9 +31,11 @@ from vqdq.progress import silent
 from vqdq.recipe import Recipe
 
 State = dict[str, torch.Tensor]
-RECIPE = Recipe.from_json(
-    {"name": "plain", "rules": [{"pattern": "*", "method": "uniform", "params": {"bits": 4}}]}
+FOUR = [{"pattern": "*", "method": "uniform", "params": {"bits": 4}}]
+EVERYTHING = Recipe.from_json(
+    {"name": "all", "rules": FOUR, "components": {"vae": {"rules": FOUR}, "text*": {"rules": FOUR}}}
 )
+RECIPE = Recipe.from_json({"name": "plain", "rules": FOUR})
 
 
 def text_config(**changes: Any) -> CLIPTextConfig:
@@ -143,12 +145,20 @@ def test_the_text_encoders_of_2_and_3(tmp_path: Path) -> None:
 
 def test_a_compressed_model_draws_the_same_from_its_single_file(tmp_path: Path) -> None:
     tiny.folder(tmp_path / "tiny")
-    compress_folder(tmp_path / "tiny", RECIPE, tmp_path / "small")
+    made = compress_folder(tmp_path / "tiny", EVERYTHING, tmp_path / "small")
+    assert len(made.plan.others) == 2
     plain = export_folder(tmp_path / "small", tmp_path / "plain")
     single = export_folder(tmp_path / "small", tmp_path / "small.safetensors", format="single-file")
     assert single.bytes == (tmp_path / "small.safetensors").stat().st_size
     assert (single.error_db, single.left_out) == (None, ())
-    expected = tiny.draw(DiffusionPipeline.from_pretrained(plain.output))
+    ordinary = DiffusionPipeline.from_pretrained(plain.output)
+    expected = tiny.draw(ordinary)
+    compressed = DiffusionPipeline.from_pretrained(tmp_path / "small")
+    for name in ("unet", "vae", "text_encoder"):  # each of them decoded to what it was
+        assert not getattr(getattr(ordinary, name), "is_quantized", False)
+        getattr(compressed, name).dequantize()
+        wanted = getattr(compressed, name).half().float()
+        same(getattr(ordinary, name).state_dict(), wanted)
     found = StableDiffusionPipeline.from_single_file(
         str(single.output), config=str(plain.output), local_files_only=True,
         safety_checker=None, feature_extractor=None,

@@ -30,7 +30,7 @@ class Exported:
     Attributes:
         output: the folder or file.
         format: one of `FORMATS`.
-        bytes: of the file with the denoiser; decoded: how many of its layers were decoded for it.
+        bytes: of the file with the denoiser; decoded: how many layers were decoded.
         left_out: what the format cannot say, one sentence each.
         error_db: what quantizing the decoded weights again added; None where nothing was lost.
         kinds: (type, number of tensors) of a GGUF file.
@@ -64,7 +64,7 @@ def export_folder(
     target = Path(output).expanduser().absolute()
     refuse_existing(target)
     source = locate(folder)
-    config = packed_config(source)
+    packed_config(source)
     check(folder, target, format)
     if format == FOLDER:
         made = diffusers_folder.write(source, target, report)
@@ -80,7 +80,7 @@ def export_folder(
         output=target,
         format=format,
         bytes=made.bytes,
-        decoded=len(config.layers),
+        decoded=made.decoded,
         left_out=made.left_out,
         error_db=made.error_db,
         kinds=made.kinds,

@@ -60,6 +60,11 @@ class Decoded:
         self.specs = {spec.name: spec for spec in self._specs()}
 
     @property
+    def decoded(self) -> int:
+        """How many layers are decoded."""
+        return len(self._layers)
+
+    @property
     def left_out(self) -> tuple[str, ...]:
         """What an ordinary file cannot say."""
         found: list[str] = []

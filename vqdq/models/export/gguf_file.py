@@ -55,6 +55,7 @@ def write(source: Source, layout: Original, target: Path, name: str, report: Rep
     counts = Counter(kind.name for kind in kinds.values())
     return Made(
         bytes=size,
+        decoded=model.decoded,
         left_out=(*model.left_out, *lost.sentences(kind.name)),
         error_db=lost.decibels,
         kinds=tuple(counts.most_common()),

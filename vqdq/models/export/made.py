@@ -19,6 +19,7 @@ class Made:
 
     Attributes:
         bytes: of the file with the denoiser.
+        decoded: how many layers were decoded.
         left_out: what the format cannot say, one sentence each.
         error_db: of weights that were quantized again: 10 log10(‖W-Ŵ‖² / ‖W‖²) against the decoded
             ones; None where every value is kept.
@@ -26,6 +27,7 @@ class Made:
     """
 
     bytes: int
+    decoded: int
     left_out: tuple[str, ...]
     error_db: float | None = None
     kinds: tuple[tuple[str, int], ...] = ()

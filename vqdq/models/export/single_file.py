@@ -24,9 +24,11 @@ def write(source: Source, layout: Original, target: Path, report: Report) -> Mad
     """Writes the decoded model as one file; see `vqdq.models.export`."""
     found: dict[str, tuple[Decoded, Piece]] = {}
     left_out: list[str] = []
+    decoded = 0
     for component, made in layout.pieces(source, whole=True):
         found |= {piece.key: (component, piece) for piece in made}
         left_out += component.left_out
+        decoded += component.decoded
     specs: dict[str, TensorSpec] = {
         key: piece.spec(component.specs) for key, (component, piece) in found.items()
     }
@@ -39,7 +41,8 @@ def write(source: Source, layout: Original, target: Path, report: Report) -> Mad
             publish(part, target)
     finally:
         part.unlink(missing_ok=True)
-    return Made(bytes=size, left_out=(*left_out, *_beside(source, layout)))
+    said = (*left_out, *_beside(source, layout))
+    return Made(bytes=size, decoded=decoded, left_out=said)
 
 
 def _beside(source: Source, layout: Original) -> list[str]:
