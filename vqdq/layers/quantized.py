@@ -32,8 +32,11 @@ class DecodedWeight(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Raises `UserError`: an adapter merged into `weight.data` would vanish silently."""
-        raise _read_only()
+        """What tells shape, dtype and device and refuses all else: an adapter merged into
+
+        `weight.data` would vanish silently, and a weight fused from it would no longer be packed.
+        """
+        return self.as_subclass(_Sealed)
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
@@ -54,6 +57,22 @@ class DecodedWeight(torch.Tensor):
             raise _read_only()
         with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
             return func(*args, **(kwargs or {}))
+
+
+class _Sealed(DecodedWeight):
+    """The `data` of a decoded weight: adapters ask it for its number of dimensions (DoRA)."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "") != "__get__":
+            raise _read_only()
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 _WRITES = ("__setitem__", "__set__", *(f"__i{op}__" for op in ("add", "sub", "mul", "truediv")))

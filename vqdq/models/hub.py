@@ -24,6 +24,7 @@ from vqdq.layers.processor import AttentionQuantizer
 from vqdq.layers.quantized import QuantizedLayer, unpack
 from vqdq.layers.surgery import quantize_, quantize_inputs_
 from vqdq.layers.text_cache import keep_text_
+from vqdq.models.adapters import refuse_merging, refuse_saving, show_shapes
 from vqdq.models.casting import let_casts_pass, lossless_half
 from vqdq.models.packed_config import Method, VqdqConfig
 from vqdq.recipe import Plan, PlannedLayer
@@ -126,8 +127,13 @@ class VqdqQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, torch.Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Returns what to save: kept tensors in 16 bits wherever that loses nothing."""
+        """Returns what to save: kept tensors in 16 bits wherever that loses nothing.
+
+        Raises:
+            UserError: an adapter is loaded.
+        """
         del safe_serialization
+        refuse_saving(state_dict)
         packed = self.quantization_config.stored()
         ready = {
             key: tensor if key in packed else lossless_half(tensor)
@@ -137,7 +143,7 @@ class VqdqQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         del kwargs
-        let_casts_pass(_models())
+        _teach()
         config = self.quantization_config
         if not self.pre_quantized:
             from vqdq.models.on_the_fly import model_component, planned
@@ -231,7 +237,7 @@ def attach_(model: nn.Module, config: VqdqConfig) -> None:
     target.quantization_method = config.quant_method
     target.hf_quantizer = quantizer
     keep_text_(model)
-    let_casts_pass(_models())
+    _teach()
 
 
 def register() -> None:
@@ -240,10 +246,17 @@ def register() -> None:
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.VQDQ.value] = VqdqConfig  # pyright: ignore[reportArgumentType]
 
 
-def _models() -> type[nn.Module]:
+def _teach() -> None:
+    """What diffusers' own classes must know about our models; harmless when repeated."""
+    from diffusers.loaders.lora_base import LoraBaseMixin
+    from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
+    from diffusers.loaders.peft import PeftAdapterMixin
     from diffusers.models.modeling_utils import ModelMixin
 
-    return ModelMixin
+    let_casts_pass(ModelMixin)
+    refuse_merging(PeftAdapterMixin)
+    refuse_merging(LoraBaseMixin)
+    show_shapes(FluxLoraLoaderMixin)
 
 
 def _owner(model: nn.Module, key: str) -> QuantizedLayer | AttentionQuantizer | None:

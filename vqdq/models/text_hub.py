@@ -22,6 +22,7 @@ from transformers.quantizers.base import HfQuantizer
 from vqdq.errors import UserError
 from vqdq.layers.quantized import QuantizedLayer, unpack
 from vqdq.layers.surgery import quantize_
+from vqdq.models.adapters import refuse_saving
 from vqdq.models.casting import let_casts_pass, lossless_half
 from vqdq.models.packed_config import Method, VqdqConfig
 from vqdq.models.weights import open_weights
@@ -71,6 +72,7 @@ class VqdqTextQuantizer(HfQuantizer):
         self, model: nn.Module
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Returns what to save: kept tensors in 16 bits where nothing is lost, tied ones once."""
+        refuse_saving(model.state_dict())
         ready: dict[str, torch.Tensor] = {}
         halves: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         for key, tensor in model.state_dict().items():
