@@ -14,6 +14,7 @@ _DOERS = {
     "methods": "vqdq.cli.methods:run",
     "describe": "vqdq.cli.describe:run",
     "import": "vqdq.cli.imports:run",
+    "fit": "vqdq.cli.describe:fit",
     "plan": "vqdq.cli.recipes:plan",
     "calibrate": "vqdq.cli.recipes:calibrate",
     "compress": "vqdq.cli.recipes:run_compress",

@@ -54,3 +54,31 @@ def run(options: argparse.Namespace, output: Output) -> int:
     ]
     output.result(found.to_json(), lines)
     return 0
+
+
+def fit(options: argparse.Namespace, output: Output) -> int:
+    """Says which recipes are predicted to fit a card, the best quality first."""
+    from vqdq.models import fit as fits
+    from vqdq.models import inventory, sources
+
+    with asking():
+        sources.locate(options.model, report=output.report)
+        found = inventory.inventory(options.model)
+        card = fits.card_bytes(options.card or "")
+        own = max(found.resolution or (0,))
+        resolution = options.resolution or own or 512
+        ways = fits.fit(found, card, resolution)
+    lines = [f"{found.title} on {size(card)}, pictures of {resolution} × {resolution}"]
+    for way in ways:
+        verdict = "" if way.fits else "DOES NOT FIT: "
+        lines += ["", f"  {verdict}{way.title}", f"    {way.sum}", f"    {' '.join(way.reasons)}"]
+    if not ways[0].fits:
+        lines.append("  Nothing fits: this is what takes the least.")
+    values = {
+        "model": options.model,
+        "card_bytes": card,
+        "resolution": resolution,
+        "options": [way.to_json() for way in ways],
+    }
+    output.result(values, lines)
+    return 0

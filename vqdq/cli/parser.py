@@ -13,7 +13,7 @@ from vqdq.calibration import CalibrationParams
 from vqdq.cli.terminal import WrongUse
 
 COMMANDS = (
-    "doctor", "methods", "describe", "import", "plan", "calibrate", "compress", "generate",
+    "doctor", "methods", "describe", "fit", "import", "plan", "calibrate", "compress", "generate",
     "compare", "inspect", "blame", "grid", "sweep", "verify", "export", "push", "report",
 )  # fmt: skip
 
@@ -85,6 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     bring.add_argument("file", metavar="FILE.safetensors")
     bring.add_argument("--base", dest="completing", metavar="BASE", help=flags.BASE)
     bring.add_argument("--output", metavar="DIR", help="a new folder (default: kept in the cache)")
+    fit = command("fit", "Find the recipes that fit a graphics card, best first; estimated.")
+    flags.add_model(fit)
+    fit.add_argument("--card", metavar="SIZE", help="such as 8GB (default: the card that is here)")
+    fit.add_argument("--resolution", type=int, metavar="PIXELS", help="default: the model's own")
     plan = command("plan", "Say exactly what a recipe makes of a model, before any work.")
     flags.add_recipe(plan)
     plan.add_argument("--layers", action="store_true", help="list every layer")

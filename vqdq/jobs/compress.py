@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import cast
 
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, inputs
+from vqdq.jobs.eta import Stopwatch
 from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.results import (
     ArithmeticResult,
@@ -40,12 +42,13 @@ def execute(
     del folder  # nothing of this job belongs into the run's folder
     if not request.output:
         raise UserError("no output folder is named.", where="output", remedy="Name a new folder.")
+    watch = Stopwatch(report, time.perf_counter)
     result = compress_folder(
         request.model,
         request.recipe,
         Path(request.output),
         calibration=request.calibration or None,
-        report=report,
+        report=watch,
     )
     return CompressResult(
         output=str(result.output),
@@ -72,6 +75,8 @@ def execute(
         else cast(LearntResult, dataclasses.asdict(result.learnt)),
         activations=inputs.in_words(request.recipe),
         arithmetic=_arithmetic(result.plan, str(result.output), cache, report),
+        stages=watch.stop(),
+        forecast=None if request.forecast is None else dict(request.forecast),
         layers=[cast(LayerRow, dataclasses.asdict(layer)) for layer in result.layers],
     )
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
-from vqdq.recipe import Component, Plan
+from vqdq.jobs.pace import Paces
+from vqdq.recipe import Component, Plan, PlannedLayer
 
 # Million weights a second on two cores.
 _PACE = {
@@ -34,43 +35,97 @@ _FLOPS = 100e9  # a second, of the products that calibration and error feedback 
 _LEARNING = 4.0  # calls that one learnt call costs: forward, backward, and decoding the codes
 _WATCHED = 3.0  # calls that one costs whose extremes are taken; on a busy machine, so coarse
 _START = 1.5
+_START_SAVING = 0.4
+_SAVED = 150e6  # bytes a second: written, made durable, read again for their checksums
+_ENCODED_BYTES = 24.0  # for each weight of the layer that is encoded: float32 copies of it
+_KEPT_BYTES = 8.0  # of one that is only rounded to 16 bits
 _DRAWN = 8  # pictures whose calls are probed
 _PROBES = 16 * 2 * 4 * 3.0  # calls that measuring sensitivity costs: 16 probed backwards, 8 times
 
 
-def stages(plan: Plan, pixels: int, paces: Mapping[str, float] | None = None) -> dict[str, float]:
+def stages(
+    plan: Plan,
+    pixels: int,
+    paces: Mapping[str, float] | None = None,
+    measured: Paces | None = None,
+    *,
+    copied_bytes: int | None = None,
+) -> dict[str, float]:
     """Returns the estimated seconds of each stage that the recipe asks for, in their order.
 
     Args:
         pixels: side of a picture; 0 when it is not known.
-        paces: measured weights a second by method.
+        paces: measured weights a second by method, of finished runs.
+        measured: what was measured on this computer beforehand; it comes first.
+        copied_bytes: of what is copied beside the compressed weights; None leaves saving out.
     """
     recipe = plan.recipe
     seconds: dict[str, float] = {}
     if recipe.calibration is not None:
         seconds |= calibrate_seconds(plan, recipe.calibration, pixels)
-    seconds["encode"] = encode_seconds(plan, paces)
+    seconds["encode"] = sum(encode_seconds(each, paces, measured) for each in (plan, *plan.others))
     if recipe.finetune is not None:
         shape = recipe.calibration or CalibrationParams()
         seconds["finetune"] = finetune_seconds(plan, recipe.finetune, shape, pixels)
     if recipe.ranges is not None:
         known = "record" in seconds  # the calibration's pictures serve, where they are the same
         seconds |= ranges_seconds(plan, recipe.ranges, pixels, drawn=known)
+    if copied_bytes is not None:
+        seconds["save"] = _START_SAVING + (copied_bytes + plan.total_bytes) / _SAVED
     return seconds
 
 
-def encode_seconds(plan: Plan, paces: Mapping[str, float] | None = None) -> float:
-    """Returns the seconds of encoding; `paces` are measured weights a second by method."""
+def encode_seconds(
+    plan: Plan, paces: Mapping[str, float] | None = None, measured: Paces | None = None
+) -> float:
+    """Returns the seconds of encoding a component; see `stages`."""
     known = paces or {}
     seconds = _START
     for layer in plan.quantized:
-        method = layer.method or ""
+        method, weights = layer.method or "", layer.storage.num_weights
+        own = None if measured is None else measured.of(layer)
         pace = known.get(method) or 1e6 * _PACE.get(method, _PACE_OTHER)
-        seconds += layer.storage.num_weights / pace
+        seconds += weights / pace if own is None else own.seconds(weights)
         if plan.recipe.calibration is not None:
             width, height = layer.layer.shape.in_features, layer.layer.shape.out_features
             seconds += width**2 * (4 * width + 2 * height) / _FLOPS
     return seconds + sum(encode_seconds(other, paces) - _START for other in plan.others)
+
+
+def memory_bytes(plan: Plan, program: int, parameters: int, measured: Paces | None = None) -> int:
+    """Returns the estimated peak memory of compressing: the program, and the work on a layer.
+
+    Data-free work holds one layer at a time. Work that runs the model holds it in 32 bits as well,
+    and calibration its statistics, as far as its budget allows.
+
+    Args:
+        program: resident bytes of the process before it starts.
+        parameters: of all components.
+    """
+    work = max((_layer_bytes(item, measured) for item in _all_layers(plan)), default=0.0)
+    recipe = plan.recipe
+    held = 0.0
+    if recipe.calibration is not None:
+        widths = [item.layer.shape.in_features for item in plan.quantized]
+        statistics = 4 * sum(width**2 for width in widths)
+        held += (
+            min(statistics, recipe.calibration.memory_gb * 1e9) + 16 * max(widths, default=0) ** 2
+        )
+    if recipe.calibration is not None or recipe.finetune is not None or recipe.ranges is not None:
+        held += 4 * parameters
+    return round(program + work + held)
+
+
+def _all_layers(plan: Plan) -> list[PlannedLayer]:
+    return [item for each in (plan, *plan.others) for item in each.layers]
+
+
+def _layer_bytes(item: PlannedLayer, measured: Paces | None) -> float:
+    weights = item.layer.shape.count
+    own = None if measured is None else measured.of(item)
+    if item.method is None:
+        return _KEPT_BYTES * weights
+    return _ENCODED_BYTES * weights if own is None else own.bytes(weights)
 
 
 def calibrate_seconds(plan: Plan, params: CalibrationParams, pixels: int) -> dict[str, float]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import vqdq.kernels
 from vqdq.errors import UserError
+from vqdq.jobs import pace
 from vqdq.jobs.requests import Request
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.warm import WarmPipelines
+from vqdq.params import Params
 from vqdq.progress import Report
+from vqdq.recipe import load_recipe
+
+QUIET_SECONDS = 15.0  # after the last run, before this computer's pace is measured
 
 _JOBS = {
     "compress": "vqdq.jobs.compress",
@@ -40,11 +46,17 @@ class Engine:
         self._cache = WarmPipelines(workspace.locate)
         self._to_warm = list(warm)
         self._kernels_cold = True
+        self._workspace = workspace.path
+        self._to_measure: list[tuple[str, Params]] | None = None
+        self._worked = time.monotonic()
 
     def execute(self, request: Request, folder: Path, *, report: Report) -> Mapping[str, Any]:
         """Returns the result of a request; see `vqdq.jobs.results`."""
         job = importlib.import_module(_JOBS[request.kind])
-        return job.execute(request, folder, report=report, cache=self._cache)
+        try:
+            return job.execute(request, folder, report=report, cache=self._cache)
+        finally:
+            self._worked = time.monotonic()
 
     def idle(self) -> bool:
         """Returns True after one step of preparation: a model loaded, or the kernels compiled."""
@@ -59,4 +71,27 @@ class Engine:
             self._kernels_cold = False
             vqdq.kernels.warm()
             return True
-        return False
+        if time.monotonic() - self._worked < QUIET_SECONDS:
+            return False  # somebody is at work here: measuring now would be in their way
+        return self._measure()
+
+    def _measure(self) -> bool:
+        """Measures the pace of one method of the shipped recipes; False when all were measured."""
+        from vqdq.models.sources import presets_folder
+
+        if self._to_measure is None:
+            folder = presets_folder()
+            recipes = [load_recipe(path, folder) for path in sorted(folder.glob("*.json"))]
+            self._to_measure = pace.wanted(recipes)
+        if not self._to_measure:
+            return False
+        method, params = self._to_measure.pop(0)
+        try:
+            found = pace.measure(method, params, self._workspace)
+            known = dict(pace.read(self._workspace).known)
+            name = pace.key(method, params)
+            known[name] = pace.faster(known.get(name), found)
+            pace.keep(self._workspace, pace.Paces(known=known))
+        except (UserError, OSError) as error:  # not installed, or no room on the disk
+            print(f"cannot measure {method}: {error}", flush=True)
+        return True

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Callable
+
+from vqdq.progress import Event, Report
 
 _WINDOW = 9  # intervals; long enough to smooth one slow layer, short enough to follow a change
 _ENOUGH = 3
@@ -35,3 +38,27 @@ class Eta:
             return None
         waited = now - self._last[0]
         return max(0.0, statistics.median(self._paces) * (total - done) - waited)
+
+
+class Stopwatch:
+    """A report that passes events on, and remembers how long each stage took."""
+
+    def __init__(self, report: Report, clock: Callable[[], float]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report, self._clock = report, clock
+        self._stage, self._since = "", clock()
+
+    def __call__(self, event: Event, /) -> None:
+        self._book(event.stage)
+        self._report(event)
+
+    def stop(self) -> dict[str, float]:
+        """Returns the seconds of each stage, the last one ended now."""
+        self._book("")
+        return self.seconds
+
+    def _book(self, stage: str) -> None:
+        now = self._clock()
+        if self._stage:
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage, now

@@ -77,6 +77,8 @@ class CompressResult(TypedDict):
         other_components: what else was compressed; the sizes above are the denoiser's alone.
             Absent from runs of before it was possible.
         learnt: what fine-tuning did, or None.
+        stages: seconds of each stage as they were.
+        forecast: what was expected before it began (`vqdq.jobs.forecast.Forecast`), or None.
     """
 
     output: str
@@ -93,6 +95,8 @@ class CompressResult(TypedDict):
     learnt: LearntResult | None
     activations: str
     arithmetic: ArithmeticResult | None
+    stages: dict[str, float]
+    forecast: dict[str, Any] | None
     layers: list[LayerRow]
 
 

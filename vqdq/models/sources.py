@@ -14,6 +14,7 @@ from vqdq.models.weights import WeightFile, open_weights, pickled, unreadable
 from vqdq.progress import Report, silent
 
 DEMO = "demo"
+DEMO_TITLE = "Embedded demo model"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -50,7 +51,7 @@ class Source:
     def title(self) -> str:
         """The model's name for people."""
         if self.reference == DEMO:
-            return "Embedded demo model"
+            return DEMO_TITLE
         return self.name
 
     @property

@@ -118,7 +118,7 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
     if session.run("blame"):
         with contextlib.suppress(UserError):  # it was deleted: show the newest instead
             return desk.workspace.run(session.run("blame"))
-    runs = desk.workspace.runs("blame", 20)
+    runs = desk.runs("blame", 20)
     return next((run for run in runs if run.state in ("queued", "running", "done")), None)
 
 
@@ -138,7 +138,7 @@ def region_in(text: str) -> tuple[float, ...]:
 
 def expected_seconds(desk: Desk, steps: int) -> float:
     """Returns how long a search takes: as the last one of this model, else by its size."""
-    for run in desk.workspace.runs("blame", 5):
+    for run in desk.runs("blame", 5):
         values = run.result or {}
         if run.state == "done" and values.get("model") == desk.model and values.get("seconds"):
             return float(values["seconds"])

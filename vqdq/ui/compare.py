@@ -62,7 +62,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
             seed = gr.Number(7, label="Seed", precision=0, elem_id="vq-seed", min_width=112)
             keep = gr.Checkbox(True, label="Keep seed", elem_id="vq-keep", min_width=112)
             draw = gr.Button("Draw", variant="primary", elem_id="vq-draw", min_width=112)
-        words = html(words_html() if desk.is_demo else "", "vq-words", visible=desk.is_demo)
+        words = html(words_html() if desk.is_demo else "", "vq-words")
         fault = html("", "vq-compare-fault")
         with gr.Row(elem_classes=["vq-look"]):
             stage = html(viewer.empty(""), "vq-compare-stage", elem_classes=["vq-table"])
@@ -148,6 +148,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
         Region("compare stage", stage, markup(lambda s: stage_html(desk, s))),
         Region("compare numbers", beside, markup(lambda s: numbers_html(desk, s))),
         Region("compare sets", sets, markup(lambda s: _sets_html(desk, s))),
+        Region("words", words, markup(lambda _: words_html() if desk.is_demo else "")),
         Region("variants", chosen, lambda s: _choices(desk, s)),
         Region("floor", floor, lambda _: _floor_choice(desk)),
         Region("first model", first_model, markup(lambda _: first_model_html(desk))),
@@ -250,7 +251,7 @@ def read_seeds(text: object) -> tuple[int, ...]:
 
 def floor_seconds(desk: Desk) -> float | None:
     """Returns what the floor of one picture costs, from earlier comparisons; None before any."""
-    runs = [run for run in desk.workspace.runs("compare", 10) if run.state == "done"]
+    runs = [run for run in desk.runs("compare", 10) if run.state == "done"]
     took = [float(((run.result or {}).get("reference") or {}).get("seconds") or 0) for run in runs]
     return 2.1 * median(took) if took else None  # drawn twice; bfloat16 is slower on most CPUs
 
@@ -271,12 +272,12 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
         except UserError:
             pass  # it was deleted: show the newest instead
     states = ("queued", "running", "done")
-    return next((run for run in desk.workspace.runs("compare", 20) if run.state in states), None)
+    return next((run for run in desk.runs("compare", 20) if run.state in states), None)
 
 
 def latest(desk: Desk) -> Comparison | None:
     """Returns the newest finished comparison, its first variant, or the shipped first look."""
-    run = next((run for run in desk.workspace.runs("compare", 20) if run.state == "done"), None)
+    run = next((run for run in desk.runs("compare", 20) if run.state == "done"), None)
     if run is not None:
         found = comparison.of_run(run)
         return replace(found, variants=found.variants[:1])

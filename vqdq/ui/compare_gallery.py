@@ -33,7 +33,7 @@ def first_model_html(desk: Desk) -> str:
 
 def gallery_html(desk: Desk, shown: RunRecord | None) -> str:
     """Returns the earlier comparisons; the one on the light table is marked."""
-    runs = [run for run in desk.workspace.runs("compare", 40) if run.state == "done"][:GALLERY]
+    runs = [run for run in desk.runs("compare", 40) if run.state == "done"][:GALLERY]
     if not runs:
         return ""
     cards: list[str] = []

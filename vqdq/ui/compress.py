@@ -14,14 +14,14 @@ from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.variants import plain, require_calibration
 from vqdq.recipe import Plan, Recipe
-from vqdq.ui import header, inputs, links, panels, recipes, rules, settings, targets
+from vqdq.ui import fit_panel, header, inputs, links, panels, recipes, rules, settings, targets
 from vqdq.ui.desk import DEFAULT_GOAL, GOALS, Desk
-from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, html, markup
+from vqdq.ui.live import ACTION, PRIVATE, Part, Region, Session, clicked, html, markup
 from vqdq.ui.settings import Settings, Wish
 from vqdq.ui.wording import escape, roughly, size
 
 
-def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
+def build(desk: Desk, session: gr.State) -> tuple[Part, Settings, dict[str, Any]]:
     """Returns the regions that follow the store, the settings, and what page.py wires to other
     tabs.
     """
@@ -33,6 +33,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
             goals = html(_heading(opening) + opening.goals, "vq-goals")
             with gr.Accordion("All recipes", open=False, elem_id="vq-recipes"):
                 every = html(opening.recipes, "vq-every-recipe")
+            fitting, fits = fit_panel.build(desk, session)
             made = settings.choices(general)
             button = gr.Button(
                 opening.button, variant="primary", elem_id="vq-compress", interactive=opening.ready
@@ -111,7 +112,7 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
             linked = None
         return show(linked, values)
 
-    for pressed in (goals, every):
+    for pressed in (goals, every, fits):
         pressed.click(choose, made.inputs, [*made.inputs, *areas, *views], **PRIVATE)
     switching = ("method", "aim", "calibrate", "finetune", *inputs.SWITCHES)
     for name in switching:
@@ -131,15 +132,12 @@ def build(desk: Desk) -> tuple[list[Region], Settings, dict[str, Any]]:
         "status": status,
         "table": table,
     }
-    return (
-        [
-            Region("status", status, markup(lambda s: panels.status(shown_run(desk, s)))),
-            Region("layers", layers, markup(lambda s: panels.details(shown_run(desk, s)))),
-            Region("planned", planned, lambda s: _planned(desk, s)),
-        ],
-        made,
-        wiring,
-    )
+    regions = [
+        Region("status", status, markup(lambda s: panels.status(shown_run(desk, s)))),
+        Region("layers", layers, markup(lambda s: panels.details(shown_run(desk, s)))),
+        Region("planned", planned, lambda s: _planned(desk, s)),
+    ]
+    return Part(regions=regions) + fitting, made, wiring
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,21 +253,29 @@ def submit(desk: Desk, recipe: Recipe, name: str = "") -> str:
     Raises:
         UserError: the recipe does not fit the model, or the name is taken.
     """
-    desk.plan(recipe)
+    expected = desk.forecast(desk.plan(recipe))
     free = name.strip() or desk.suggest_name(recipe)
-    return desk.workspace.submit(CompressRequest(model=desk.model, recipe=recipe, name=free))
+    request = CompressRequest(model=desk.model, recipe=recipe, name=free, forecast=expected)
+    return desk.workspace.submit(request)
 
 
 def shown_run(desk: Desk, session: Session) -> RunRecord | None:
     """Returns the compression or the plan on display: the chosen one, else the newest that was
     not put away.
     """
-    store = desk.workspace
-    newest = [*store.runs("compress", limit=20), *store.runs("plan", limit=20)]
+    newest = [*desk.runs("compress", 20), *desk.runs("plan", 20)]
     newest.sort(key=lambda run: run.created, reverse=True)
-    chosen = next((run for run in newest if run.id == session.run("compress")), None)
+    chosen = _chosen(desk, session.run("compress"))
     run = chosen or next(iter(newest), None)
     return None if run is None or run.id == session.dismissed else run
+
+
+def _chosen(desk: Desk, run_id: str) -> RunRecord | None:
+    """The run that was opened, whatever model it is about; None when it was deleted."""
+    try:
+        return desk.workspace.run(run_id) if run_id else None
+    except UserError:
+        return None
 
 
 def _planned(desk: Desk, session: Session) -> tuple[str, Any]:
@@ -278,7 +284,7 @@ def _planned(desk: Desk, session: Session) -> tuple[str, Any]:
     A page that opens gets none: what it shows then follows from its address in the same answer,
     and a change would be handled with the controls as they were before it.
     """
-    done = (run.id for run in desk.workspace.runs("plan", limit=5) if run.state == "done")
+    done = (run.id for run in desk.runs("plan", 5) if run.state == "done")
     mark = f'<i data-plan="{escape(next(done, ""))}"></i>'
     return mark, mark if "planned" in session.sent else gr.skip()
 

@@ -2,29 +2,32 @@
 
 Everything slow is computed once and kept; nothing here draws. The model's weights are never
 loaded: the plan
-needs their shapes only.
+needs their shapes only (`subject`).
 """
 
 from __future__ import annotations
 
-import os
-import statistics
 import threading
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from vqdq.errors import UserError
-from vqdq.jobs import arithmetic, costs
-from vqdq.jobs import plan as planning
-from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs import costs
+from vqdq.jobs.forecast import Forecast, forecast
+from vqdq.jobs.recents import Recents
 from vqdq.jobs.results import ArithmeticResult
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.votes import VoteStore
 from vqdq.models import pipelines
-from vqdq.recipe import Component, Plan, Recipe, load_recipe, resolve
+from vqdq.models.sources import locate
+from vqdq.progress import Report, silent
+from vqdq.recipe import Component, Plan, Recipe, load_recipe
+from vqdq.ui.live import page_key
+from vqdq.ui.subject import ModelCard, Subject
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
@@ -45,51 +48,124 @@ GOALS = (
     Goal(name="w8a8", title="Fastest", words="Half the size, drawn with whole numbers"),
 )
 DEFAULT_GOAL = "trellis-3bit"
+PAGES = 512  # of which the chosen model is remembered
+LOOKED_THROUGH = 60  # runs, for those of one model
+SUBJECTS = 8  # models whose layers and plans are kept
 PLANNING_SECONDS = 2.0  # when nothing is left to measure
+
+
+_SOURCES = {
+    "measured": "Estimated from what was measured on this computer.",
+    "runs": "Estimated from your earlier runs on this computer.",
+    "constants": "Estimated from a computer with two cores; your own runs make it better.",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What a plan will cost, and where each guess comes from (the tooltip of its chip).
+    """What a plan will cost, and where each guess comes from (the tooltip of its chip)."""
 
-    Attributes:
-        stages: seconds of each stage, in their order.
-    """
+    forecast: Forecast
 
-    stages: Mapping[str, float]
-    seconds_source: str
-    memory_bytes: int
-    memory_source: str
+    @property
+    def stages(self) -> Mapping[str, float]:
+        """Seconds of each stage, in their order."""
+        return self.forecast["stages"]
 
     @property
     def seconds(self) -> float:
         """All stages together."""
         return sum(self.stages.values())
 
+    @property
+    def seconds_source(self) -> str:
+        """Where the seconds come from."""
+        return _SOURCES[self.forecast["source"]]
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
-    """The model on the desk in plain words."""
+    @property
+    def memory_bytes(self) -> int:
+        """At most, of the process that does the work."""
+        return self.forecast["memory_bytes"]
 
-    title: str
-    details: str
-    parameters: int
+    @property
+    def memory_source(self) -> str:
+        """Where the memory comes from."""
+        return "Estimated: the program as it is now, and the work on the largest layer."
 
 
 class Desk:
-    """One model and one workspace; safe for threads.
+    """A workspace, and the model that each open page has on the desk; safe for threads.
+
+    Pages are told apart by Gradio's session, so that a model that is chosen on one of them leaves
+    the others as they are; outside of a page's event it is the model of the start.
 
     Args:
         workspace: where runs and models live.
-        model: "demo", a folder or a hub id.
+        model: "demo", a folder, a file or a hub id: what a page has that has chosen nothing.
     """
 
     def __init__(self, workspace: Workspace, model: str) -> None:
         self.workspace = workspace
-        self.model = model
+        self.first = model
+        self.recents = Recents(workspace.path)
         self._lock = threading.Lock()
-        self._plans = lru_cache(maxsize=64)(self._resolve)
-        self._arithmetic = lru_cache(maxsize=64)(self._expect)
+        self._chosen: OrderedDict[str, str] = OrderedDict()
+        self._subjects: OrderedDict[str, Subject] = OrderedDict()
+
+    @property
+    def model(self) -> str:
+        """What the page that asks has on the desk."""
+        with self._lock:
+            return self._chosen.get(page_key(), self.first)
+
+    def choose(self, model: str) -> None:
+        """Puts another model on the desk of the page that asks, and only there."""
+        with self._lock:
+            self._chosen[page_key()] = model
+            self._chosen.move_to_end(page_key())
+            while len(self._chosen) > PAGES:
+                self._chosen.popitem(last=False)
+
+    def opened(self, model: str, *, report: Report = silent) -> Subject:
+        """Returns a model after looking at it anew: files, headers, layers; remembered as recent.
+
+        Args:
+            report: stage "download" of a hub id that is not in the cache; may raise `Cancelled`.
+
+        Raises:
+            UserError: it cannot be found, read or trusted.
+        """
+        source = locate(model, report=report)
+        subject = Subject(model)
+        found = subject.inventory
+        if subject.fault is not None:
+            raise subject.fault
+        with self._lock:
+            self._keep(subject)
+        self.recents.add(
+            model=model,
+            title=found.title,
+            folder=str(source.file or source.folder),
+            parameters=subject.card.parameters,
+        )
+        return subject
+
+    @property
+    def subject(self) -> Subject:
+        """The model on the desk."""
+        model = self.model
+        with self._lock:
+            found = self._subjects.get(model)
+            if found is None:
+                found = Subject(model)
+            self._keep(found)
+        return found
+
+    def _keep(self, subject: Subject) -> None:
+        self._subjects[subject.model] = subject
+        self._subjects.move_to_end(subject.model)
+        while len(self._subjects) > SUBJECTS:
+            self._subjects.popitem(last=False)
 
     @cached_property
     def votes(self) -> VoteStore:
@@ -99,7 +175,7 @@ class Desk:
     @property
     def is_demo(self) -> bool:
         """True when the embedded model is on the desk, whose world has few words."""
-        return self.model == pipelines.DEMO
+        return self.subject.is_demo
 
     @property
     def component(self) -> Component:
@@ -108,42 +184,27 @@ class Desk:
         Raises:
             UserError: not a model that can be opened.
         """
-        if isinstance(self._component, UserError):
-            raise self._component
-        return self._component
+        return self.subject.component
 
     @property
     def fault(self) -> UserError | None:
         """Why the model cannot be opened, or None."""
-        return self._component if isinstance(self._component, UserError) else None
+        return self.subject.fault
 
     @property
     def stays_here(self) -> bool:
-        """True when nothing has to be looked up elsewhere: the demo model or a local folder."""
-        local = self.is_demo or Path(self.model).exists()
-        return local or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
+        """True when nothing has to be looked up elsewhere."""
+        return self.subject.stays_here
 
-    @cached_property
-    def _component(self) -> Component | UserError:
-        """Read once, a fault too: a page that asks every moment must not look again each time."""
-        try:
-            return pipelines.component(self.model)
-        except UserError as error:
-            return error
-
-    @cached_property
+    @property
     def card(self) -> ModelCard:
         """Name and size of the model."""
-        info = pipelines.describe(self.model)
-        millions = info.parameters / 1e6
-        pixels = (
-            " × ".join(str(side) for side in info.resolution) + " px" if info.resolution else ""
-        )
-        return ModelCard(
-            title=f"{info.title} · {millions:.0f} M",
-            details=" · ".join(filter(None, (info.pipeline_class, pixels, info.reference))),
-            parameters=info.parameters,
-        )
+        return self.subject.card
+
+    @property
+    def pixels(self) -> int:
+        """The longer side of a picture at the model's default size; 0 when it is not known."""
+        return self.subject.pixels
 
     @cached_property
     def presets(self) -> dict[str, Recipe]:
@@ -172,10 +233,10 @@ class Desk:
                 sizes[name] = None  # its button shows a dash; pressing it says why
         return sizes
 
-    @cached_property
+    @property
     def sensitivity_file(self) -> Path:
         """Where the measured sensitivity of this model's layers is kept."""
-        return self.workspace.path / f"sensitivity-{planning.fingerprint(self.model)[:16]}.json"
+        return self.workspace.path / f"sensitivity-{self.subject.fingerprint[:16]}.json"
 
     def measuring_seconds(self, plan: Plan) -> float:
         """Estimated seconds of a plan for a target; little once the layers were measured."""
@@ -189,75 +250,34 @@ class Desk:
         Raises:
             UserError: the recipe does not fit the model.
         """
-        with self._lock:
-            return self._plans(recipe)
-
-    def _resolve(self, recipe: Recipe) -> Plan:
-        return resolve(recipe, self.component)
+        return self.subject.plan(recipe)
 
     def arithmetic(self, recipe: Recipe) -> ArithmeticResult | None:
         """Returns how the layers should be computed on this machine; None for nothing quantized."""
-        return self._arithmetic(recipe)
-
-    def _expect(self, recipe: Recipe) -> ArithmeticResult | None:
-        return arithmetic.expected(self.plan(recipe))
-
-    @cached_property
-    def pixels(self) -> int:
-        """The longer side of a picture at the model's default size; 0 when it is not known."""
-        resolution = pipelines.describe(self.model).resolution
-        return max(resolution) if resolution else 0
+        return self.subject.arithmetic(recipe)
 
     def estimate(self, plan: Plan) -> Estimate:
-        """Returns time and memory of a compression: from this workspace's own runs where there
-        are any.
+        """Returns time and memory of a compression: from what was measured on this computer, and
+        from this workspace's own runs, where there are any.
         """
-        history = [run for run in self.workspace.runs("compress", limit=30) if run.state == "done"]
-        paces = _measured_paces(history)
-        stages = costs.stages(plan, self.pixels, paces)
-        methods = {layer.method or "" for layer in plan.quantized}
-        largest = max((item.storage.num_weights for item in plan.layers), default=0)
-        widest = max((item.layer.shape.in_features for item in plan.quantized), default=0)
-        calibration = plan.recipe.calibration
-        took = {name: seconds * self._slower(history, name) for name, seconds in stages.items()}
-        statistics_bytes = 0
-        if calibration is not None:
-            held = 4 * sum(item.layer.shape.in_features**2 for item in plan.quantized)
-            statistics_bytes = min(held, round(calibration.memory_gb * 1e9)) + 16 * widest**2
-        return Estimate(
-            stages=took,
-            seconds_source="Estimated from your earlier runs on this computer."
-            if methods <= paces.keys()
-            else "Estimated from a computer with two cores; your own runs make it better.",
-            memory_bytes=2 * plan.reference_bytes + 24 * largest + 650_000_000 + statistics_bytes,
-            memory_source="Estimated: the model in 32 bits, its largest layer, the program.",
-        )
+        return Estimate(forecast=self.forecast(plan))
 
-    def _slower(self, history: Sequence[RunRecord], stage: str) -> float:
-        """How many times longer than estimated this stage took here: the median of earlier runs.
-
-        Encoding has its own measure, weights a second.
-        """
-        if stage == "encode":
-            return 1.0
-        found: list[float] = []
-        for run in history:
-            request = run.request
-            if not isinstance(request, CompressRequest) or request.model != self.model:
-                continue
-            expected = self._expected(request.recipe).get(stage)
-            spent = _stage_seconds(run.folder).get(stage)
-            if expected and spent:
-                found.append(spent / expected)
-        return statistics.median(found) if found else 1.0
-
-    def _expected(self, recipe: Recipe) -> dict[str, float]:
-        if recipe.calibration is None and recipe.finetune is None and recipe.ranges is None:
-            return {}
+    def forecast(self, plan: Plan) -> Forecast:
+        """Returns what a compression of the model on the desk is expected to take."""
+        subject = self.subject
         try:
-            return costs.stages(self.plan(recipe), self.pixels)
+            parts = subject.inventory.parts
         except UserError:
-            return {}  # of another version of the model
+            parts = ()  # a component beside the denoiser is damaged: said where it is needed
+        return forecast(
+            self.workspace,
+            plan,
+            model=subject.model,
+            pixels=subject.pixels,
+            parameters=sum(part.census.parameters for part in parts),
+            copied_bytes=sum(part.bytes for part in parts[1:]),
+            resolved=subject.plan,
+        )
 
     def suggest_name(self, recipe: Recipe) -> str:
         """Returns a free name for a new model: "demo-trellis-3bit", with a number when it is
@@ -266,6 +286,13 @@ class Desk:
         base = self.model.rstrip("/").rsplit("/", 1)[-1]
         clean = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{base}-{recipe.name}")
         return self.workspace.free_name(clean.strip("-.")[:56] or "model")
+
+    def runs(self, kind: str, limit: int) -> tuple[RunRecord, ...]:
+        """Returns the newest runs of a kind that were about the model on the desk."""
+        model = self.model
+        found = self.workspace.runs(kind, max(limit, LOOKED_THROUGH))
+        mine = [run for run in found if getattr(run.request, "model", model) == model]
+        return tuple(mine[:limit])
 
     def variants(self) -> list[tuple[str, str]]:
         """Returns (label, name) of the compressed models that can be compared, newest first."""
@@ -286,25 +313,3 @@ def as_fault(error: dict[str, str] | None) -> UserError:
         where=kept.get("where", ""),
         remedy=kept.get("remedy", ""),
     )
-
-
-def _measured_paces(history: Sequence[RunRecord]) -> dict[str, float]:
-    """Weights a second by method, the median of finished compressions without calibration."""
-    found: dict[str, list[float]] = {}
-    for run in history:
-        request = run.request
-        if not isinstance(request, CompressRequest) or request.recipe.calibration is not None:
-            continue
-        for layer in (run.result or {}).get("layers", ()):
-            seconds, bits, size = (
-                layer.get(key) for key in ("seconds", "bits_per_weight", "bytes")
-            )
-            if layer.get("method") and seconds and bits and size:
-                found.setdefault(layer["method"], []).append(8 * size / bits / seconds)
-    return {method: statistics.median(paces) for method, paces in found.items()}
-
-
-@lru_cache(maxsize=64)
-def _stage_seconds(folder: Path) -> dict[str, float]:
-    """Of a finished run, so it is read once."""
-    return costs.stage_seconds(folder)

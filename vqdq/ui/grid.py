@@ -304,7 +304,7 @@ def _variants(desk: Desk) -> tuple[str, Any]:
 
 
 def _earlier(desk: Desk, session: Session) -> str:
-    runs = desk.workspace.runs("grid", EARLIER)
+    runs = desk.runs("grid", EARLIER)
     if len(runs) < 2:
         return ""
     now = shown_run(desk, session)

@@ -78,7 +78,7 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
             return desk.workspace.run(session.run("grid"))
         except UserError:
             pass  # it was deleted: show the newest instead
-    return next(iter(desk.workspace.runs("grid", 1)), None)
+    return next(iter(desk.runs("grid", 1)), None)
 
 
 def shown(desk: Desk, session: Session) -> Shown | None:

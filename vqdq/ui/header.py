@@ -53,6 +53,7 @@ _QUESTION = _ICON.format(
     ' 2.100c-.7.4-1 .8-1 1.6"/>'
     '<path d="M10 14v.1"/>'
 )
+_DOWN = _ICON.format('<path d="M5 8l5 5 5-5"/>')
 LOGO = (
     '<svg viewBox="0 0 32 32" aria-hidden="true"><path fill="currentColor" d="M15 3a13'
     ' 13 0 0 0 0 26z"/>'
@@ -83,7 +84,9 @@ def identity(title: str, details: str, *, offline: bool = True) -> str:
     )
     return (
         f'<div class="vq-bar"><h1 class="vq-brand">{LOGO}VQDQ</h1><div class="vq-facts">'
-        f'<span class="vq-fact" title="{escape(details)}"><strong>{escape(title)}</strong></span>'
+        f'<button type="button" class="vq-fact vq-model" data-act="model" aria-haspopup="dialog"'
+        f' aria-controls="vq-model-panel" title="{escape(details)}">'
+        f"<strong>{escape(title)}</strong>{_DOWN}</button>"
         f'<span class="vq-fact vq-fact-device">{escape(processor)}<span class="vq-fact-memory">'
         f" · {escape(memory)}</span></span>"
         f"{badge}</div></div>"

@@ -20,7 +20,7 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
             return desk.workspace.run(session.run("inspect"))
         except UserError:
             pass  # it was deleted: show the newest instead
-    runs = desk.workspace.runs("inspect", 20)
+    runs = desk.runs("inspect", 20)
     return next((run for run in runs if run.state in ("queued", "running", "done")), None)
 
 
@@ -59,7 +59,7 @@ def status_html(desk: Desk, session: Session) -> str:
 
 def earlier_html(desk: Desk, session: Session) -> str:
     """Returns the finished captures to open, newest first; "" when there are none."""
-    runs = [run for run in desk.workspace.runs("inspect", 40) if run.state == "done"][:EARLIER]
+    runs = [run for run in desk.runs("inspect", 40) if run.state == "done"][:EARLIER]
     if not runs:
         return ""
     shown = shown_run(desk, session)

@@ -42,6 +42,8 @@ def link_of(desk: Desk, wish: Wish) -> str:
                 defaults = type(params)().to_json()
                 changed = {k: v for k, v in params.to_json().items() if v != defaults[k]}
                 words[key] = json.dumps(changed, separators=(",", ":"))
+    if desk.model != desk.first:
+        words["model"] = desk.model
     if wish.aim is not None:
         words["target"] = wish.aim.words
     return urlencode(words)

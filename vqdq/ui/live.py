@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import gradio as gr
+from gradio.context import LocalContext
 
 L = TypeVar("L")
 
@@ -84,6 +85,10 @@ class Session:
     def looking(self, *looks: object) -> Session:
         """Returns the session with other looks, each in the place of its type."""
         return replace(self, looks={**self.looks, **{type(look): look for look in looks}})
+
+    def anew(self) -> Session:
+        """Returns the session after another model was put on the desk: its runs are others."""
+        return replace(self, runs={}, dismissed="", looks={}, sent={})
 
     def fresh(self) -> Session:
         """Returns the session as a page has it that just opened: nothing was sent to it yet."""
@@ -172,6 +177,12 @@ def grown(session: Session, region: str, known: Sequence[tuple[str, str]]) -> di
     if before and {name for _, name in before} <= {name for _, name in known}:
         return {"choices": list(known)}
     return {"choices": list(known), "value": [known[0][1]] if known else []}
+
+
+def page_key() -> str:
+    """Returns what tells the page whose event this is from other pages; "" outside of an event."""
+    request = LocalContext.request.get(None)
+    return str(getattr(request, "session_hash", "") or "")
 
 
 def html(value: str, name: str, **options: Any) -> gr.HTML:

@@ -24,6 +24,7 @@ from vqdq.ui import (
     grid_state,
     header,
     inspect,
+    model_panel,
     provenance,
     runs,
     theme,
@@ -62,17 +63,19 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
     with gr.Blocks(title="VQDQ", analytics_enabled=False, fill_width=True) as page:
         session = gr.State(Session())
         with gr.Row(elem_id="vq-header"):
-            identity = html(_identity(desk), "vq-identity")
+            identity = html(model_panel.identity_html(desk), "vq-identity")
             pill = html("", "vq-pill")
             html(header.tools(), "vq-tools")
             picture = provenance.door()
+        chooser = model_panel.build(desk, identity, session)
         with gr.Tabs(elem_id="vq-tabs") as tabs:
             with gr.Tab("Compress", id="compress", render_children=True):
-                compress_regions, _, made = compress.build(desk)
+                own, _, made = compress.build(desk, session)
                 with made["table"]:
                     first = html(_first(desk), "vq-first", elem_classes=["vq-table"])
             with gr.Tab("Compare", id="compare", render_children=True) as beside:
                 parts, bridge = compare.build(desk, session, beside)
+                parts += own
                 parts += provenance.build(desk, session, tabs, picture, bridge.asked, bridge.chosen)
             with gr.Tab("Inspect", id="inspect", render_children=True) as inside:
                 parts += inspect.build(desk, session, inside)
@@ -89,7 +92,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         regions = [
             Region("pill", pill, markup(lambda _: _pill(desk))),
             Region("first look", first, markup(lambda _: _first(desk))),
-            *compress_regions,
+            *chooser.part.regions,
             *parts.regions,
         ]
         targets = [region.component for region in regions]
@@ -107,17 +110,29 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         def arrive(state: Session, request: gr.Request, *values: Any) -> list[Any]:
             """A page was opened: attach to what its address names, or to what is going on."""
             asked = {key: str(value)[:4000] for key, value in request.query_params.items()}
+            _put_on_desk(desk, asked.get("model", ""))
             state = _opened(desk, state, asked.get("run", ""))
             tab = asked.get("tab", "")
             chosen = gr.skip()
             if tab in TABS:
                 state, chosen = state.entering(tab), gr.Tabs(selected=tab)
-            card = _identity(desk)
             state = state.fresh()
             running = gr.Timer(active=True)
-            return [card, chosen, *restore(asked, *values), *refresh(state), state, running]
+            return [chosen, *restore(asked, *values), *refresh(state), state, running]
 
-        outputs = [identity, tabs, *settings, *targets, session, clock]
+        def switch(state: Session, model: str, *values: Any) -> list[Any]:
+            """Another model was opened on this page: everything is about it from now on."""
+            if not model:
+                return [gr.skip()] * (len(settings) + len(regions) + 1)
+            desk.choose(model)
+            state = state.anew()
+            return [*restore({}, *values), *refresh(state), state]
+
+        for event in chooser.opened:
+            event.then(
+                switch, [session, chooser.chosen, *inputs], [*settings, *targets, session], **ACTION
+            )
+        outputs = [tabs, *settings, *targets, session, clock]
         page.load(arrive, [session, *inputs], outputs, **ACTION)
         clock.tick(refresh, session, targets, trigger_mode="once", **PRIVATE)
 
@@ -279,11 +294,17 @@ def _opened(desk: Desk, state: Session, run_id: str) -> Session:
     return state.showing(**{kind: run.id}).dismissing("").entering(HOMES.get(kind, "runs"))
 
 
-def _identity(desk: Desk) -> str:
-    if desk.fault is not None:
-        return header.identity(f"{shorten(desk.model, 60)}: cannot be opened", str(desk.fault))
-    card = desk.card
-    return header.identity(card.title, card.details, offline=desk.stays_here)
+def _put_on_desk(desk: Desk, model: str) -> None:
+    """Takes up the model in an address, where it is one that was opened here before."""
+    if not model or model == desk.model:
+        return
+    if model_panel.allowed(desk, model):
+        desk.choose(model)
+        return
+    gr.Warning(
+        escape(f"{shorten(model, 80)} was not opened here yet. Choose it by its name above."),
+        title="Another model",
+    )
 
 
 def _pill(desk: Desk) -> str:

@@ -215,7 +215,7 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
         '<div class="vq-progress vq-result" role="status">'
         f"<p class='vq-large'>{size(after)} <span>instead of {size(before)}</span></p>"
         f"<p class='vq-muted'>{' · '.join(escape(fact) for fact in facts if fact)} {measured}</p>"
-        f"{_measured(values)}"
+        f"{_measured(values)}{_foretold(values)}"
         '<div class="vq-actions">'
         f'<button type="button" class="vq-button" data-act="compare"'
         f' data-name="{name}">Compare with FP16'
@@ -233,6 +233,30 @@ def _measured(values: dict[str, Any]) -> str:
         return ""
     note = chip("measured", "Asked of each layer of the new model, opened on this machine.")
     return _arithmetic(values.get("activations", ""), found, note)
+
+
+def _foretold(values: dict[str, Any]) -> str:
+    """What was expected beside what it took: memory and each stage; the size is exact."""
+    expected = values.get("forecast")
+    if not expected:
+        return ""
+    rows = [
+        ("Memory", size(expected["memory_bytes"]), size(values.get("peak_memory_bytes"))),
+        *(
+            (stage(name), duration(seconds), duration((values.get("stages") or {}).get(name)))
+            for name, seconds in expected["stages"].items()
+        ),
+    ]
+    cells = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{before}</td><td>{after}</td></tr>'
+        for name, before, after in rows
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("What", "Expected", "Measured"))
+    return (
+        '<details class="vq-more"><summary>What was expected</summary>'
+        f'<table class="vq-numbers"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
+        "</details>"
+    )
 
 
 def _learnt(values: dict[str, Any] | None) -> str:

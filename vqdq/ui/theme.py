@@ -17,11 +17,11 @@ from gradio.themes import Base
 STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = (
     "gradio.css", "base.css", "compress.css", "viewer.css", "runs.css", "inspect.css",
-    "compare.css", "blame.css", "blind.css", "grid.css",
+    "compare.css", "blame.css", "blind.css", "grid.css", "model.css",
 )  # fmt: skip
 """Each is nested below the page's container (CSS nesting), so that our rules win over Gradio's."""
 SCRIPTS = (
-    "page.js", "viewer.js", "inspect.js", "blame.js", "blind.js", "grid.js", "runs.js",
+    "page.js", "viewer.js", "inspect.js", "blame.js", "blind.js", "grid.js", "runs.js", "model.js",
 )  # fmt: skip
 
 SANS = (

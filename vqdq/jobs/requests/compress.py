@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from vqdq.errors import UserError
@@ -31,6 +31,7 @@ class CompressRequest:
         name: name of the new model; its folder inside the workspace.
         output: folder to write; "" lets the workspace choose `models/<name>`.
         calibration: folder of `vqdq calibrate` to use instead of running the model, or "".
+        forecast: what was expected of it (`vqdq.jobs.forecast.Forecast`), or None; decides nothing.
     """
 
     kind: ClassVar[str] = "compress"
@@ -39,6 +40,7 @@ class CompressRequest:
     name: str
     output: str = ""
     calibration: str = ""
+    forecast: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_model(self.model, "model")
@@ -63,12 +65,16 @@ class CompressRequest:
             "name": self.name,
             "output": self.output,
             "calibration": self.calibration,
+            **({} if self.forecast is None else {"forecast": dict(self.forecast)}),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the request in `values`."""
-        fields = fields_of(values, ("model", "recipe", "name", "output", "calibration"))
+        known = ("model", "recipe", "name", "output", "calibration", "forecast")
+        fields = fields_of(values, known)
+        if not isinstance(fields.get("forecast", {}), dict | None):
+            raise UserError("the forecast is not a JSON object.", where="forecast")
         return build(cls, recipe=recipe_in(fields), **fields)
 
 

@@ -1,0 +1,151 @@
+"""Another model on the desk: what is typed, what was opened, and that only one page changes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny
+from tests.ui.conftest import Studio, photograph, visit
+from vqdq.errors import UserError
+from vqdq.jobs.requests import CompressRequest
+from vqdq.jobs.store import Workspace
+from vqdq.models.glance import glance
+from vqdq.ui import model_facts, model_panel
+from vqdq.ui.desk import Desk
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, one of them damaged, and a pickle."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.folder(folder / "tiny")
+    shutil.copytree(folder / "tiny", folder / "torn")
+    path = next((folder / "torn" / "text_encoder").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    (folder / "old.ckpt").write_bytes(b"pickled")
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    workspace = Workspace.open(tmp_path / "workspace")
+    yield Desk(workspace, "demo")
+    workspace.close()
+
+
+def test_what_is_typed_is_looked_at_without_opening_it(models: Path) -> None:
+    seen = {
+        "": "empty",
+        "demo": "demo",
+        f"{models}/tiny": "folder",
+        f"{models}/torn": "folder",  # its headers are read when it is opened
+        f"{models}/old.ckpt": "fault",
+        f"{models}/ti": "on the way",
+        f"{models}/none": "fault",
+        str(models): "on the way",
+        "nobody/nothing@main": "hub",
+        "\0": "fault",
+        "~nobody/x": "fault",
+        "x" * 5000: "fault",
+    }
+    assert {text: glance(text).kind for text in seen} == seen
+    found = glance(f"{models}/t").suggestions  # models first
+    assert found[:2] == (f"{models}/tiny", f"{models}/torn")
+    assert "pickled" in glance(f"{models}/old.ckpt").words
+    ready = [text for text in seen if glance(text).ready]
+    assert ready == ["demo", f"{models}/tiny", f"{models}/torn", "nobody/nothing@main"]
+
+
+def test_a_model_is_chosen_on_one_page(
+    desk: Desk, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = str(models / "tiny")
+    before = desk.plan(desk.preset("trellis-3bit"))
+    desk.opened(other)
+    monkeypatch.setattr("vqdq.ui.desk.page_key", lambda: "one")
+    desk.choose(other)
+    assert desk.model == other
+    assert not desk.is_demo
+    after = desk.plan(desk.preset("trellis-3bit"))
+    assert after.reference_bytes < before.reference_bytes
+    recipe = desk.preset("trellis-3bit")
+    mine = desk.workspace.submit(CompressRequest(model=other, recipe=recipe, name="mine"))
+    theirs = desk.workspace.submit(CompressRequest(model="demo", recipe=recipe, name="theirs"))
+    assert [run.id for run in desk.runs("compress", 5)] == [mine]
+    monkeypatch.setattr("vqdq.ui.desk.page_key", lambda: "two")
+    assert desk.model == "demo"
+    assert desk.plan(desk.preset("trellis-3bit")) == before
+    assert [run.id for run in desk.runs("compress", 5)] == [theirs]
+
+
+def test_recent_models_newest_first_and_missing_ones_marked(
+    desk: Desk, models: Path, tmp_path: Path
+) -> None:
+    gone = shutil.copytree(models / "tiny", tmp_path / "gone")
+    desk.opened(str(gone))
+    desk.opened(str(models / "tiny"))
+    with pytest.raises(UserError, match="its header promises"):
+        desk.opened(str(models / "torn"))
+    shutil.rmtree(gone)
+    found = Desk(desk.workspace, "demo").recents.entries()
+    assert [entry.model for entry in found] == [str(models / "tiny"), str(gone)]
+    assert [entry.missing for entry in found] == [False, True]
+    markup = model_facts.recents(found, "demo")
+    assert markup.count('data-missing="true"') == 1
+    assert model_panel.allowed(desk, str(models / "tiny"))
+    for model in (str(gone), str(models / "torn"), "/etc"):
+        assert not model_panel.allowed(desk, model)
+    desk.recents._path.write_text("{]")
+    assert desk.recents.entries() == ()
+
+
+def test_the_panel(tab, studio: Studio, models: Path) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    visit(tab, studio)
+    before = tab.locator("#vq-compress").inner_text()
+    place = tab.locator("#vq-tabs").bounding_box()
+    tab.locator(".vq-model").press("Enter")
+    tab.wait_for_selector(".vq-model-facts table")
+    assert tab.locator("#vq-tabs").bounding_box() == place
+    field = tab.get_by_label("A diffusers folder")
+    assert field.evaluate("element => element === document.activeElement")
+    assert "57.2 %" in tab.locator("#vq-model-about").inner_text()
+
+    field.fill(f"{models}/t")
+    tab.get_by_role("button", name=f"{models}/torn").click()
+    tab.wait_for_function(
+        "path => document.querySelector('#vq-model-field :is(input, textarea)').value === path",
+        arg=f"{models}/torn",
+    )
+    field.press("Enter")
+    fault = tab.locator("#vq-model-outcome .vq-fault")
+    fault.wait_for()
+    assert "text_encoder" in fault.inner_text()
+    assert tab.locator("#vq-compress").inner_text() == before
+
+    field.fill(f"{models}/tiny")
+    field.press("Enter")
+    tab.wait_for_selector(".vq-model:has-text('tiny')")
+    tab.wait_for_function(
+        "before => document.querySelector('#vq-compress').innerText !== before", arg=before
+    )
+    violations = Axe().run(tab, "#vq-model-panel").response["violations"]
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in violations] == []
+    photograph(tab, "model-panel")
+    assert fault.count() == 0
+    tab.keyboard.press("Escape")
+    assert tab.locator(".vq-model").evaluate("element => element === document.activeElement")
+    assert not tab.locator("#vq-model-panel").is_visible()
+    tab.reload()  # the address has the model
+    tab.wait_for_selector(".vq-model:has-text('tiny')")
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.locator(".vq-model").click()
+    tab.wait_for_selector(".vq-model-facts table")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.locator(".vq-recent-model:has-text('demo')").click()
+    tab.wait_for_selector(".vq-model:has-text('Embedded')")

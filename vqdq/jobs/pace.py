@@ -1,0 +1,234 @@
+"""How fast this computer encodes, and what memory that takes: measured in a second for each method.
+
+A layer costs a share of its own (reading it, writing a small file durably) and a share for each
+weight, so two layers of different size tell both. The measurement does what a compression does with
+a layer, from a safetensors file to a safetensors file. It is kept in the workspace and made anew
+when the program or the number of cores is another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import torch
+
+from vqdq import codecs
+from vqdq.codecs.base import InputStats, WeightShape
+from vqdq.jobs.faults import disk_faults
+from vqdq.jobs.run import read_json, write_json
+from vqdq.params import Params
+from vqdq.progress import silent
+from vqdq.recipe import Component, Layer, PlannedLayer, Recipe, resolve
+from vqdq.rules import Rule
+from vqdq.tensors import TensorSpec
+
+FILE = "paces.json"
+_SMALL, _LARGE = 128, 1280  # sides of the two layers; the larger one is typical of SDXL
+_TIMES = 3  # the fastest counts: the others waited for somebody else
+_LONG = 0.3  # seconds of a layer that is measured once
+_LOOK_SECONDS = 0.003
+_STEP = 1e6  # weights a second below which a smaller layer is enough
+_KEY = "weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What encoding one layer costs on this computer; measured.
+
+    Attributes:
+        layer_seconds: of any layer; weight_seconds: of each weight in addition.
+        weight_bytes: memory for each weight of the layer that is encoded, itself included.
+    """
+
+    layer_seconds: float
+    weight_seconds: float
+    weight_bytes: float
+
+    def seconds(self, weights: int) -> float:
+        """Returns the seconds of a layer."""
+        return self.layer_seconds + weights * self.weight_seconds
+
+    def bytes(self, weights: int) -> float:
+        """Returns the memory of encoding a layer."""
+        return weights * self.weight_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paces:
+    """What was measured on this computer.
+
+    Attributes:
+        known: by `key`.
+    """
+
+    known: Mapping[str, Pace] = field(default_factory=dict[str, Pace])
+
+    def of(self, planned: PlannedLayer) -> Pace | None:
+        """Returns the pace of a planned layer's method: with its settings, or with others."""
+        if planned.method is None or planned.params is None:
+            return None
+        exact = self.known.get(key(planned.method, planned.params))
+        start = f"{planned.method} "
+        alike = (pace for name, pace in self.known.items() if name.startswith(start))
+        return exact or next(alike, None)
+
+
+def key(method: str, params: Params) -> str:
+    """Returns the name under which a method with its settings is known."""
+    return f"{method} {json.dumps(params.to_json(), sort_keys=True)}"
+
+
+def read(workspace: Path) -> Paces:
+    """Returns what was measured in a workspace; nothing of another version or number of cores."""
+    values = read_json(workspace / FILE) or {}
+    if values.get("computer") != computer():
+        return Paces()
+    entries: Any = values.get("paces")
+    if not isinstance(entries, dict):
+        return Paces()
+    found: dict[str, Pace] = {}
+    for name, entry in cast(dict[str, dict[str, float]], entries).items():
+        try:
+            found[name] = Pace(**entry)
+        except TypeError:
+            continue  # of another form: it is measured again
+    return Paces(known=found)
+
+
+def keep(workspace: Path, paces: Paces) -> None:
+    """Writes what was measured."""
+    values = {name: asdict(pace) for name, pace in paces.known.items()}
+    with disk_faults(workspace / FILE):
+        write_json(workspace / FILE, {"computer": computer(), "paces": values})
+
+
+def faster(one: Pace | None, other: Pace) -> Pace:
+    """Returns the better of two measurements: a slower one waited for somebody else."""
+    if one is None:
+        return other
+    return Pace(
+        layer_seconds=min(one.layer_seconds, other.layer_seconds),
+        weight_seconds=min(one.weight_seconds, other.weight_seconds),
+        weight_bytes=max(one.weight_bytes, other.weight_bytes),
+    )
+
+
+def computer() -> str:
+    """Returns what a measurement is good for: this version on this many cores."""
+    from vqdq.models.partial import version
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{version()}, {cores} cores, {torch.get_num_threads()} threads"
+
+
+def wanted(recipes: Iterable[Recipe]) -> list[tuple[str, Params]]:
+    """Returns the methods of recipes with their settings, each once."""
+    found: dict[str, tuple[str, Params]] = {}
+    for recipe in recipes:
+        for rule in recipe.rules:
+            if rule.method is not None and rule.params is not None:
+                found.setdefault(key(rule.method, rule.params), (rule.method, rule.params))
+    return list(found.values())
+
+
+def measure(method: str, params: Params, folder: Path) -> Pace:
+    """Returns the pace of a method; takes about a second, and writes below `folder` meanwhile.
+
+    Raises:
+        UserError: the method is not installed or cannot take the layer.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".pace-") as scratch:
+        place = Path(scratch)
+        _encode(method, params, _SMALL, place)  # loads tables and kernels
+        small = min(_encode(method, params, _SMALL, place)[0] for _ in range(_TIMES))
+        middle = 4 * _SMALL
+        quick, _ = _encode(method, params, middle, place)
+        side = _LARGE if quick < middle**2 / _STEP else middle
+        times = _TIMES if quick < _LONG else 1
+        seconds = min(_encode(method, params, side, place)[0] for _ in range(times))
+        grown = _encode(method, params, side, place, watched=True)[1]
+    many, few = side * side, _SMALL * _SMALL
+    each = max((seconds - small) / (many - few), 0.0)
+    return Pace(
+        layer_seconds=max(small - few * each, 0.0),
+        weight_seconds=each,
+        weight_bytes=grown / many,
+    )
+
+
+def _encode(
+    method: str, params: Params, side: int, folder: Path, *, watched: bool = False
+) -> tuple[float, int]:
+    """Returns the seconds of one layer from file to file, and by how much the process grew.
+
+    Args:
+        watched: look at the memory, which costs time; else it is 0.
+    """
+    from vqdq.layers.matrix import to_matrix
+    from vqdq.models.encoding import encode_layer
+    from vqdq.models.weights import open_weights, write_weights
+
+    source, target = folder / f"{side}.safetensors", folder / "packed.safetensors"
+    if not source.exists():
+        generator = torch.Generator().manual_seed(side)
+        weight = torch.randn(side, side, generator=generator).half()
+        write_weights(source, [TensorSpec.of(_KEY, weight)], {}, lambda _: weight)
+        del weight
+    planned = _planned(method, params, side)
+    width = torch.eye(side) if codecs.get(method).needs_hessian else None
+    with _Watched() if watched else contextlib.nullcontext() as memory:
+        start = time.perf_counter()
+        matrix = to_matrix(open_weights(source).read(_KEY))
+        stats = None if width is None else InputStats(hessian=width)
+        layer = encode_layer(matrix, planned, 0, silent, stats=stats)
+        tensors = layer.packed.tensors
+        specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+        write_weights(target, specs, {}, lambda spec: tensors[spec.name])
+        seconds = time.perf_counter() - start
+    return seconds, 0 if memory is None else memory.grown
+
+
+def _planned(method: str, params: Params, side: int) -> PlannedLayer:
+    shape = WeightShape(out_features=side, in_features=side)
+    component = Component(
+        name="unet",
+        layers=(Layer(name="pace", kind="linear", shape=shape),),
+        tensors=(TensorSpec(name="pace.weight", dtype=torch.float16, shape=(side, side)),),
+    )
+    recipe = Recipe(name="pace", rules=(Rule(pattern="*", method=method, params=params),))
+    return resolve(recipe, component).layers[0]
+
+
+class _Watched:
+    """Watches the resident memory of this process from a thread of its own."""
+
+    def __enter__(self) -> _Watched:
+        self._process = psutil.Process()
+        self._before = self._most = self._process.memory_info().rss
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(_LOOK_SECONDS):
+            self._most = max(self._most, self._process.memory_info().rss)
+
+    @property
+    def grown(self) -> int:
+        """By how many bytes it grew at most."""
+        return self._most - self._before

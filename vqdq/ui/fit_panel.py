@@ -1,0 +1,129 @@
+"""Fit a graphics card: choose it and a resolution, see what should fit, use it with a click."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from vqdq.errors import UserError
+from vqdq.models import fit as fits
+from vqdq.models.fit import CARDS, FitOption
+from vqdq.ui import header
+from vqdq.ui.desk import Desk
+from vqdq.ui.live import Part, Region, Session, Wire, html, markup
+from vqdq.ui.wording import chip, escape, size
+
+PRESENT, USUAL = "", "8 GB"
+OWN = "The model's own"
+RESOLUTIONS = (OWN, "512", "768", "1024", "1536", "2048")
+SIDE = 512  # of a model that says no size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitLook:
+    """What the fold is asked: a card and a resolution as typed; nothing before it was opened."""
+
+    card: str = ""
+    resolution: str = OWN
+    opened: bool = False
+
+
+def build(desk: Desk, session: gr.State) -> tuple[Part, Any]:
+    """Returns the fold's region and events, and the component whose buttons name a recipe."""
+    present = fits.present_card()
+    cards = [(name, f"{memory} GB") for name, memory in CARDS]
+    if present is not None:
+        cards.insert(0, (f"{present[0]} · {size(present[1])} · this computer", PRESENT))
+    with gr.Accordion("Fit a graphics card", open=False, elem_id="vq-fit") as fold:
+        with gr.Row(elem_classes=["vq-fit-ask"]):
+            card = gr.Dropdown(
+                cards,
+                value=PRESENT if present else USUAL,
+                label="Card, or its memory",
+                allow_custom_value=True,
+                elem_id="vq-fit-card",
+                min_width=160,
+            )
+            side = gr.Dropdown(
+                list(RESOLUTIONS),
+                value=OWN,
+                label="Pixels a side",
+                allow_custom_value=True,
+                elem_id="vq-fit-side",
+                min_width=120,
+            )
+        options = html("", "vq-fit-options")
+
+    def ask(state: Session, memory: Any, pixels: Any) -> Session:
+        look = FitLook(card=str(memory or ""), resolution=str(pixels or OWN), opened=True)
+        return state.looking(look)
+
+    inputs = [session, card, side]
+    wires = [Wire(event, ask, inputs, [session]) for event in (fold.expand, card.input, side.input)]
+    region = Region("fit", options, markup(lambda state: options_html(desk, state)))
+    return Part(regions=[region], wires=wires), options
+
+
+def options_html(desk: Desk, state: Session) -> str:
+    """Returns what fits the card that the session asks about."""
+    look = state.look(FitLook)
+    if not look.opened:
+        return '<div class="vq-fits" aria-hidden="true"></div>'
+    try:
+        memory = fits.card_bytes(look.card)
+        side = _side(look.resolution, desk.pixels)
+        found = desk.subject.fitted(memory, side)
+    except UserError as error:
+        return header.fault(
+            error.what, where=error.where, remedy=error.remedy, title="This cannot be answered"
+        )
+    return cards_html(found)
+
+
+def cards_html(found: tuple[FitOption, ...]) -> str:
+    """Returns the options as cards, the best first."""
+    how = "Weights to the byte; working memory counted without weights, without an allocator's."
+    note = chip("estimated", how)
+    if not found[0].fits:
+        least = found[0]
+        return (
+            f'<div class="vq-fits"><p>Nothing fits {size(least.card_bytes)} {note}</p>'
+            f'<p class="vq-muted">The least is {escape(least.title)}: {escape(least.sum)}.'
+            " A smaller picture takes less.</p></div>"
+        )
+    head = f"<p>{len(found)} ways fit {size(found[0].card_bytes)}, the best first {note}</p>"
+    if len(found) == 1:
+        head = f"<p>One way fits {size(found[0].card_bytes)} {note}</p>"
+    return f'<div class="vq-fits">{head}{"".join(map(_card, found))}</div>'
+
+
+def _card(option: FitOption) -> str:
+    share = 100 * option.total_bytes / option.card_bytes
+    button = (
+        f'<button type="button" class="vq-button vq-button-small" data-act="recipe"'
+        f' data-recipe="{escape(option.recipe)}">Use {escape(option.recipe)}</button>'
+        if option.recipe
+        else '<span class="vq-muted">Nothing to compress</span>'
+    )
+    more = " ".join(option.reasons[1:])
+    return (
+        f'<article class="vq-fit"><div class="vq-fit-head"><b>{escape(option.title)}</b>'
+        f"<span>{escape(option.quality)}</span></div>"
+        f'<div class="vq-fit-bar" aria-hidden="true"><i style="width:{min(share, 100):.0f}%"></i>'
+        f'</div><p class="vq-small">{escape(option.sum)}</p>'
+        + (f'<p class="vq-small vq-muted">{escape(more)}</p>' if more else "")
+        + f'<div class="vq-actions">{button}</div></article>'
+    )
+
+
+def _side(text: str, own: int) -> int:
+    if text == OWN:
+        return own or SIDE
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(
+            f"{text[:40]!r} is no number of pixels.", where="Pixels a side", remedy="Write 1024."
+        ) from error
