@@ -95,10 +95,12 @@ class QuantizedLayer(nn.Module):
         text_cache: keeps the last output of a layer that reads the text, or None.
         residency: "resident" decodes once, "streaming" at each forward; a whole model is told by
             `vqdq.layers.residency`.
+        source: gives the decoded weight where `vqdq.layers.prefetch` streams it, else None.
     """
 
     input: LayerInput | None = None
     text_cache: TextCache | None = None
+    source: Callable[[torch.dtype], torch.Tensor] | None = None
     _codec: Codec[Any]
     _shape: WeightShape
     _names: tuple[str, ...]
@@ -162,6 +164,8 @@ class QuantizedLayer(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Returns the decoded weight in the layer's own layout: decoded in float32, then cast."""
+        if self.source is not None:
+            return self.source(dtype)
         kept = self._dense
         device = self.get_buffer(self._names[0]).device
         if kept is not None and kept.dtype == dtype and kept.device == device:
@@ -169,17 +173,21 @@ class QuantizedLayer(nn.Module):
         if device.type == "meta":
             matrix = torch.empty(self._shape.out_features, self._shape.in_features, device="meta")
             return from_matrix(matrix, self).to(dtype)
-        # Never an inference tensor: the kept weight may serve a forward that records gradients.
-        with torch.inference_mode(False), torch.no_grad():
-            smooths = self.input is not None and self.input.smooths
-            matrix = self._codec.decode_as(self.packed, torch.float32 if smooths else dtype)
-            matrix = matrix.to(device)  # where no kernel was, it is on the processor
-            if self.input is not None and smooths:
-                matrix = fold_smoothing(matrix, self.get_buffer(self.input.smoothing_name))
-            weight = from_matrix(matrix, self).to(dtype)
+        weight = self.decoded(self.packed, dtype)
         if self.residency == "resident" and not self._quantizes:
             self._dense = weight
         return weight
+
+    def decoded(self, packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the weight that the layer's packed tensors stand for, wherever they are."""
+        # Never an inference tensor: a kept weight may serve a forward that records gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            smooths = self.input is not None and self.input.smooths
+            matrix = self._codec.decode_as(packed, torch.float32 if smooths else dtype)
+            matrix = matrix.to(next(iter(packed.tensors.values())).device)  # if no kernel was there
+            if self.input is not None and smooths:
+                matrix = fold_smoothing(matrix, self.get_buffer(self.input.smoothing_name))
+            return from_matrix(matrix, self).to(dtype)
 
     @property
     def held_bytes(self) -> int:
