@@ -43,6 +43,7 @@ class VqdqQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.quantization_config: VqdqConfig = quantization_config
         self._dtype = torch.float32
+        self._wide = set[str]()  # modules that diffusers keeps in float32 whatever the dtype
         self._plan: Plan | None = None  # of a model that is compressed while it loads
         self._pending: dict[str, PlannedLayer] = {}  # weights to encode, by their keys
 
@@ -142,8 +143,8 @@ class VqdqQuantizer(DiffusersQuantizer):
         return ready, {}
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        del kwargs
         _teach()
+        self._wide = {name for name in kwargs.get("keep_in_fp32_modules") or () if name}
         config = self.quantization_config
         if not self.pre_quantized:
             from vqdq.models.on_the_fly import model_component, planned
@@ -183,7 +184,8 @@ class VqdqQuantizer(DiffusersQuantizer):
                         where=name,
                         remedy="The file is incomplete: copy the folder again.",
                     )
-                layer.set_dtype_(self._dtype)
+                wide = not self._wide.isdisjoint(name.split("."))
+                layer.set_dtype_(torch.float32 if wide else self._dtype)
         for key, buffer in model.named_buffers():
             if buffer.is_meta and key in self.quantization_config.stored():
                 raise UserError(

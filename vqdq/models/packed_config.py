@@ -57,7 +57,14 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
         attention: Mapping[str, Any] | None = None,
         version: int = FORMAT_VERSION,
         quant_method: str = Method.VQDQ.value,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise UserError(
+                f'unknown setting "{next(iter(unknown))}" of quantization_config.',
+                where="config.json",
+                remedy=_NEWER,
+            )
         self.quant_method = cast(Any, Method(quant_method))
         self.version = version
         self.recipe = dict(recipe)
