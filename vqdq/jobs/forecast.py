@@ -86,7 +86,7 @@ def program_bytes(workspace: Workspace) -> int:
         process = psutil.Process(pid)
         if abs(process.create_time() - born) > 1e-3:
             return PROGRAM_BYTES
-        return int(process.memory_info().rss)
+        return max(int(process.memory_info().rss), PROGRAM_BYTES)  # less, and it is still starting
     except psutil.Error:
         return PROGRAM_BYTES
 

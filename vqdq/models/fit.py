@@ -115,8 +115,10 @@ class FitOption:
         """The amounts as a sum: "1.0 GB weights + … = 4.7 of 8 GB, estimated"."""
         unit, name = (1e9, "GB") if self.total_bytes >= _SMALL else (1e6, "MB")
         parts = " + ".join(f"{item.bytes / unit:.1f} {name} {item.name}" for item in self.amounts)
-        whole = f"{self.total_bytes / unit:.1f} of {self.card_bytes / unit:g} {name}"
-        return f"{parts} = {whole}, estimated"
+        whole = f"{self.total_bytes / unit:.1f}"
+        if self.card_bytes >= _SMALL > self.total_bytes:
+            return f"{parts} = {whole} MB of {self.card_bytes / 1e9:g} GB, estimated"
+        return f"{parts} = {whole} of {self.card_bytes / unit:g} {name}, estimated"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the option as JSON values."""

@@ -16,7 +16,7 @@ from vqdq.ui.live import Part, Region, Session, Wire, html, markup
 from vqdq.ui.wording import chip, escape, size
 
 PRESENT, USUAL = "", "8 GB"
-OWN = "The model's own"
+OWN = "Its own size"
 RESOLUTIONS = (OWN, "512", "768", "1024", "1536", "2048")
 SIDE = 512  # of a model that says no size
 
@@ -37,23 +37,20 @@ def build(desk: Desk, session: gr.State) -> tuple[Part, Any]:
     if present is not None:
         cards.insert(0, (f"{present[0]} · {size(present[1])} · this computer", PRESENT))
     with gr.Accordion("Fit a graphics card", open=False, elem_id="vq-fit") as fold:
-        with gr.Row(elem_classes=["vq-fit-ask"]):
-            card = gr.Dropdown(
-                cards,
-                value=PRESENT if present else USUAL,
-                label="Card, or its memory",
-                allow_custom_value=True,
-                elem_id="vq-fit-card",
-                min_width=160,
-            )
-            side = gr.Dropdown(
-                list(RESOLUTIONS),
-                value=OWN,
-                label="Pixels a side",
-                allow_custom_value=True,
-                elem_id="vq-fit-side",
-                min_width=120,
-            )
+        card = gr.Dropdown(
+            cards,
+            value=PRESENT if present else USUAL,
+            label="Card, or its memory",
+            allow_custom_value=True,
+            elem_id="vq-fit-card",
+        )
+        side = gr.Dropdown(
+            list(RESOLUTIONS),
+            value=OWN,
+            label="Pixels a side",
+            allow_custom_value=True,
+            elem_id="vq-fit-side",
+        )
         options = html("", "vq-fit-options")
 
     def ask(state: Session, memory: Any, pixels: Any) -> Session:
