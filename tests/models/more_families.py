@@ -94,8 +94,8 @@ def _vq() -> VQModel:
 
 def kandinsky_3() -> Built:
     unet = Kandinsky3UNet(
-        time_embedding_dim=16, groups=4, attention_head_dim=8, layers_per_block=2,
-        block_out_channels=(16, 16, 16, 16), cross_attention_dim=16, encoder_hid_dim=24,
+        time_embedding_dim=16, groups=2, attention_head_dim=8, layers_per_block=2,
+        block_out_channels=(8, 8, 8, 8), cross_attention_dim=8, encoder_hid_dim=24,
     )  # fmt: skip
     pipe = Kandinsky3Pipeline(
         tokenizer=None, text_encoder=None, unet=unet, scheduler=DDPMScheduler(), movq=_vq()

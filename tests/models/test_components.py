@@ -144,8 +144,15 @@ def test_without_the_import_transformers_fails_loudly(
 ) -> None:
     monkeypatch.delitem(auto.AUTO_QUANTIZER_MAPPING, "vqdq")
     monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "vqdq")
-    with pytest.raises(RuntimeError, match="mismatch"):
-        CLIPTextModel.from_pretrained(made.output / "text_encoder")
+    for kind, part in ((CLIPTextModel, "text_encoder"), (DiffusionPipeline, "")):
+        with pytest.raises(RuntimeError, match="mismatch"):
+            kind.from_pretrained(made.output / part)
+    with monkeypatch.context() as looking_away:
+        report = "transformers.modeling_utils.log_state_dict_report"
+        looking_away.setattr(report, lambda *_, **__: None)
+        with pytest.raises(UserError, match="0 of 6 packed layers") as caught:
+            load(made.output)
+    assert caught.value.where == "text_encoder"
     register()
     assert packed(CLIPTextModel.from_pretrained(made.output / "text_encoder"))
 

@@ -32,12 +32,13 @@ def other_students(pipeline: DiffusionPipeline, plan: Plan, report: Report) -> d
     for other in plan.others:
         name = other.component.name
         module: nn.Module = cast(Any, pipeline).components[name]
-        made[name] = _student(module, live(name, module), other, counted(report, before, total))
+        made[name] = student_of(module, live(name, module), other, counted(report, before, total))
         before += len(other.quantized)
     return made
 
 
-def _student(module: nn.Module, inner: Inner, plan: Plan, report: Report) -> nn.Module:
+def student_of(module: nn.Module, inner: Inner, plan: Plan, report: Report) -> nn.Module:
+    """Returns a compressed copy of one component, which opens and saves like one from a file."""
     state, paths = module.state_dict(), inner.paths()
     own = {key: inside for inside, key in inner.keys.items()}
 

@@ -14,11 +14,13 @@ from torch import nn
 
 from vqdq.errors import UserError
 from vqdq.layers.attention import attention_places
+from vqdq.layers.quantized import QuantizedLayer
 from vqdq.layers.residency import Mode, checked
 from vqdq.models.denoisers import denoiser, layers_of, skeleton
 from vqdq.models.fused import fused_keys
 from vqdq.models.generate import GenerateResult, generate
 from vqdq.models.modes import set_mode_
+from vqdq.models.packed_config import Method
 from vqdq.models.quiet import quiet
 from vqdq.models.sources import DEMO, Source, demo_folder, locate, presets_folder
 from vqdq.progress import Event, Report, silent
@@ -112,6 +114,7 @@ def load(
             where=str(source.folder),
             remedy="Copy the model again; every component needs safetensors weights.",
         ) from error
+    _require_packed(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     set_mode_(pipeline, mode, cache_bytes)
     report(Event(stage="load", done=2, total=2, message=source.title))
@@ -208,6 +211,29 @@ def _vae_scale(source: Source) -> int | None:
         return None
     widths = values.get("block_out_channels")
     return 2 ** (len(widths) - 1) if isinstance(widths, list) else None
+
+
+def _require_packed(pipeline: DiffusionPipeline) -> None:
+    """Raises when a library opened a compressed component without its packed layers.
+
+    transformers fills what it does not find with random numbers; nobody is to draw with those.
+    """
+    for name, part in cast(dict[str, object], cast(Any, pipeline).components).items():
+        config = getattr(part, "config", None)
+        if not isinstance(part, nn.Module) or config is None:
+            continue
+        given: object = getattr(config, "quantization_config", None)
+        values = given if isinstance(given, dict) else getattr(given, "__dict__", {})
+        known = cast(dict[str, Any], values)
+        if known.get("quant_method") != Method.VQDQ:
+            continue
+        held = sum(isinstance(layer, QuantizedLayer) for layer in part.modules())
+        if held != len(known["layers"]) or any(t.is_meta for t in part.state_dict().values()):
+            raise UserError(
+                f"was opened with {held} of {len(known['layers'])} packed layers.",
+                where=name,
+                remedy="The folder is damaged, or its library is of another version than ours.",
+            )
 
 
 def _refuse_code(source: Source) -> None:
