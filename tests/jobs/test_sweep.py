@@ -6,7 +6,10 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,13 +17,16 @@ from PIL import Image
 from tests.models import tiny
 from vqdq.cli import main
 from vqdq.errors import Cancelled, UserError
-from vqdq.jobs import sweep, sweep_run
+from vqdq.jobs import grid, grid_cluster, sweep, sweep_run
+from vqdq.jobs.requests import Axis, GridRequest, request_from_json
 from vqdq.jobs.sweep_file import Sweep, read_sweep
 from vqdq.jobs.sweep_pack import unpack
 from vqdq.jobs.sweep_store import Store
 from vqdq.jobs.sweep_units import packed
+from vqdq.jobs.warm import WarmPipelines
 from vqdq.models.compressor import compress_folder
 from vqdq.models.sources import presets_folder
+from vqdq.progress import Event
 
 KEPT = {"pattern": "*", "method": None}
 
@@ -165,6 +171,12 @@ def test_the_command_finds_everything_done_and_writes_tables_sheets_and_a_report
     assert code == 2
     assert "a sweep with other prompts" in told["error"]["what"]
     assert said("--output", store.url, "--workers", "2")[0] == 2
+    file.write_text(json.dumps(wanted.to_json()))
+    with sweep_run.alone(store):
+        code, told = said("--output", store.url)
+    assert (code, told["error"]["what"]) == (
+        1, f"another sweep (process {os.getpid()}) is at work there."
+    )  # fmt: skip
 
 
 def test_a_stopped_sweep_goes_on_in_memory_too(model):
@@ -205,6 +217,35 @@ def test_one_fault_keeps_nobody_else_from_being_done_and_says_the_way(whole, mod
     assert "1 results could not be made, 2 wait for them" in told.what
     assert "only this is made anew" in told.remedy
     assert told.remedy.endswith("Try: vqdq sweep x")
+
+
+def test_a_grid_on_an_engine_has_the_rows_and_pictures_of_a_grid_here(model, tmp_path, monkeypatch):
+    other = tiny.folder(tmp_path / "other", seed=1)
+    models = Axis(name="model", values=("mine", str(other)))
+    places = {"mine": str(model)}
+    cache = WarmPipelines(lambda name: places.get(name, name))
+    request = GridRequest(model="mine", axes=(models,), prompt="a red circle", steps=1)
+    monkeypatch.setattr(grid_cluster, "RayEngine", sweep.LocalEngine)
+    events: list[Event] = []
+    found: list[Any] = []
+    for engine in ("local", "ray"):
+        (tmp_path / engine).mkdir()
+        made = grid.execute(
+            replace(request, engine=engine), tmp_path / engine, cache=cache, report=events.append
+        )
+        found.append(made["rows"])
+        assert made["drawn"] == 2
+    measured = {"seconds": 0, "peak_memory_bytes": 0}
+    assert [row | measured for row in found[0]] == [row | measured for row in found[1]]
+    assert found[0][1]["psnr"] < 40
+    for row in found[0]:
+        here, there = (Image.open(tmp_path / e / row["image"]) for e in ("local", "ray"))
+        with here, there:
+            assert here.tobytes() == there.tobytes()
+    assert {event.stage for event in events} == {"load", "cells"}
+    again = request_from_json(replace(request, engine="ray").to_json())
+    assert again == replace(request, engine="ray")
+    assert "engine" not in request.to_json()  # folders of earlier versions stay the same grid
 
 
 def test_of_two_that_do_the_same_one_counts_and_the_other_says_so(tmp_path):

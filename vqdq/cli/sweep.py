@@ -45,7 +45,14 @@ def run(options: argparse.Namespace, output: Output) -> int:
     check_models(*wanted.models)
     store = Store(options.output)
     with asking():
-        sweep_run.check_same(store, wanted)
+        sweep_run.check_same(store, wanted, begin=not options.dry_run)
+    with sweep_run.alone(store):
+        return _run(options, output, store, wanted, share)
+
+
+def _run(
+    options: argparse.Namespace, output: Output, store: Store, wanted: Sweep, share: float
+) -> int:
     engine = _engine(options, store)
     try:
         plan = sweep_run.planned(

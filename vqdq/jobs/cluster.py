@@ -9,6 +9,7 @@ are off, and a cluster that is started here listens on this computer alone.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is loaded: nothing is 
 RETRIES = 5
 """Times that a unit is started again after its worker died: a unit that kills five is at fault."""
 LOOPBACK = "127.0.0.1"
+_HERE = (LOOPBACK, "localhost")
 _WAIT_SECONDS = 0.25
+_ANSWER_SECONDS = 5.0
 _GRACE_SECONDS = 2.0  # for units that are asked to stop
 _STORE_BYTES = 80_000_000  # the least that Ray takes; units are small
 _QUIET = {
@@ -41,7 +44,7 @@ class RayEngine:
 
     Args:
         store: the folder of results, under the same address on every computer.
-        address: of a cluster ("host:port", "ray://host:port"); "" starts one here.
+        address: of a cluster ("host:port"); "" is that of RAY_ADDRESS, else starts one here.
         workers: how many units run at a time on a cluster that is started here; 0 is every core.
 
     Raises:
@@ -56,20 +59,19 @@ class RayEngine:
             raise UserError(
                 "other processes cannot see it.", where=store.url, remedy="Name a shared folder."
             )
-        self._ray = _ray()
+        address = address or os.environ.get("RAY_ADDRESS", "")
+        self._ray = _ray(alone=not address or address.partition(":")[0] in _HERE)
         self._url = store.url
         self._expected: Environment | None = None
         self._flying: dict[Any, Unit] = {}
         self._own = not address
+        if address:
+            _require_answer(address)
         try:
             self._ray.init(**_settings(address, workers))
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             words = str(error).strip().split("\n", 1)[0][:200]
-            raise UserError(
-                f"no cluster answers: {words}",
-                where=address or "ray",
-                remedy="Check the address; `ray start --head` starts a cluster.",
-            ) from error
+            raise _silent(address or "ray", words) from error
         self._task = self._ray.remote(max_retries=RETRIES, retry_exceptions=False)(_perform)
 
     def environment(self, device: str, threads: int) -> Environment:
@@ -151,6 +153,25 @@ def missing() -> str:
     return "" if util.find_spec("ray") else "pip install 'vqdq[cluster]'"
 
 
+def _require_answer(address: str) -> None:
+    """Raises `UserError` at once where nobody listens; Ray itself tries for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto": Ray knows where
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _silent(address, str(error)) from error
+
+
+def _silent(address: str, words: str) -> UserError:
+    return UserError(
+        f"no cluster answers: {words}.".replace("..", "."),
+        where=address,
+        remedy="Check the address; `ray start --head` starts a cluster.",
+    )
+
+
 _bench: tuple[str, Environment, Bench] | None = None
 
 
@@ -180,16 +201,19 @@ def _settings(address: str, workers: int) -> dict[str, Any]:
         "include_dashboard": False,
         "_node_ip_address": LOOPBACK,
         "object_store_memory": _STORE_BYTES,
-        "_metrics_export_port": None,
         "_system_config": {"enable_metrics_collection": False},
     }
 
 
-def _ray() -> Any:
+def _ray(*, alone: bool) -> Any:
+    """Ray itself; `alone`: a cluster that is on this computer and may be reached from it only."""
     what = missing()
     if what:
         raise UserError("Ray is not installed.", where="--engine ray", remedy=f"{what}.")
-    os.environ.setdefault("RAY_ENABLE_METRICS_COLLECTION", "0")
+    if alone:
+        # Its switch for computers without clusters: names and listens on the loopback alone. Else
+        # it takes "127.0.0.1" for the computer's outer address, where such a cluster is not.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
     return ray

@@ -72,10 +72,14 @@ def execute(
     done = {key for key, row in rows.items() if records.is_done(row, folder)}
     kept = len(done & {picture.key for picture in grid.pictures})
     work = _Work(grid=grid, folder=folder, report=report, cache=cache, rows=rows, finished=kept)
-    for drawer in grid.drawers:
-        missing = [p for p in grid.pictures if p.drawer == drawer and p.key not in done]
-        if missing:
-            work.draw_all(drawer, missing)
+    missing = [picture for picture in grid.pictures if picture.key not in done]
+    if request.engine == "ray":
+        work.draw_on_cluster(missing)
+    else:
+        for drawer in grid.drawers:
+            mine = [picture for picture in missing if picture.drawer == drawer]
+            if mine:
+                work.draw_all(drawer, mine)
     work.compare_rest()
     wrong = [rows[p.key] for p in grid.pictures if rows[p.key]["error"] is not None]
     if wrong:
@@ -93,7 +97,9 @@ def execute(
         pictures=len(grid.pictures),
         drawn=len(grid.pictures) - kept,
         kept=kept,
-        made=[model_folder(folder, each).name for each in grid.drawers if each.compresses],
+        made=[]
+        if request.engine == "ray"
+        else [model_folder(folder, each).name for each in grid.drawers if each.compresses],
         rows=[rows[picture.key] for picture in grid.pictures],
         seconds=time.perf_counter() - start,
     )
@@ -132,6 +138,24 @@ class _Work:
             except (UserError, OSError, MemoryError, RuntimeError) as error:
                 row = _failed(picture, _fault(error, warm.label))
             self._keep(row)
+
+    def draw_on_cluster(self, pictures: list[Picture]) -> None:
+        """Draws the pictures of all models at once, on the computers of a cluster."""
+        if not pictures:
+            return
+        from vqdq.jobs import grid_cluster  # heavy: ray
+
+        def failed(picture: Picture, fault: UserError) -> None:
+            self._keep(_failed(picture, fault))
+
+        grid_cluster.draw(
+            pictures,
+            self.folder,
+            locate=self.cache.locate,
+            keep=self._keep,
+            failed=failed,
+            report=self.report,
+        )
 
     def compare_rest(self) -> None:
         """Measures pictures whose reference came after them, as one that was tried again does."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from vqdq.errors import UserError
 from vqdq.jobs import sweep_table
 from vqdq.jobs.grid_cells import Picture
+from vqdq.jobs.lock import Lock
 from vqdq.jobs.sweep_addresses import Addresses
 from vqdq.jobs.sweep_file import Sweep
 from vqdq.jobs.sweep_plan import Planner, SweepPlan
@@ -19,6 +21,7 @@ from vqdq.jobs.sweep_units import Engine
 
 FILE = "sweep.json"
 ASKED = "asked.json"
+_DRIVER = "driver"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +106,38 @@ def write_tables(store: Store, sweep: Sweep, plan: SweepPlan) -> Written:
     return Written(found=found, rows=rows, values=values, files=tuple(files))
 
 
-def check_same(store: Store, sweep: Sweep) -> None:
+@contextmanager
+def alone(store: Store) -> Generator[None]:
+    """Keeps a second driver of this computer out of the folder; object stores have no locks.
+
+    Raises:
+        UserError: another one is at work there.
+    """
+    if store.folder is None:
+        yield
+        return
+    try:
+        lock = Lock(store.folder, _DRIVER)
+    except UserError as error:
+        pid = Lock.holder(store.folder, _DRIVER)
+        if "already uses" not in error.what:
+            raise
+        raise UserError(
+            f"another sweep (process {pid or 'unknown'}) is at work there.",
+            where=store.url,
+            remedy="Wait for it, or name another folder.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_same(store: Store, sweep: Sweep, *, begin: bool = True) -> None:
     """Takes the folder for this sweep, new or to go on with.
+
+    Args:
+        begin: write down what is asked, where nothing is yet.
 
     Raises:
         UserError: it holds another one.
@@ -112,7 +145,8 @@ def check_same(store: Store, sweep: Sweep) -> None:
     kept = store.read(ASKED)
     text = json.dumps(sweep.to_json(), indent=1, ensure_ascii=False)
     if kept is None:
-        store.write(ASKED, text.encode())
+        if begin:
+            store.write(ASKED, text.encode())
         return
     try:
         known: object = json.loads(kept)

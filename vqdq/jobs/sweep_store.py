@@ -18,7 +18,7 @@ import os
 import posixpath
 import secrets
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -83,15 +83,16 @@ class Store:
                 content = cast(bytes, self._fs.cat_file(self._receipt(name)))
             except FileNotFoundError:
                 return None
-        try:
-            values: object = json.loads(content)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise UserError(
-                "is damaged.", where=self._receipt(name), remedy="Remove it; it is made again."
-            )
-        return cast(dict[str, Any], values)
+        return _parsed(content, self._receipt(name))
+
+    def receipts(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Returns the receipts of results that are there, by name; many at a time on the net."""
+        places = {self._receipt(name): name for name in names}
+        if not places:
+            return {}
+        with self._faults():
+            found = cast(dict[str, bytes], self._fs.cat(list(places), on_error="omit"))
+        return {places[place]: _parsed(content, place) for place, content in found.items()}
 
     def keep(
         self, name: str, values: Mapping[str, Any], file: Path | None = None
@@ -160,7 +161,7 @@ class Store:
 
     def tidy(self) -> int:
         """Returns how many objects were removed that no receipt names; nobody may be at work."""
-        named = {receipt.get("object") for name in self.known() if (receipt := self.receipt(name))}
+        named = {receipt.get("object") for receipt in self.receipts(self.known()).values()}
         with self._faults():
             try:
                 files = cast(list[str], self._fs.find(f"{self._root}/{OBJECTS}"))
@@ -219,6 +220,16 @@ class Store:
                 where=self.url,
                 remedy="Check the address and the rights; what is done is kept.",
             ) from error
+
+
+def _parsed(content: bytes, place: str) -> dict[str, Any]:
+    try:
+        values: object = json.loads(content)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError("is damaged.", where=place, remedy="Remove it; it is made again.")
+    return cast(dict[str, Any], values)
 
 
 def sha256(path: Path) -> str:

@@ -59,14 +59,14 @@ class Summary:
 
 def read(store: Store, plan: SweepPlan) -> list[Found]:
     """Returns the pictures of a plan that are in the store, in the asked order."""
-    known = store.known()
+    wanted = {name for wish in plan.wishes for name in (wish.image, wish.score) if name}
+    receipts = store.receipts(wanted & store.known())
     found: list[Found] = []
     for wish in plan.wishes:
-        receipt = store.receipt(wish.image) if wish.image in known else None
+        receipt = receipts.get(wish.image)
         if receipt is None:
             continue
-        scored = store.receipt(wish.score) if wish.score in known else None
-        score: dict[str, Any] = {} if scored is None else scored["score"]
+        score: dict[str, Any] = receipts.get(wish.score, {}).get("score", {})
         row = _row(wish, receipt["picture"], score)
         worker = str(receipt.get("worker", ""))
         found.append(Found(wish=wish, row=row, score=score, worker=worker))

@@ -109,6 +109,10 @@ class WarmPipelines:
         self._make_room(0)
         return entry
 
+    def locate(self, reference: str) -> str:
+        """Returns "demo", a folder or a hub id for a model's name."""
+        return self._locate(reference)
+
     def drop(self) -> None:
         """Lets all pipelines go."""
         self._kept.clear()

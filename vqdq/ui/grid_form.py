@@ -12,6 +12,7 @@ from vqdq import codecs
 from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.jobs import grid_axes
+from vqdq.jobs.cluster import missing as missing_cluster
 from vqdq.jobs.grid_cells import data_free
 from vqdq.jobs.requests import GridRequest
 from vqdq.jobs.requests.grid import MODEL_AXES, ORIGINAL, Axis, Value
@@ -88,6 +89,7 @@ class GridForm:
             variant="" if has & set(MODEL_AXES) else str(named["variant"] or ""),
             method=str(named["method"]),
             bits=settings.whole(named["bits"], "bits"),
+            engine=str(named["engine"] or "local"),
         )
 
     def visibility(self, values: Sequence[Any]) -> list[Any]:
@@ -216,6 +218,15 @@ def build(desk: Desk) -> GridForm:
         )
         controls["guidance"] = areas["guidance"] = gr.Number(
             GUIDANCE, label="Guidance", elem_id="vq-grid-guidance", min_width=96
+        )
+        controls["engine"] = gr.Dropdown(
+            [("This computer", "local"), ("Ray cluster", "ray")],
+            value="local",
+            label="Where",
+            filterable=False,
+            visible=not missing_cluster(),
+            elem_id="vq-grid-engine",
+            min_width=160,
         )
     return form
 

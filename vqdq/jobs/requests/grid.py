@@ -29,6 +29,7 @@ MODEL_AXES = ("model", "recipe", "method", "bits")
 MAX_CELLS = 400
 FULL_BITS = 16
 """On the axis of bits: the reference itself."""
+ENGINES = ("local", "ray")
 ORIGINAL = "original"
 """On the axis of recipes: the reference itself."""
 
@@ -88,6 +89,7 @@ class GridRequest:
         method, bits: of the recipe, where the other one of the two is an axis.
         made: digest of a recipe -> the model in the workspace that was made with it; what is not
             here is compressed into the run's folder.
+        engine: of `ENGINES`: this computer, or the computers of a Ray cluster.
     """
 
     kind: ClassVar[str] = "grid"
@@ -101,6 +103,7 @@ class GridRequest:
     method: str = "trellis"
     bits: int = 3
     made: tuple[tuple[str, str], ...] = ()
+    engine: str = "local"
 
     def __post_init__(self) -> None:
         check_model(self.model, "model")
@@ -114,6 +117,9 @@ class GridRequest:
         prompt = self.prompt or ("-" if "prompt" in names else "")
         check_sampling(prompt, self.seed, self.steps, self.guidance)
         check_whole(self.bits, "bits", 1, FULL_BITS)
+        if self.engine not in ENGINES:
+            remedy = nearest(str(self.engine), ENGINES, "engine")
+            raise UserError(f"no engine {self.engine!r}.", where="engine", remedy=remedy)
         self._check_models(names)
         if self.cells > MAX_CELLS:
             sides = " × ".join(f"{len(axis.values)} {plural(axis.name)}" for axis in self.axes)
@@ -162,13 +168,15 @@ class GridRequest:
             "method": self.method,
             "bits": self.bits,
             "made": dict(self.made),
+            # left out where it says nothing: folders of earlier versions stay the same grid
+            **({} if self.engine == "local" else {"engine": self.engine}),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the request in `values`."""
         fields = fields_of(
-            values, ("model", "axes", *SAMPLING, "variant", "method", "bits", "made")
+            values, ("model", "axes", *SAMPLING, "variant", "method", "bits", "made", "engine")
         )
         axes: list[Axis] = []
         for entry in names_in(fields, "axes"):
