@@ -18,6 +18,7 @@ from benchmarks import (
     rate_distortion,
     start_token,
     studio,
+    sweep,
 )
 from benchmarks.timing import machine
 
@@ -111,6 +112,15 @@ PARTS = {
         "medians, ratios those of pictures drawn in the same turn: median with the smallest and "
         "the largest.",
         capture.run,
+    ),
+    "sweep": (
+        "Sweeps",
+        "The embedded model, 5 recipes from the weights alone and the original, 6 prompts of the "
+        "evaluation, 20 steps; one thread a worker, a cluster on this computer. Start: until the "
+        "first worker answers, and the plan. Units: all of them together. Ideal: the units of the "
+        "first row, shared evenly by as many cores as are used; efficiency: ideal over measured. "
+        "Opening models is in it: each worker opens its own.",
+        sweep.run,
     ),
     "studio": (
         "Studio",
