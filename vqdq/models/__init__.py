@@ -1,6 +1,9 @@
 """Diffusion pipelines on disk and in memory: find, open, compress, check, and draw with them.
 
-sources      from "demo", a folder or a hub id to a checked folder      download: hub ids
+sources      from "demo", a folder, a file or a hub id to a checked folder
+             download: hub ids     component_files: what of a folder is the model
+             weight_sets, texts, parsing, links, bounds: strangers' files, read without harm
+opening      a single-file checkpoint: single_file (layouts), tracing, importing
 denoisers    the denoiser and its layers, without weights
 pipelines    load, component, describe                                  generate: one picture
 compressor   folder to folder, or in memory     encoding: one layer     partial: resumable work

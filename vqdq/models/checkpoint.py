@@ -219,6 +219,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def require_numbers(tensor: torch.Tensor, name: str) -> None:
+    """Raises `UserError` for a tensor with NaN or infinite values."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    ends = torch.stack(torch.aminmax(tensor))  # one pass, nothing allocated; NaN shows in both
+    if not bool(torch.isfinite(ends).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise UserError(
+            f"{bad} of {tensor.numel()} values are NaN or infinite.",
+            where=name,
+            remedy="The checkpoint is damaged or diverged: use another one.",
+        )
+
+
 def half(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Returns a kept tensor in 16 bits.
 
@@ -227,13 +241,7 @@ def half(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """
     if not tensor.is_floating_point():
         return tensor
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise UserError(
-            f"{bad} of {tensor.numel()} values are NaN or infinite.",
-            where=name,
-            remedy="The checkpoint is damaged or diverged: use another one.",
-        )
+    require_numbers(tensor, name)
     rounded = tensor.half()
     if not bool(torch.isfinite(rounded).all()):
         raise UserError(
@@ -307,7 +315,7 @@ def packed_parts(source: Source) -> dict[str, VqdqConfig]:
     for name, part in parts(source).items():
         values = part.config.get("quantization_config")
         if isinstance(values, dict) and values.get("quant_method") == Method.VQDQ.value:
-            found[name] = VqdqConfig(**cast(dict[str, Any], values))
+            found[name] = VqdqConfig.read(cast(dict[str, Any], values))
     return found
 
 
@@ -324,7 +332,7 @@ def packed_config(source: Source) -> VqdqConfig:
             where=str(source.folder),
             remedy="Name a folder that `vqdq compress` wrote.",
         )
-    return VqdqConfig(**values)
+    return VqdqConfig.read(values)
 
 
 def _check_sums(folder: Path, problems: list[str], report: Report) -> int:

@@ -222,7 +222,7 @@ def compress(
 
 def _of_folder(source: Source, recipe: Recipe) -> tuple[Plan, dict[str, tuple[Part, Reads]]]:
     """Returns the plan of a folder, and the other components that it compresses."""
-    refuse_compressed(source.is_quantized, str(source.folder))
+    refuse_compressed(source.is_quantized, str(source.folder), source.config)
     found = {name: (part, part_component(part)) for name, part in asked(source, recipe).items()}
     plan = resolve(recipe, source_component(source), [made[0] for _, made in found.values()])
     return plan, {name: (part, made[1]) for name, (part, made) in found.items()}

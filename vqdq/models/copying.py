@@ -10,7 +10,8 @@ from typing import Any
 
 from vqdq.durable import atomic, write_text
 from vqdq.errors import UserError
-from vqdq.models.sources import Source
+from vqdq.models.links import require_inside
+from vqdq.models.sources import Source, is_plain
 from vqdq.models.weights import unreadable
 
 _KINDS = (".json", ".txt", ".model", ".safetensors", ".jinja", ".vocab", ".spm")
@@ -58,10 +59,16 @@ def _files(source: Source, without: Collection[str]) -> Generator[tuple[Path, st
     yield source.folder / "model_index.json", "model_index.json"
     for path in sorted(source.folder.iterdir()):
         if path.is_file() and path.stem.lower() in _LICENCES:
+            require_inside(path, source.folder)
             yield path, path.name
     for name, value in source.index.items():
         folder = source.folder / name
-        if not isinstance(value, list) or name == source.denoiser or not folder.is_dir():
+        if (
+            not is_plain(name)
+            or not isinstance(value, list)
+            or name == source.denoiser
+            or not folder.is_dir()
+        ):
             continue
         files = [item for item in sorted(folder.iterdir()) if item.is_file()]
         weights = [item for item in files if item.suffix == ".safetensors"]
@@ -76,6 +83,8 @@ def _files(source: Source, without: Collection[str]) -> Generator[tuple[Path, st
             halved = ".fp16" in item.name
             if name in without and (item.suffix == ".safetensors" or ".index." in item.name):
                 continue
+            if item.suffix != ".safetensors":
+                require_inside(item, source.folder)
             if item.suffix in _KINDS and not (halved and plain) and not _index_of_pickle(item):
                 yield item, f"{name}/{item.name.replace('.fp16', '')}"
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from vqdq.errors import UserError
 from vqdq.layers.surgery import candidates
+from vqdq.models.bounds import BAD_CONFIG, bounded_modules, require_small
 from vqdq.models.dry_inputs import dry_inputs
 from vqdq.recipe import Layer
 
@@ -63,20 +64,34 @@ def skeleton(config: Mapping[str, Any], *, where: str = "config.json") -> nn.Mod
         for key, value in config.items()
         if key != "quantization_config" and (not key.startswith("_") or key == "_class_name")
     }
+    require_small(plain, where)
     try:
-        with torch.device("meta"):
+        with bounded_modules(where), torch.device("meta"):
             model = cast(Any, kind).from_config(plain)
-    except (TypeError, ValueError, KeyError) as error:
+    except BAD_CONFIG as error:
         raise UserError(
-            f"does not describe a {name}: {error}.", where=where, remedy="Copy the model again."
+            f"does not describe a {name}: {type(error).__name__}: {str(error)[:300]}.",
+            where=where,
+            remedy="Copy the model again.",
         ) from error
     return cast(nn.Module, model)
 
 
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
-    """Returns the candidate layers of a skeleton, in the order of execution where it is known."""
+    """Returns the candidate layers of a skeleton, in the order of execution where it is known.
+
+    Raises:
+        UserError: settings that cannot be run together.
+    """
     inputs = dry_inputs(type(model).__name__, getattr(model, "config", None))
     if inputs is None:
         return candidates(model)
-    with torch.no_grad():
-        return candidates(model, lambda: model(**inputs))
+    try:
+        with torch.no_grad():
+            return candidates(model, lambda: model(**inputs))
+    except BAD_CONFIG as error:
+        raise UserError(
+            f"no picture can be drawn with it: {type(error).__name__}: {str(error)[:300]}.",
+            where=f"config.json of the {type(model).__name__}",
+            remedy="Its settings contradict each other: copy the model again.",
+        ) from error

@@ -30,6 +30,7 @@ from vqdq.errors import UserError
 from vqdq.models import single_file, tracing
 from vqdq.models.component_files import text_files, weight_files
 from vqdq.models.denoisers import skeleton
+from vqdq.models.links import require_inside
 from vqdq.models.single_file import SingleFile, Tensors
 from vqdq.models.texts import read_object
 from vqdq.models.weights import unreadable, write_weights
@@ -205,6 +206,7 @@ def _copy(base: Base, folder: Path, name: str, part: Path, *, weights: bool) -> 
     try:
         names = sorted(item.name for item in source.iterdir() if item.is_file())
         for text in text_files(names):
+            require_inside(source / text, folder)
             words = (source / text).read_text(encoding="utf-8")
             if ".index." in text:
                 text, words = text.replace(".fp16", ""), words.replace(".fp16", "")

@@ -9,7 +9,7 @@ import torch
 
 from vqdq.codecs.base import InputStats
 from vqdq.layers.matrix import to_matrix
-from vqdq.models.checkpoint import half
+from vqdq.models.checkpoint import half, require_numbers
 from vqdq.models.encoding import EncodedLayer, encode_layer, within
 from vqdq.models.partial import Partial
 from vqdq.models.parts import Reads
@@ -88,10 +88,16 @@ def reader(reads: Reads) -> Read:
 
 
 def require_finite(plan: Plan, reads: Reads) -> None:
-    """Raises `UserError` early for a kept tensor that 16 bits cannot hold."""
+    """Raises `UserError` early, for values that are no numbers or that 16 bits cannot hold.
+
+    Reads every tensor once, which is seconds; the layer that is found bad would be met in hours.
+    """
     for spec in plan.tensors:
         if spec.name in reads and not is_guard(spec):
             half(reads[spec.name](), spec.name)
+    for planned in plan.quantized:
+        if (key := f"{planned.layer.name}.weight") in reads:
+            require_numbers(reads[key](), key)
 
 
 def counted(report: Report, before: int, total: int) -> Report:

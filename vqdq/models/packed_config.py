@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,8 @@ from vqdq.tensors import TensorSpec
 
 FORMAT_VERSION = 3  # 2: trellis columns in sequences of 256 rows; 3: inputs may be quantized
 _READ = (2, 3)
+_MOST = 2**31 - 1
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 _NEWER = "Install the version of vqdq that wrote the folder, or compress the model again."
 
 
@@ -96,6 +99,31 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
         ready = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, presets_folder())
         return cls(recipe=ready.to_json(), codecs=[], layers={})
 
+    @classmethod
+    def read(cls, values: object) -> VqdqConfig:
+        """Returns the config in JSON values that come from a file.
+
+        Raises:
+            UserError: they are not what this program writes.
+        """
+        kinds = {"recipe": dict, "codecs": list, "layers": dict}
+        more = {"activations": list, "attention": dict, "version": int, "quant_method": str}
+        given = cast(dict[str, Any], values) if isinstance(values, dict) else {}
+        wrong = [key for key, kind in kinds.items() if not isinstance(given.get(key), kind)]
+        for key, value in given.items():
+            kind = more.get(key)
+            if key not in kinds and (kind is None or not isinstance(value, kind | NoneType)):
+                wrong.append(key)
+        if given.get("quant_method", Method.VQDQ.value) != Method.VQDQ.value:
+            wrong.append("quant_method")
+        if wrong:
+            raise UserError(
+                f"its quantization_config is malformed ({', '.join(map(str, wrong))[:200]}).",
+                where="config.json",
+                remedy=_NEWER,
+            )
+        return cls(**{key: value for key, value in given.items() if value is not None})
+
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values; the enum as its text."""
         values = copy.deepcopy(self.__dict__)
@@ -115,10 +143,12 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
         found: dict[str, Packed] = {}
         for name, entry in self.layers.items():
             try:
-                codec = built[entry["codec"]]
-                rows, columns = entry["shape"]
-                shape = WeightShape(out_features=rows, in_features=columns, taps=entry["taps"])
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+                codec = built[_whole(entry["codec"], 0, len(built) - 1)]
+                rows, columns = (_whole(size, 1, _MOST) for size in entry["shape"])
+                taps = _whole(entry["taps"], 1, columns)
+                shape = WeightShape(out_features=rows, in_features=columns, taps=taps)
+                layout = codec.layout(shape)
+            except _MALFORMED as error:
                 raise UserError(
                     "its entry in config.json is malformed.", where=name, remedy=_NEWER
                 ) from error
@@ -128,7 +158,7 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
                 shape=shape,
                 tensors={
                     spec.name: torch.empty(spec.shape, dtype=spec.dtype, device="meta")
-                    for spec in codec.layout(shape)
+                    for spec in layout
                 },
             )
         return found
@@ -141,16 +171,18 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
         """
         built = [_quantizer(entry) for entry in self.activations]
         found: dict[str, tuple[ActivationQuantizer[Any], Site]] = {}
-        for name, entry in self.layers.items():
-            if entry.get("activation") is None:
-                continue
+        for name, entry in cast(dict[str, Any], self.layers).items():
+            if not isinstance(entry, dict) or entry.get("activation") is None:
+                continue  # what is no entry is said by `expected`
             try:
-                taps = entry["taps"]
-                site = Site(
-                    channels=entry["shape"][1] // taps, positions=entry["positions"], taps=taps
-                )
-                found[name] = (built[entry["activation"]], site)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+                taps = _whole(entry["taps"], 1, _MOST)
+                channels = _whole(entry["shape"][1], 1, _MOST) // taps
+                positions = _whole(entry["positions"], 0, _MOST)
+                site = Site(channels=channels, positions=positions, taps=taps)
+                quantizer = built[_whole(entry["activation"], 0, len(built) - 1)]
+                input_layout(quantizer, site)
+                found[name] = (quantizer, site)
+            except _MALFORMED as error:
                 raise UserError(
                     "its entry in config.json is malformed.", where=name, remedy=_NEWER
                 ) from error
@@ -167,10 +199,12 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
         try:
             params = AttentionParams.from_json(self.attention["params"], where="attention")
             sites = {
-                name: Site(channels=channels, positions=positions)
+                name: Site(
+                    channels=_whole(channels, 1, _MOST), positions=_whole(positions, 0, _MOST)
+                )
                 for name, (channels, positions) in self.attention["sites"].items()
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _MALFORMED as error:
             raise UserError(
                 "its entry in config.json is malformed.", where="attention", remedy=_NEWER
             ) from error
@@ -191,11 +225,18 @@ class VqdqConfig(QuantizationConfigMixin, TextConfigMixin):  # pyright: ignore[r
         return found
 
 
+def _whole(value: object, low: int, high: int) -> int:
+    """Returns a whole number of a file; raises `ValueError` for anything else."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(value)
+    return value
+
+
 def _codec(entry: Mapping[str, Any]) -> codecs.Codec[Any]:
     try:
         kind = codecs.get(entry["method"])
         params = kind.settings.from_json(entry["params"], where=entry["method"])
-    except (KeyError, TypeError) as error:
+    except _MALFORMED as error:
         raise UserError("the table of methods is malformed.", where="config.json") from error
     except UserError as error:
         raise UserError(error.what, where=error.where, remedy=_NEWER) from error
@@ -206,7 +247,7 @@ def _quantizer(entry: Mapping[str, Any]) -> ActivationQuantizer[Any]:
     try:
         kind = activations.get(entry["method"])
         params = kind.settings.from_json(entry["params"], where=entry["method"])
-    except (KeyError, TypeError) as error:
+    except _MALFORMED as error:
         raise UserError("the table of activations is malformed.", where="config.json") from error
     except UserError as error:
         raise UserError(error.what, where=error.where, remedy=_NEWER) from error

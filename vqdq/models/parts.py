@@ -8,7 +8,6 @@ own names for transformers, which do not change with its versions.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,8 +22,10 @@ from vqdq.errors import UserError
 from vqdq.layers.surgery import candidates
 from vqdq.models.denoisers import skeleton
 from vqdq.models.fused import fused_keys
-from vqdq.models.sources import Source, weight_paths
-from vqdq.models.weights import WeightFile, open_weights
+from vqdq.models.sources import Source, is_plain
+from vqdq.models.texts import read_object
+from vqdq.models.weight_sets import open_component
+from vqdq.models.weights import WeightFile
 from vqdq.recipe import Component, Layer, Recipe
 from vqdq.sections import chosen
 from vqdq.tensors import TensorSpec
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 Reads = Mapping[str, Callable[[], torch.Tensor]]
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +71,7 @@ class Part:
         Raises:
             UserError: pickled, missing or damaged weights.
         """
-        return tuple(map(open_weights, weight_paths(self.folder, STEMS[self.library])))
+        return open_component(self.folder, STEMS[self.library])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,17 +101,18 @@ def parts(source: Source) -> dict[str, Part]:
     for name, value in source.index.items():
         entry = cast(list[Any], value) if isinstance(value, list) else []
         folder, config = source.folder / name, source.folder / name / "config.json"
-        if name == source.denoiser or len(entry) != 2 or not config.is_file():
+        if not is_plain(name) or name == source.denoiser:
+            continue
+        if len(entry) != 2 or not config.is_file():
             continue
         if entry[0] in STEMS and any(folder.glob("*.safetensors")):
-            values: object = json.loads(config.read_text(encoding="utf-8"))
-            assert isinstance(values, dict), config
+            values = read_object(config)
             found[name] = Part(
                 name=name,
                 folder=folder,
                 library=entry[0],
                 kind=str(entry[1]),
-                config=cast(dict[str, Any], values),
+                config=values,
             )
     return found
 
@@ -124,7 +128,7 @@ def asked(source: Source, recipe: Recipe) -> dict[str, Part]:
     known = parts(source)
     names = chosen(recipe.components, list(known), source.denoiser)
     for name in names:
-        refuse_compressed(known[name].is_quantized, str(known[name].folder))
+        refuse_compressed(known[name].is_quantized, str(known[name].folder), known[name].config)
     return {name: known[name] for name in names}
 
 
@@ -261,8 +265,20 @@ def live(name: str, module: nn.Module) -> Inner:
     )
 
 
-def refuse_compressed(compressed: bool, where: str) -> None:
-    """Raises `UserError` when a component is compressed already."""
+def refuse_compressed(compressed: bool, where: str, config: Mapping[str, Any] = _NOTHING) -> None:
+    """Raises `UserError` when a component is compressed already.
+
+    Args:
+        config: its config, which names the program.
+    """
+    given: Any = config.get("quantization_config")
+    by = str(given.get("quant_method", "another program")) if isinstance(given, dict) else ""
+    if compressed and by not in ("", "vqdq"):
+        raise UserError(
+            f"is quantized already, by {by[:100]}.",
+            where=where,
+            remedy="Start from the model in 16 or 32 bits that it was made of.",
+        )
     if compressed:
         raise UserError(
             "is compressed already.", where=where, remedy="Compress the model it was made from."

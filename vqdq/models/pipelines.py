@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from vqdq.models.modes import set_mode_
 from vqdq.models.packed_config import Method
 from vqdq.models.quiet import quiet
 from vqdq.models.sources import DEMO, Source, demo_folder, locate, presets_folder
+from vqdq.models.texts import read_object
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Component
 from vqdq.tensors import TensorSpec
@@ -108,7 +109,7 @@ def load(
                 use_safetensors=True,
                 local_files_only=True,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"diffusers cannot open it: {_first_line(error)}",
             where=str(source.folder),
@@ -155,8 +156,22 @@ def source_component(source: Source) -> Component:
                     where=place,
                     remedy="Weights and config do not belong together: copy the model again.",
                 )
-        stored = {key: stored[key] for key in ghost.state_dict()}  # diffusers ignores the rest too
+        _refuse_extra(stored.keys() - ghost.state_dict().keys(), ghost, place)
+        stored = {key: stored[key] for key in ghost.state_dict()}
     return _component(source.denoiser, ghost, stored.values())
+
+
+def _refuse_extra(extra: Iterable[str], ghost: nn.Module, place: str) -> None:
+    """Raises for stored tensors that the class neither takes nor is known to leave."""
+    left: list[str] = getattr(ghost, "_keys_to_ignore_on_load_unexpected", None) or []
+    over = sorted(key for key in extra if not any(re.search(rule, key) for rule in left))
+    if over:
+        raise UserError(
+            f"{over[0]} has no place in config.json"
+            + (f", like {len(over) - 1} others." if len(over) > 1 else "."),
+            where=place,
+            remedy="Weights and config do not belong together: copy the model again.",
+        )
 
 
 def _component(name: str, ghost: nn.Module, specs: Iterable[TensorSpec]) -> Component:
@@ -176,8 +191,9 @@ def describe(model: str | Path) -> ModelInfo:
     """
     source = locate(model)
     ghost = skeleton(source.config, where=str(source.folder / source.denoiser / "config.json"))
-    quantization = source.config.get("quantization_config") or {}
-    recipe = quantization.get("recipe", {}).get("name") if source.is_quantized else None
+    quantization: Any = source.config.get("quantization_config")
+    own: Any = quantization.get("recipe") if isinstance(quantization, dict) else None
+    recipe = str(own.get("name")) if isinstance(own, dict) else None
     latent = _latent_shape(source)
     scale = _vae_scale(source)
     size = None
@@ -206,11 +222,11 @@ def _latent_shape(source: Source) -> tuple[int, int, int] | None:
 
 def _vae_scale(source: Source) -> int | None:
     try:
-        values = json.loads((source.folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_object(source.folder / "vae" / "config.json")
+    except (OSError, UserError):
         return None
     widths = values.get("block_out_channels")
-    return 2 ** (len(widths) - 1) if isinstance(widths, list) else None
+    return 2 ** (len(widths) - 1) if isinstance(widths, list) and 0 < len(widths) < 16 else None
 
 
 def _require_packed(pipeline: DiffusionPipeline) -> None:

@@ -10,12 +10,12 @@ from vqdq.errors import UserError
 from vqdq.models.denoisers import DENOISERS
 from vqdq.models.download import download, is_hub_id
 from vqdq.models.texts import read_object
+from vqdq.models.weight_sets import PICKLES, open_component, weight_paths
 from vqdq.models.weights import WeightFile, open_weights, pickled, unreadable
 from vqdq.progress import Report, silent
 
 DEMO = "demo"
 DEMO_TITLE = "Embedded demo model"
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -76,12 +76,12 @@ class Source:
         Raises:
             UserError: pickled, missing or damaged weights.
         """
-        return tuple(open_weights(path) for path in weight_paths(self.folder / self.denoiser))
+        return open_component(self.folder / self.denoiser)
 
     def check(self) -> None:
         """Raises `UserError` for a damaged weight file of any component; reads headers only."""
         for name, value in self.index.items():
-            if _is_component(value):
+            if is_plain(name) and _is_component(value):
                 for path in sorted((self.folder / name).glob("*.safetensors")):
                     open_weights(path)
 
@@ -188,6 +188,11 @@ def _is_there(path: Path) -> bool:
         return True  # what hinders us is said when the folder is opened
 
 
+def is_plain(name: str) -> bool:
+    """Returns True for a name that stays in its folder."""
+    return "/" not in name and "\\" not in name and "\0" not in name and name not in ("", ".", "..")
+
+
 def _is_component(value: object) -> bool:
     return isinstance(value, list) and bool(cast(list[Any], value)) and value[0] is not None
 
@@ -210,7 +215,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _no_folder(path: Path) -> UserError:
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         return pickled(path)
     if path.suffix.lower() == ".gguf":
         return UserError(
@@ -222,39 +227,4 @@ def _no_folder(path: Path) -> UserError:
         "is a file, not the folder of a model.",
         where=str(path),
         remedy="Name a diffusers folder, a .safetensors checkpoint or a hub id.",
-    )
-
-
-def weight_paths(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Path]:
-    """Returns the safetensors files of a component: plain before fp16, shards by their index.
-
-    Args:
-        stem: what its library calls them; "model" for transformers.
-
-    Raises:
-        UserError: there are none, or only pickles.
-    """
-    try:
-        names = sorted(item.name for item in folder.iterdir())
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    for suffix in ("", ".fp16"):
-        single = f"{stem}{suffix}.safetensors"
-        if single in names:
-            return [folder / single]
-        index = f"{stem}.safetensors.index{suffix}.json"
-        if index in names:
-            weight_map = _read_json(folder / index, folder).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise UserError("has no weight_map.", where=str(folder / index))
-            return [
-                folder / name for name in sorted(set(cast(dict[str, str], weight_map).values()))
-            ]
-    program = next((name for name in names if Path(name).suffix in _PICKLES), None)
-    if program is not None:
-        raise pickled(folder / program)
-    raise UserError(
-        "there is no weight file.",
-        where=str(folder),
-        remedy=f"Expected {stem}.safetensors: copy the model again.",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from vqdq.durable import atomic
 from vqdq.errors import UserError
@@ -45,9 +45,18 @@ class WeightFile:
     metadata: Mapping[str, str]
 
     def read(self, key: str) -> torch.Tensor:
-        """Returns one tensor, on the CPU and in its own memory."""
-        with safe_open(self.path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(key)
+        """Returns one tensor, on the CPU and in its own memory.
+
+        Raises:
+            UserError: the file changed or vanished since it was opened, or the disk has a fault.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{key} cannot be read: {error}.", where=str(self.path), remedy=_DAMAGED
+            ) from error
         return tensor.clone()
 
 

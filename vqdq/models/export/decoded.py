@@ -208,4 +208,4 @@ def _packed(values: object, folder: Path) -> VqdqConfig | None:
             where=str(folder),
             remedy="Decode it with that program first.",
         )
-    return VqdqConfig(**entries)
+    return VqdqConfig.read(entries)
