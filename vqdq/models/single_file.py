@@ -10,7 +10,7 @@ the shape that the component's config says, and leaves none of the denoiser's ov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +143,17 @@ def _family(keys: Mapping[str, TensorSpec]) -> str | None:
         return "flux-dev" if guided else "flux-schnell"
     elif "transformer_blocks.0.attn.add_q_proj.weight" in stripped:
         return "sd35_large" if "transformer_blocks.37.norm1.linear.weight" in stripped else "sd3"
-    shapes: Any = tracing.trace(
-        [
-            TensorSpec(name=DENOISER + key, dtype=spec.dtype, shape=spec.shape)
-            for key, spec in stripped.items()
-        ]
-    )
+    # diffusers asks for some names with the prefix and for some without
+    shapes: Any = tracing.trace(replace(spec, name=key) for key, spec in stripped.items())
+    shapes |= {DENOISER + key: tensor for key, tensor in shapes.items()}
     shapes |= tracing.trace(spec for key, spec in keys.items() if key.startswith(_OTHERS))
     try:
         inferred: str = infer_diffusers_model_type(shapes)
     except (KeyError, IndexError, ValueError, UnboundLocalError):
         return None
     if inferred == "v1":  # what diffusers says of anything that it does not know
+        if "joint_blocks.0.x_block.attn.qkv.weight" in stripped:
+            return "sd3"  # of another width than the published ones
         if "input_blocks.0.0.weight" not in stripped:
             return None
         return named or "v1"
