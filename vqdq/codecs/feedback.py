@@ -71,14 +71,16 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
     flipped.diagonal().add_(damping * power)
     with one_thread():  # the factor's last bits depend on the number of threads
         lower, failed = torch.linalg.cholesky_ex(flipped)
+    del flipped  # of a wide layer each copy takes 2 GB
     if int(failed):
         raise UserError(
             "the Hessian is singular.",
             remedy="Raise the damping (0.1 suits most layers), or calibrate on more prompts.",
         )
     upper = lower.flip(0, 1)
+    del lower
     diagonal = upper.diagonal().clone()
-    unit = (upper / diagonal[None, :]).float()
+    unit = upper.div_(diagonal[None, :]).float()
     return Feedback(unit=unit, gains=diagonal.double().square(), power=power)
 
 

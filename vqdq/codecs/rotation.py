@@ -15,6 +15,7 @@ from vqdq.codecs.base import WeightShape
 from vqdq.tensors import TensorSpec
 
 SMALLEST_BLOCK = 16
+_ROWS = 1024  # of a Hessian, rotated at a time: 2 GB of it are copied once, not four times
 
 
 def block_size(shape: WeightShape, largest: int) -> int:
@@ -66,5 +67,14 @@ def rotate_hessian(hessian: torch.Tensor, stored: torch.Tensor, block: int) -> t
     """
     if block == 0:
         return hessian
-    half = rotate(hessian.float(), stored, block)
-    return rotate(half.T.contiguous(), stored, block)
+    directions = signs(stored, hessian.shape[1])
+    turned = hessian.float().clone()
+    _rotate_rows_(turned, directions, block)
+    turned = turned.T.contiguous()
+    _rotate_rows_(turned, directions, block)
+    return turned
+
+
+def _rotate_rows_(matrix: torch.Tensor, directions: torch.Tensor, block: int) -> None:
+    for rows in matrix.split(_ROWS):
+        rows.copy_(kernels.hadamard(rows * directions, block))

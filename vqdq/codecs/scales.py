@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from vqdq.errors import UserError
 from vqdq.kernels.threads import one_thread
 
 LARGEST = torch.finfo(torch.float16).max
+_BLOCK = 1 << 22  # weights of which a float64 copy exists at a time, 32 MB
 _UNSEEN = 1e-6  # share of an average direction's power, near the rounding of float32 products
+
+
+def row_blocks(weight: torch.Tensor) -> Iterator[slice]:
+    """Yields runs of rows that cover a matrix, so that no float64 copy of all of it is needed."""
+    rows, columns = weight.shape
+    step = max(64, _BLOCK // max(1, columns))
+    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def row_rms(weight: torch.Tensor) -> torch.Tensor:
     """Returns the root mean square of every row, float32 [rows]; 1e30 does not overflow it."""
-    return weight.double().square().mean(dim=1).sqrt().float()
+    return torch.cat(
+        [weight[part].double().square_().mean(dim=1).sqrt().float() for part in row_blocks(weight)]
+    )
 
 
 def fitted_scales(
@@ -34,19 +46,25 @@ def fitted_scales(
         hessian: E[x xᵀ], symmetric positive semidefinite [columns, columns], or None.
         damping: share of mean(diag H) added to its diagonal, as when the weight was rounded.
     """
-    exact, rounded = weight.double(), levels.double()
-    own = rounded.square().sum(dim=1)
-    product, power = (exact * rounded).sum(dim=1), own
+    seen, strength = None, 0.0
     if hessian is not None:
         with one_thread():
-            seen = (levels.float() @ hessian.float()).double()  # l H
+            seen = levels.float() @ hessian.float()  # l H
         strength = float(hessian.diagonal().double().mean())
-        seen = seen + damping * strength * rounded
-        under = (rounded * seen).sum(dim=1)
-        shows = under > _UNSEEN * strength * own
-        product = torch.where(shows, (exact * seen).sum(dim=1), product)
-        power = torch.where(shows, under, power)
-    return torch.where(power > 0, product / power.clamp_min(1e-300), 0.0).float()
+    found: list[torch.Tensor] = []
+    for part in row_blocks(weight):
+        exact, rounded = weight[part].double(), levels[part].double()
+        own = rounded.square().sum(dim=1)
+        product, power = (exact * rounded).sum(dim=1), own
+        if seen is not None:
+            damped = seen[part].double() + damping * strength * rounded
+            under = (rounded * damped).sum(dim=1)
+            shows = under > _UNSEEN * strength * own
+            product = torch.where(shows, (exact * damped).sum(dim=1), product)
+            power = torch.where(shows, under, power)
+        scale = torch.where(power > 0, product / power.clamp_min(1e-300), 0.0)
+        found.append(scale.float())
+    return torch.cat(found)
 
 
 def to_half(scales: torch.Tensor) -> torch.Tensor:
@@ -67,5 +85,8 @@ def to_half(scales: torch.Tensor) -> torch.Tensor:
 def unit_rows(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Returns weight / scales by row, zeros where the scale is 0, float32 [rows, columns]."""
     safe = torch.where(scales > 0, scales, torch.ones_like(scales)).double()
-    unit = weight.double() / safe[:, None]
-    return torch.where(scales[:, None] > 0, unit, 0.0).float()
+    unit = torch.empty(weight.shape, dtype=torch.float32)
+    for part in row_blocks(weight):
+        scaled = weight[part].double().div_(safe[part, None])
+        unit[part] = torch.where(scales[part, None] > 0, scaled, 0.0)
+    return unit

@@ -127,9 +127,11 @@ class TrellisCodec(Codec[TrellisParams]):
         table = tables.trellis(bits, self.params.state_bits)
         hessian = stats.hessian
         if hessian is None:
-            targets = unit * (kernels.COST_UNITS / tables.TRELLIS_STEP)
-            rounded = targets.round().clamp(-32000, 32000).to(torch.int16)
+            unit *= kernels.COST_UNITS / tables.TRELLIS_STEP  # a copy of ours
+            rounded = unit.round_().clamp_(-32000, 32000).to(torch.int16)
+            del unit
             codes = kernels.trellis_encode(rounded, table, bits)
+            del rounded
         else:
             hessian = rotation.rotate_hessian(hessian.cpu(), signs, block)
             order = feedback.strongest_first(hessian)
@@ -138,9 +140,9 @@ class TrellisCodec(Codec[TrellisParams]):
             codes = kernels.trellis_feedback(unit[:, order], steps, factor.unit, table, bits)
             codes = codes[:, order.argsort()]  # columns are stored as they stand
         levels = kernels.trellis_decode(codes, table, bits, shape.out_features)
-        values = _rows(
-            rotation.unrotate, levels.float() * tables.TRELLIS_STEP, row_signs, row_block
-        )
+        values = levels.float().mul_(tables.TRELLIS_STEP)
+        del levels
+        values = _rows(rotation.unrotate, values, row_signs, row_block)
         fitted = scales.fitted_scales(rotated, values, hessian, stats.damping)
         return {"codes": codes, "scales": scales.to_half(fitted), **tensors}
 

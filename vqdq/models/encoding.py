@@ -16,6 +16,8 @@ from vqdq.layers.inputs import fold_smoothing
 from vqdq.progress import Event, Report
 from vqdq.recipe import PlannedLayer
 
+_ROWS = 256  # of which float64 copies exist at a time
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedLayer:
@@ -82,14 +84,15 @@ def encode_layer(
     except UserError as error:
         raise UserError(error.what, where=name, remedy=error.remedy) from error
     decoded = packed.decode()
-    lost = matrix.float() - decoded
-    corrected = None
-    if bias is not None and mean is not None:
-        corrected = (bias.float() + lost @ mean).half()
-    output_error = None
-    if used is not None and used.hessian is not None and stats is not None:
-        whole = stats.hessian if stats.hessian is not None else used.hessian
-        output_error = decibels(_power(lost, used.hessian), _power(matrix.float(), whole))
+    corrected = output_error = None
+    if used is not None:
+        lost = matrix.float() - decoded
+        if bias is not None and mean is not None:
+            corrected = (bias.float() + lost @ mean).half()
+        if used.hessian is not None and stats is not None:
+            whole = stats.hessian if stats.hessian is not None else used.hessian
+            output_error = decibels(_power(lost, used.hessian), _power(matrix.float(), whole))
+        del lost
     if smoothing is not None:
         decoded = fold_smoothing(decoded, smoothing)
     return EncodedLayer(
@@ -103,9 +106,12 @@ def encode_layer(
 
 def error_db(weight: torch.Tensor, decoded: torch.Tensor) -> float | None:
     """Returns 10 log10(‖W-Ŵ‖² / ‖W‖²) to a thousandth, or None when nothing was lost."""
-    exact = weight.double()
-    lost = float((exact - decoded.double()).square().sum())
-    return decibels(lost, float(exact.square().sum()))
+    lost = energy = 0.0
+    for mine, other in zip(weight.split(_ROWS), decoded.split(_ROWS), strict=True):
+        exact = mine.double()
+        energy += float(exact.square().sum())
+        lost += float(exact.sub_(other).square_().sum())
+    return decibels(lost, energy)
 
 
 def decibels(lost: float, energy: float) -> float | None:

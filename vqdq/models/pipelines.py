@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -140,6 +140,26 @@ def component(model: str | Path | DiffusionPipeline) -> Component:
         if key not in apart
     ]
     return _component(name, ghost, specs)
+
+
+def config_component(config: Mapping[str, Any], name: str) -> Component:
+    """Returns the component that a config describes, in 16 bits, without any file of weights.
+
+    Args:
+        config: the values of its `config.json`; name: of the component ("unet", "transformer").
+
+    Raises:
+        UserError: a class that diffusers does not know, or settings it does not take.
+    """
+    ghost = skeleton(config, where=f"{name}/config.json")
+    return _component(
+        name,
+        ghost,
+        [
+            TensorSpec(name=key, dtype=torch.float16, shape=tuple(tensor.shape))
+            for key, tensor in ghost.state_dict().items()
+        ],
+    )
 
 
 def source_component(source: Source) -> Component:
