@@ -26,6 +26,7 @@ from vqdq.layers.surgery import quantize_, quantize_inputs_
 from vqdq.layers.text_cache import keep_text_
 from vqdq.models.adapters import refuse_merging, refuse_saving, show_shapes
 from vqdq.models.casting import let_casts_pass, lossless_half
+from vqdq.models.mapped import MappedPages
 from vqdq.models.packed_config import Method, VqdqConfig
 from vqdq.recipe import Plan, PlannedLayer
 from vqdq.tensors import TensorSpec
@@ -46,6 +47,7 @@ class VqdqQuantizer(DiffusersQuantizer):
         self._wide = set[str]()  # modules that diffusers keeps in float32 whatever the dtype
         self._plan: Plan | None = None  # of a model that is compressed while it loads
         self._pending: dict[str, PlannedLayer] = {}  # weights to encode, by their keys
+        self._pages = MappedPages()
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Returns the dtype to compute in; it never reaches the packed tensors."""
@@ -103,6 +105,7 @@ class VqdqQuantizer(DiffusersQuantizer):
             )
         # A copy: the loaded tensor may be a view of the mapped file, which could change under us.
         layer.register_buffer(name, stored.to(target_device, copy=True))
+        self._pages.copied(stored)
 
     def _compress(
         self, model: nn.Module, key: str, stored: torch.Tensor, dtype: torch.dtype, device: Any
@@ -124,6 +127,7 @@ class VqdqQuantizer(DiffusersQuantizer):
             model.get_submodule(name), stored, item, self._plan.recipe.seed, device
         )
         model.set_submodule(name, layer)
+        self._pages.copied(stored)
 
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, torch.Tensor], safe_serialization: bool = False
@@ -176,6 +180,7 @@ class VqdqQuantizer(DiffusersQuantizer):
         del kwargs
         if self._plan is not None:
             self._settle_(model, self._plan)
+        self._pages = MappedPages()
         for name, layer in model.named_modules():
             if isinstance(layer, QuantizedLayer):
                 if any(layer.get_buffer(key).is_meta for key in layer.packed_names):
