@@ -30,7 +30,7 @@ from vqdq.rules import Rule, known_keys
 from vqdq.sections import Section, section_of, sections
 from vqdq.shapes import Component as Component
 from vqdq.shapes import Layer as Layer
-from vqdq.tensors import TensorSpec, safetensors_bytes
+from vqdq.tensors import TensorSpec, sharded_bytes
 
 FORMAT_VERSION = 1
 S = TypeVar("S", bound=Params)
@@ -187,8 +187,8 @@ class Plan:
         component: the shapes it was resolved for.
         layers: one entry per candidate layer, in the component's order.
         tensors: every tensor of the file that will be written.
-        reference_bytes: size of the component's 16-bit weight file.
-        predicted_bytes: size of the compressed weight file; equal to the file by construction.
+        reference_bytes: size of the component's 16-bit weight file or files.
+        predicted_bytes: size of the compressed weight file or files; theirs by construction.
         attention: where q, k and v are rounded, "<attention>.q" … -> site.
         others: the plans of the components beside the denoiser that the recipe speaks of; their
             bytes are their own and in none of the figures here but `total_bytes`.
@@ -366,8 +366,8 @@ def _resolved(recipe: Recipe, component: Component) -> Plan:
         component=component,
         layers=tuple(planned),
         tensors=tensors,
-        reference_bytes=safetensors_bytes(halves, METADATA),
-        predicted_bytes=safetensors_bytes(tensors, METADATA),
+        reference_bytes=sharded_bytes(halves, METADATA),
+        predicted_bytes=sharded_bytes(tensors, METADATA),
         attention=sites,
     )
 

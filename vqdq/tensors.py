@@ -28,6 +28,11 @@ _CODES: dict[torch.dtype, str] = {
 }
 
 
+LARGEST_SHARD = 10_000_000_000
+"""Bytes of data in one weight file, as diffusers cuts them. Smaller files would load in no less
+memory: what is copied out of a file is let go of at once (`vqdq.models.mapped`)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """Name, dtype and shape of a stored tensor."""
@@ -77,6 +82,27 @@ def safetensors_bytes(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) 
     """Returns the exact size in bytes of the safetensors file that holds `specs` and `metadata`."""
     known = tuple(specs)
     return len(safetensors_header(known, metadata)) + sum(spec.num_bytes for spec in known)
+
+
+def shards(specs: Iterable[TensorSpec]) -> list[list[TensorSpec]]:
+    """Returns the specs in their order, cut into files of at most `LARGEST_SHARD` bytes of data.
+
+    One larger tensor is a file of its own.
+    """
+    found: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if found[-1] and size + spec.num_bytes > LARGEST_SHARD:
+            found.append([])
+            size = 0
+        found[-1].append(spec)
+        size += spec.num_bytes
+    return found
+
+
+def sharded_bytes(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
+    """Returns the exact size in bytes of all weight files that hold `specs`, their index aside."""
+    return sum(safetensors_bytes(part, metadata) for part in shards(specs))
 
 
 def dtype_of(code: str) -> torch.dtype | None:

@@ -121,3 +121,34 @@ def test_half_keeps_whole_numbers() -> None:
     numbers = torch.arange(3)
     assert half(numbers, "n") is numbers
     assert half(torch.ones(2), "x").dtype == torch.float16
+
+
+def test_large_weights_become_shards_with_an_index(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqdq.tensors.LARGEST_SHARD", 150_000)
+    cut = compress_folder(folder.parent / "tiny", RECIPE, tmp_path / "cut")
+    files = sorted((tmp_path / "cut/unet").glob("*.safetensors"))
+    count = len(files)
+    names = [
+        f"diffusion_pytorch_model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)
+    ]
+    assert count > 2
+    assert [file.name for file in files] == names
+    assert sum(file.stat().st_size for file in files) == cut.predicted_bytes == cut.measured_bytes
+    assert all(0 < sum(t.nbytes for t in load_file(file).values()) <= 150_000 for file in files)
+    index = json.loads((tmp_path / f"cut/{WEIGHTS}.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(
+        tensor.nbytes for file in files for tensor in load_file(file).values()
+    )
+    one = load_file(folder / WEIGHTS)
+    assert {key: names.index(name) for key, name in index["weight_map"].items()} == {
+        key: place for place, file in enumerate(files) for key in load_file(file)
+    }
+    assert index["weight_map"].keys() == one.keys()
+    pictures = [tiny.draw(load_quantized(place)) for place in (folder, tmp_path / "cut")]
+    assert torch.equal(pictures[0], pictures[1])
+    assert verify(tmp_path / "cut").ok
+    files[1].unlink()
+    with pytest.raises(UserError, match="00002"):
+        load_quantized(tmp_path / "cut")

@@ -22,7 +22,8 @@ from vqdq.models.encoding import error_db
 from vqdq.models.partial import BIAS, INPUTS, LEARNT, FinishedLayer, Partial
 from vqdq.models.parts import Part, Reads
 from vqdq.models.sources import Source
-from vqdq.models.weights import WeightFile, write_weights
+from vqdq.models.weight_shards import write_shards
+from vqdq.models.weights import WeightFile
 from vqdq.progress import Event, Report
 from vqdq.recipe import METADATA, Plan, is_guard
 from vqdq.tensors import TensorSpec
@@ -146,7 +147,7 @@ def write_final(
 
 
 def _write_weights(work: Work, path: Path) -> int:
-    """Writes the weight file of a component; returns its size, which is the planned one."""
+    """Writes a component's weights, a file or shards; returns their size, which is the planned."""
     plan, partial, reads = work.plan, work.partial, work.reads
     origin: dict[str, tuple[WeightFile, str]] = {}
     wanted = {spec.name for spec in plan.tensors}
@@ -166,10 +167,10 @@ def _write_weights(work: Work, path: Path) -> int:
             return torch.empty(spec.shape, dtype=spec.dtype)
         return half(reads[spec.name](), spec.name)
 
-    measured = write_weights(path, plan.tensors, METADATA, read)
+    measured = write_shards(path, plan.tensors, METADATA, read)
     if measured != plan.predicted_bytes:
         raise UserError(
-            f"the weight file has {measured} bytes, {plan.predicted_bytes} were predicted.",
+            f"the weights have {measured} bytes, {plan.predicted_bytes} were predicted.",
             where=str(path.parent),
             remedy="This is a fault of the program: report it with the recipe.",
         )
