@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,12 @@ import torch
 
 import vqdq
 from tests.models import tiny
+from vqdq.cli import flags
+from vqdq.cli import modes as words
 from vqdq.errors import UserError
+from vqdq.jobs import generate
+from vqdq.jobs.requests import GenerateRequest
+from vqdq.jobs.warm import WarmPipelines
 from vqdq.layers import residency
 from vqdq.layers.residency import DecodedLayer, chosen
 from vqdq.models import modes
@@ -111,16 +117,44 @@ def test_the_choice_is_by_seconds_a_byte_then_by_size_and_takes_what_fits() -> N
 
 def test_what_cannot_be_chosen_says_why_and_changes_nothing(folder: Path) -> None:
     pipe = vqdq.load(folder / "plain", mode="streaming")
-    for mode, cache, words in (
+    for mode, cache, said in (
         ("integer", None, "rounds no layer's input"),
         ("hybrid", None, "needs the bytes"),
         ("resident", 1, "keeps no cache"),
         ("fast", None, "there is no mode"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=said):
             modes.set_mode_(pipe, mode, cache)  # type: ignore[arg-type]
         assert modes.setting_of(pipe).mode == "streaming"
     assert mode_estimates(plan(folder / "tiny", PLAIN))[3].refusal
     with pytest.raises(UserError, match="no packed layers"):
         vqdq.load(folder / "tiny", mode="streaming")
     assert residency.setting_of(torch.nn.Linear(1, 1)).mode == "resident"
+
+
+def test_the_command_line_knows_the_same_modes_and_the_record_says_which(
+    folder: Path, tmp_path: Path
+) -> None:
+    assert flags.MODES == modes.MODES
+    asked = GenerateRequest(
+        model=str(folder / "plain"),
+        prompt="a red circle",
+        steps=1,
+        mode="hybrid",
+        cache_bytes=99_999,
+    )
+    assert GenerateRequest.from_json(asked.to_json()) == asked
+    cache = WarmPipelines()
+    drawn = generate.execute(asked, tmp_path, cache=cache, name="one.png")
+    assert (drawn["mode"], drawn["cache_bytes"]) == ("hybrid", 99_999)
+    usual = replace(asked, mode="resident", cache_bytes=None)
+    assert "mode" not in usual.to_json()
+    again = generate.execute(usual, tmp_path, cache=cache, name="two.png")
+    assert (again["mode"], again["load_seconds"]) == ("resident", 0)
+    assert (tmp_path / "one.png").stat().st_size > 0
+    with pytest.raises(UserError, match="needs the bytes"):
+        replace(asked, cache_bytes=None)
+    ready = plan(folder / "tiny", PLAIN)
+    told = words.lines(words.estimates(ready, 50_000))
+    assert "not possible: the recipe rounds no layer's input" in told[4]
+    assert "kept decoded" in told[3]

@@ -29,7 +29,7 @@ from vqdq.report.source import open_run
 def generate(options: argparse.Namespace, output: Output) -> int:
     """Draws one picture into a new file."""
     with asking():
-        request = GenerateRequest(model=options.model, **_sampling(options))
+        request = GenerateRequest(model=options.model, **_sampling(options), **_mode(options))
         if not options.output.lower().endswith(".png"):
             raise UserError("is not a PNG.", where=options.output, remedy="Name a new FILE.png.")
     target = new_path(options.output)
@@ -57,6 +57,7 @@ def compare(options: argparse.Namespace, output: Output) -> int:
             steps=options.steps,
             guidance=options.guidance,
             floor=options.floor,
+            **_mode(options),
         )
     target = new_path(options.output)
     check_models(options.model, *options.variants, report=output.report)
@@ -155,6 +156,10 @@ def _verdict(picture: Any) -> str:
         return "not judged"
     wrong = [name for name, fine in picture["verdict"].items() if not fine and name != "passed"]
     return f"wrong: {', '.join(wrong)}" if wrong else "shows what was asked"
+
+
+def _mode(options: argparse.Namespace) -> dict[str, Any]:
+    return {"mode": options.mode, "cache_bytes": options.cache}
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:

@@ -188,6 +188,24 @@ def parse_region(text: str) -> tuple[float, ...]:
     return found
 
 
+MODES = ("resident", "streaming", "hybrid", "integer")  # of `vqdq.layers.residency`, which is heavy
+
+
+def add_mode(parser: argparse.ArgumentParser) -> None:
+    """Adds how compressed models keep their decoded weights."""
+    text = (
+        "decoded weights: kept (default), made at each use, kept within --cache, or int8 products"
+    )
+    parser.add_argument("--mode", choices=MODES, default="resident", help=text)
+    add_cache(parser)
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Adds the budget of the mode "hybrid"."""
+    text = "what hybrid may keep decoded, such as 2GB"
+    parser.add_argument("--cache", type=parse_size, metavar="SIZE", help=text)
+
+
 def add_grid(parser: argparse.ArgumentParser) -> None:
     """Adds the directions of a grid, its prompts, and what stays the same in every cell."""
     parser.add_argument("model", metavar="MODEL")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.cli import inputs as input_words
+from vqdq.cli import modes as mode_words
 from vqdq.cli.checks import asking, check_models, in_a_folder, new_path
 from vqdq.cli.terminal import Output, duration, size, table
 from vqdq.errors import UserError
@@ -41,6 +42,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
     shares = None if found is None else {row["name"]: row["sensitivity"] for row in found["layers"]}
     recipe = ready.recipe
     seconds = _seconds(options.model, ready)
+    estimates = mode_words.estimates(ready, options.cache)
     rows = [
         {
             "name": item.layer.name,
@@ -71,6 +73,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         "arithmetic": arithmetic.expected(ready),
         "estimated_seconds": seconds,
         "estimated_seconds_source": ESTIMATED,
+        "modes": mode_words.values(estimates),
         "layers": rows,
     }
     if found is not None:
@@ -89,6 +92,7 @@ def plan(options: argparse.Namespace, output: Output) -> int:
         "  about "
         + ", ".join(f"{duration(value)} to {_VERBS.get(k, k)}" for k, value in seconds.items())
         + " (estimated)",
+        *mode_words.lines(estimates),
     ]
     if found is not None:
         lines.append(

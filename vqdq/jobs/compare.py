@@ -51,7 +51,7 @@ def execute(
             work.floor(place, reference)
     differences: list[str] = []
     for model, name in enumerate(request.variants, start=1):
-        warm = cache.get(name, report=report)
+        warm = cache.get(name, setting=request.setting, report=report)
         differences += _differences(base, warm)
         for place, reference in enumerate(references):
             work.variant(place, model, warm, reference)

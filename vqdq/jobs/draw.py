@@ -59,7 +59,7 @@ def draw(
     Raises:
         UserError: the picture cannot be written.
     """
-    from vqdq.models import memory, pipelines  # heavy: diffusers
+    from vqdq.models import memory, modes, pipelines  # heavy: diffusers
     from vqdq.models.denoisers import denoiser
 
     def on(event: Event) -> None:
@@ -79,6 +79,7 @@ def draw(
     growth = max(0, memory.peak_bytes() - before)
     save_png(path, drawn.image, recipe_of(warm, request))
     on(Event(stage="draw", done=request.steps, total=request.steps, preview=str(path)))
+    warm_setting = modes.setting_of(warm.pipeline)
     verdict, reason = judge(drawn.image, request.prompt, is_demo=warm.is_demo)
     picture = Picture(
         variant=warm.reference,
@@ -98,6 +99,10 @@ def draw(
         setting=certificate.setting(warm.pipeline, request.steps, request.guidance),
         extras={},
     )
+    if warm.facts:
+        picture["mode"] = warm_setting.mode
+        if warm_setting.cache_bytes is not None:
+            picture["cache_bytes"] = warm_setting.cache_bytes
     return Drawn(picture=picture, image=drawn.image, latents=drawn.latents, notice=drawn.notice)
 
 

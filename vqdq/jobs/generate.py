@@ -24,7 +24,8 @@ def execute(
     Raises:
         UserError: the model cannot be opened or the picture cannot be written.
     """
-    drawn = draw(cache.get(request.model, report=report), request, folder / name, report=report)
+    warm = cache.get(request.model, setting=request.setting, report=report)
+    drawn = draw(warm, request, folder / name, report=report)
     return GenerateResult(
         **drawn.picture,
         model=request.model,

@@ -179,6 +179,8 @@ class Picture(TypedDict):
         activations: as in `CompressResult`; arithmetic: of the model that drew, where it stands.
         setting: under which it was drawn; pictures of one comparison must agree in it.
         extras: other measures by name ("clip"), where they were asked for.
+        mode: how the model kept decoded weights ("hybrid" within `cache_bytes`); absent in pictures
+            of versions that knew none, and of models that are not compressed.
     """
 
     variant: str
@@ -197,6 +199,8 @@ class Picture(TypedDict):
     arithmetic: ArithmeticResult | None
     setting: Setting
     extras: dict[str, float]
+    mode: NotRequired[str]
+    cache_bytes: NotRequired[int]
 
 
 class Distance(TypedDict):

@@ -16,6 +16,7 @@ import torch
 
 from vqdq.jobs import inputs
 from vqdq.jobs.run import read_json
+from vqdq.layers.residency import RESIDENT, ModeSetting
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Recipe
 
@@ -70,25 +71,36 @@ class WarmPipelines:
         self._limit = int(total * SHARE_OF_MEMORY) if limit_bytes is None else limit_bytes
         self._kept: OrderedDict[tuple[str, int], Warm] = OrderedDict()
 
-    def get(self, reference: str, *, report: Report = silent) -> Warm:
+    def get(
+        self,
+        reference: str,
+        *,
+        setting: ModeSetting = RESIDENT,
+        report: Report = silent,
+    ) -> Warm:
         """Returns the pipeline of a model, loaded if it is not warm.
 
+        Args:
+            setting: how it keeps decoded weights, until it is asked for again.
+
         Raises:
-            UserError: the model cannot be opened.
+            UserError: the model cannot be opened, or not run in that mode.
         """
-        from vqdq.models import pipelines  # heavy: diffusers
+        from vqdq.models import modes, pipelines  # heavy: diffusers
 
         place = self._locate(reference)
         key = (place, _changed(place))
         if key in self._kept:
             self._kept.move_to_end(key)
             kept = self._kept[key]
-            return _named(kept, reference, 0.0)
+            modes.set_mode_(kept.pipeline, setting.mode, setting.cache_bytes)
+            return _in_mode(_named(kept, reference, 0.0), setting)
         report(Event(stage="load", message=reference))
         info = pipelines.describe(place)
         self._make_room(4 * info.parameters)
         start = time.perf_counter()
         pipeline = pipelines.load(place, report=report)
+        modes.set_mode_(pipeline, setting.mode, setting.cache_bytes)
         seconds = time.perf_counter() - start
         folder = Path(place)
         facts = (read_json(folder / "vqdq.json") or {}) if folder.is_dir() else {}
@@ -107,7 +119,7 @@ class WarmPipelines:
         )
         self._kept[key] = entry
         self._make_room(0)
-        return entry
+        return _in_mode(entry, setting)
 
     def locate(self, reference: str) -> str:
         """Returns "demo", a folder or a hub id for a model's name."""
@@ -142,6 +154,16 @@ def demo() -> Path:
 
 def _named(entry: Warm, reference: str, load_seconds: float) -> Warm:
     return dataclasses.replace(entry, reference=reference, load_seconds=load_seconds)
+
+
+def _in_mode(entry: Warm, setting: ModeSetting) -> Warm:
+    """Returns the entry with the bytes that its tensors and decoded weights take in a mode."""
+    from vqdq.models import modes
+
+    if setting.mode == "resident":
+        return entry
+    held = tensor_bytes(entry.pipeline) + modes.kept_bytes(entry.pipeline)
+    return dataclasses.replace(entry, tensor_bytes=held)
 
 
 def _activations(folder: Path) -> str:

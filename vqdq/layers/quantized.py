@@ -108,6 +108,11 @@ class QuantizedLayer(nn.Module):
     _dense: torch.Tensor | None
     residency: Residency
 
+    def reset_parameters(self) -> None:
+        """Draws initial values, except on the meta device, where there are none to draw."""
+        if not self.weight.is_meta:
+            super().reset_parameters()  # type: ignore[misc]
+
     def hold_(self, packed: Packed, *, dtype: torch.dtype, residency: Residency) -> None:
         """Replaces the dense weight by packed tensors; computation runs in `dtype` afterwards.
 

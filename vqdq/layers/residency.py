@@ -34,6 +34,9 @@ class ModeSetting:
     cache_bytes: int | None = None
 
 
+RESIDENT = ModeSetting(mode="resident")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedLayer:
     """What keeping one layer decoded takes and saves.
@@ -146,7 +149,7 @@ def choose_again_(model: nn.Module) -> None:
 def setting_of(model: nn.Module) -> ModeSetting:
     """Returns the mode of a model; "resident" unless `set_mode_` said otherwise."""
     found = model.__dict__.get(_SETTING)
-    return found if isinstance(found, ModeSetting) else ModeSetting(mode="resident")
+    return found if isinstance(found, ModeSetting) else RESIDENT
 
 
 def packed_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
@@ -159,6 +162,15 @@ def packed_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
 def held_bytes(model: nn.Module) -> int:
     """Returns the bytes of decoded weights that are held now."""
     return sum(layer.held_bytes for layer in packed_layers(model).values())
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Returns the bytes that decoded weights will take once every layer has run."""
+    return sum(
+        decoded_layer(name, layer).num_bytes
+        for name, layer in packed_layers(model).items()
+        if layer.residency == "resident"
+    )
 
 
 def decoded_layer(name: str, layer: QuantizedLayer) -> DecodedLayer:

@@ -152,6 +152,11 @@ def held_bytes(pipeline: DiffusionPipeline) -> int:
     return sum(residency.held_bytes(part) for part in _modules(pipeline).values())
 
 
+def kept_bytes(pipeline: DiffusionPipeline) -> int:
+    """Returns the bytes that decoded weights will take once every layer has run."""
+    return sum(residency.kept_bytes(part) for part in _modules(pipeline).values())
+
+
 def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     parts = cast(dict[str, object], cast(Any, pipeline).components)
     return {key: part for key, part in parts.items() if isinstance(part, nn.Module)}

@@ -16,7 +16,9 @@ from vqdq.jobs.requests.checks import (
     names_in,
     sampling,
 )
+from vqdq.layers.residency import ModeSetting, checked
 
+_MODE = ("mode", "cache_bytes")
 MAX_VARIANTS = 8
 MAX_PROMPTS = 50
 MAX_SEEDS = 8
@@ -25,7 +27,10 @@ MAX_SETS = 100  # a set: one prompt and seed, drawn by every model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateRequest:
-    """Draw one picture. `prompt, seed, steps, guidance` decide it together with the model."""
+    """Draw one picture. `prompt, seed, steps, guidance` decide it together with the model.
+
+    `mode` and `cache_bytes` (see `vqdq.layers.residency.set_mode_`) decide memory and speed alone.
+    """
 
     kind: ClassVar[str] = "generate"
     model: str
@@ -33,9 +38,12 @@ class GenerateRequest:
     seed: int = 0
     steps: int = 20
     guidance: float = 3.0
+    mode: str = "resident"
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_model(self.model, "model")
+        checked(self.mode, self.cache_bytes)
         check_sampling(self.prompt, self.seed, self.steps, self.guidance)
 
     @property
@@ -45,12 +53,17 @@ class GenerateRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the request as JSON values."""
-        return {"kind": self.kind, "model": self.model, **sampling(self)}
+        return {"kind": self.kind, "model": self.model, **sampling(self), **_mode(self)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the request in `values`."""
-        return build(cls, **fields_of(values, ("model", *SAMPLING)))
+        return build(cls, **fields_of(values, ("model", *SAMPLING, *_MODE)))
+
+    @property
+    def setting(self) -> ModeSetting:
+        """How the model keeps its decoded weights."""
+        return checked(self.mode, self.cache_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +78,7 @@ class CompareRequest:
         floor: measure the reference against itself, too: drawn again, and with 16-bit rounding.
         clip: a folder with a CLIP model of transformers that rates pictures by their prompt, or "".
         lpips: measure LPIPS, with the package of that name.
+        mode, cache_bytes: how the variants keep decoded weights; pictures do not depend on it.
     """
 
     kind: ClassVar[str] = "compare"
@@ -79,9 +93,12 @@ class CompareRequest:
     floor: bool = False
     clip: str = ""
     lpips: bool = False
+    mode: str = "resident"
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_model(self.model, "model")
+        checked(self.mode, self.cache_bytes)
         models = "models were chosen to compare with"
         _check_count(len(self.variants), models, "variants", MAX_VARIANTS, 1)
         for variant in self.variants:
@@ -119,6 +136,11 @@ class CompareRequest:
         )
 
     @property
+    def setting(self) -> ModeSetting:
+        """How the variants keep their decoded weights."""
+        return checked(self.mode, self.cache_bytes)
+
+    @property
     def is_batch(self) -> bool:
         """True for more than one set."""
         return len(self.sets) > 1
@@ -145,15 +167,24 @@ class CompareRequest:
             "variants": list(self.variants),
             **sampling(self),
             **{name: value for name, value in more.items() if value},
+            **_mode(self),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the request in `values`."""
-        more = ("prompts", "seeds", "floor", "clip", "lpips")
+        more = ("prompts", "seeds", "floor", "clip", "lpips", *_MODE)
         fields = fields_of(values, ("model", "variants", *SAMPLING, *more))
         lists = {name: names_in(fields, name) for name in ("variants", "prompts", "seeds")}
         return build(cls, **lists, **fields)
+
+
+def _mode(request: GenerateRequest | CompareRequest) -> dict[str, Any]:
+    """Returns the mode as JSON values; {} for the usual one."""
+    if request.mode == "resident":
+        return {}
+    cache = request.cache_bytes
+    return {"mode": request.mode, **({} if cache is None else {"cache_bytes": cache})}
 
 
 def _check_count(count: int, noun: str, where: str, most: int, least: int = 0) -> None:
