@@ -25,7 +25,9 @@ from peft.utils import get_peft_model_state_dict
 from tests.models import tiny
 from vqdq.errors import UserError
 from vqdq.layers.quantized import QuantizedLayer
+from vqdq.layers.residency import Mode
 from vqdq.models.compressor import compress_folder
+from vqdq.models.modes import held_bytes, set_mode_
 from vqdq.recipe import Recipe
 
 RECIPE = Recipe.from_json(
@@ -41,10 +43,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "small"
 
 
-def opened(folder: Path, **options: Any) -> Any:
+HALF = 180_000  # bytes: about half of the decoded weights, so that some layers stay and some stream
+MODES: tuple[tuple[Mode, int | None], ...] = (
+    ("resident", None), ("streaming", None), ("hybrid", HALF),
+)  # fmt: skip
+both_ways = pytest.mark.parametrize("mode", [MODES[0], MODES[2]], ids=lambda mode: mode[0])
+
+
+def opened(folder: Path, mode: tuple[Mode, int | None] = MODES[0], **options: Any) -> Any:
     pipe = DiffusionPipeline.from_pretrained(folder, **options)
     pipe.set_progress_bar_config(disable=True)
+    set_mode_(pipe, *mode)
     return pipe
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> torch.Tensor:
+    return tiny.draw(opened(folder))
 
 
 def decoded(folder: Path) -> Any:
@@ -86,6 +101,17 @@ def test_half_and_float_pass_too(folder: Path) -> None:
     assert equal(dict(unet.state_dict()), before)
 
 
+def streams_with_group_hooks(pipe: Any) -> None:
+    pipe.unet.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+    )  # fmt: skip
+
+
+# The accelerator is the processor itself: hooks, moves to the meta device and back are all there,
+# another kind of memory is not. "sequential" is what `enable_sequential_cpu_offload` calls, which
+# itself accepts no processor, for ordinary models neither.
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode[0])
 @pytest.mark.parametrize(
     "change",
     [
@@ -93,25 +119,30 @@ def test_half_and_float_pass_too(folder: Path) -> None:
         lambda p: p.unet.to(memory_format=torch.channels_last),
         lambda p: p.vae.enable_slicing(),
         lambda p: cpu_offload(p.unet, torch.device("cpu"), offload_buffers=True),
-        lambda p: p.unet.enable_group_offload(
-            onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
-            offload_type="leaf_level",
-        ),
+        lambda p: p.enable_model_cpu_offload(device="cpu"),
+        streams_with_group_hooks,
         lambda p: (p.unet.enable_gradient_checkpointing(), p.unet.train()),
         lambda p: setattr(p, "unet", copy.deepcopy(p.unet)),
     ],
-    ids=["to", "channels_last", "slicing", "offload", "group", "checkpointing", "copy"],
+    ids=[
+        "to", "channels_last", "slicing", "sequential", "model", "group",
+        "checkpointing", "copy",
+    ],
 )  # fmt: skip
-def test_what_moves_a_model_does_not_change_its_picture(folder: Path, change: Any) -> None:
-    plain = tiny.draw(opened(folder))
-    pipe = opened(folder)
+def test_what_moves_a_model_does_not_change_its_picture(
+    folder: Path, plain: torch.Tensor, change: Any, mode: tuple[Mode, int | None]
+) -> None:
+    pipe = opened(folder, mode)
     change(pipe)
     assert torch.equal(tiny.draw(pipe), plain)
+    assert held_bytes(pipe) <= {"resident": 1 << 30, "streaming": 0, "hybrid": HALF}[mode[0]]
 
 
-def test_inference_mode_and_sliced_attention(folder: Path) -> None:
-    pipe = opened(folder)
-    plain = tiny.draw(pipe)
+@both_ways
+def test_inference_mode_and_sliced_attention(
+    folder: Path, plain: torch.Tensor, mode: tuple[Mode, int | None]
+) -> None:
+    pipe = opened(folder, mode)
     with torch.inference_mode():
         assert torch.equal(tiny.draw(pipe), plain)
     pipe.enable_attention_slicing()
@@ -120,9 +151,10 @@ def test_inference_mode_and_sliced_attention(folder: Path) -> None:
     assert torch.equal(tiny.draw(pipe), tiny.draw(dense))
 
 
-def test_gradients_flow_through_checkpoints(folder: Path) -> None:
+@both_ways
+def test_gradients_flow_through_checkpoints(folder: Path, mode: tuple[Mode, int | None]) -> None:
     found = []
-    for pipe in (opened(folder), decoded(folder)):
+    for pipe in (opened(folder, mode), decoded(folder)):
         pipe.unet.enable_gradient_checkpointing()
         pipe.unet.train()
         sample = torch.ones(1, 4, 8, 8, requires_grad=True)
@@ -142,15 +174,18 @@ def lora(seed: int) -> LoraConfig:
     )
 
 
+@both_ways
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # two, on purpose
-def test_lora_is_an_exact_side_branch(folder: Path, tmp_path: Path) -> None:
+def test_lora_is_an_exact_side_branch(
+    folder: Path, tmp_path: Path, mode: tuple[Mode, int | None]
+) -> None:
     teacher = decoded(folder)
     plain = tiny.draw(teacher)
     for number, name in enumerate(("first", "second")):
         teacher.unet.add_adapter(lora(number), adapter_name=name)
         layers = get_peft_model_state_dict(teacher.unet, adapter_name=name)
         StableDiffusionPipeline.save_lora_weights(tmp_path / name, unet_lora_layers=layers)
-    pipes = (opened(folder), decoded(folder))
+    pipes = (opened(folder, mode), decoded(folder))
     for pipe in pipes:
         for name in ("first", "second"):
             pipe.load_lora_weights(tmp_path / name, adapter_name=name)
@@ -171,7 +206,8 @@ def test_fused_projections_are_refused(folder: Path) -> None:
         pipe.fuse_qkv_projections()
 
 
-def test_a_controlnet_and_a_picture_pipeline(folder: Path) -> None:
+@both_ways
+def test_a_controlnet_and_a_picture_pipeline(folder: Path, mode: tuple[Mode, int | None]) -> None:
     torch.manual_seed(0)
     control = ControlNetModel.from_unet(
         StableDiffusionPipeline.from_pretrained(folder.parent / "tiny").unet
@@ -181,7 +217,7 @@ def test_a_controlnet_and_a_picture_pipeline(folder: Path) -> None:
             part.weight.normal_()
     picture = torch.rand(1, 3, 64, 64)
     found = []
-    for pipe in (opened(folder), decoded(folder)):
+    for pipe in (opened(folder, mode), decoded(folder)):
         parts = pipe.components | {"controlnet": control}
         steered = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
         steered.set_progress_bar_config(disable=True)
@@ -212,9 +248,10 @@ def adapter(pipe: Any) -> dict[str, Any]:
     return {"image_proj": projected, "ip_adapter": tensors}
 
 
-def test_an_ip_adapter(folder: Path) -> None:
+@both_ways
+def test_an_ip_adapter(folder: Path, plain: torch.Tensor, mode: tuple[Mode, int | None]) -> None:
     found = []
-    for pipe in (opened(folder), decoded(folder)):
+    for pipe in (opened(folder, mode), decoded(folder)):
         pipe.unet._load_ip_adapter_weights([adapter(pipe)])
         pipe.set_ip_adapter_scale(0.7)
         generator = torch.Generator().manual_seed(7)
@@ -222,11 +259,21 @@ def test_an_ip_adapter(folder: Path) -> None:
         call = {"num_inference_steps": 2, "output_type": "latent", "generator": generator}
         found.append(pipe("a red circle", ip_adapter_image_embeds=[picture], **call).images)
     assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], tiny.draw(opened(folder)))
+    assert not torch.equal(found[0], plain)
 
 
-def test_compiled_it_draws_the_same(folder: Path) -> None:
-    pipe = opened(folder)
-    plain = tiny.draw(pipe)
-    pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend="eager")
-    assert torch.equal(tiny.draw(pipe), plain)
+@both_ways
+@pytest.mark.parametrize(
+    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+def test_compiled_it_draws_the_same(
+    folder: Path, plain: torch.Tensor, backend: str, mode: tuple[Mode, int | None]
+) -> None:
+    torch.compiler.reset()
+    pipe = opened(folder, mode)
+    pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend=backend)
+    found = tiny.draw(pipe)
+    if backend == "inductor":  # it fuses what stands between the layers, and rounds less often
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+    else:
+        assert torch.equal(found, plain)

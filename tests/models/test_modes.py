@@ -85,7 +85,8 @@ def test_layers_in_integers_hold_what_was_predicted_and_stream_too(folder: Path)
         assert modes.held_bytes(pipe) == each.held_bytes
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
     assert whole.refusal == ""
-    assert mode_estimates(ready, device="cuda")[3].refusal == "no integer kernel for cuda yet"
+    if not torch.cuda.is_available():
+        assert "known only" in mode_estimates(ready, device="cuda")[3].refusal
 
 
 def test_a_cast_spends_the_budget_anew(folder: Path) -> None:

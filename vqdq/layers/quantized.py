@@ -8,8 +8,9 @@ ever touches them: a codebook that was rounded to bfloat16 would decode to anoth
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -98,6 +99,7 @@ class QuantizedLayer(nn.Module):
         source: gives the decoded weight where `vqdq.layers.prefetch` streams it, else None.
     """
 
+    _untraced: ClassVar[Callable[..., Any] | None] = None
     input: LayerInput | None = None
     text_cache: TextCache | None = None
     source: Callable[[torch.dtype], torch.Tensor] | None = None
@@ -168,7 +170,10 @@ class QuantizedLayer(nn.Module):
         self._dense = None
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """Returns the decoded weight in the layer's own layout: decoded in float32, then cast."""
+        """Returns the decoded weight in the layer's own layout: decoded in float32, then cast.
+
+        A compiled model is cut here, unless the weight is there: decoding cannot be traced.
+        """
         if self.source is not None:
             return self.source(dtype)
         kept = self._dense
@@ -178,8 +183,16 @@ class QuantizedLayer(nn.Module):
         if device.type == "meta":
             matrix = torch.empty(self._shape.out_features, self._shape.in_features, device="meta")
             return from_matrix(matrix, self).to(dtype)
+        run = QuantizedLayer._untraced
+        if run is None:
+            run = QuantizedLayer._decoded_now
+            if "torch._dynamo" in sys.modules:  # slow to load, and loaded before anything compiles
+                run = QuantizedLayer._untraced = cast(Any, torch.compiler.disable)(run)
+        return cast(torch.Tensor, run(self, dtype))
+
+    def _decoded_now(self, dtype: torch.dtype) -> torch.Tensor:
         weight = self.decoded(self.packed, dtype)
-        if self.residency == "resident" and not self._quantizes:
+        if self.residency == "resident" and not self._quantizes and not _moves_out(self):
             self._dense = weight
         return weight
 
@@ -256,6 +269,14 @@ def uncast(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> 
     if moved.dtype != torch.uint8:  # module.type(...) casts integers too
         moved = flat.to(moved.device)
     return moved.view(tensor.dtype).reshape(tensor.shape)
+
+
+def _moves_out(layer: nn.Module) -> bool:
+    """Whether accelerate takes a layer off the device after each use: what was decoded goes too.
+
+    diffusers' groups move buffers without a word to the layer; beside them choose "streaming".
+    """
+    return bool(getattr(layer.__dict__.get("_hf_hook"), "offload", False))
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):

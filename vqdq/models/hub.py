@@ -178,9 +178,9 @@ class VqdqQuantizer(DiffusersQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         del kwargs
+        self._pages.release()
         if self._plan is not None:
             self._settle_(model, self._plan)
-        self._pages = MappedPages()
         for name, layer in model.named_modules():
             if isinstance(layer, QuantizedLayer):
                 if any(layer.get_buffer(key).is_meta for key in layer.packed_names):

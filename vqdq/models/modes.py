@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vqdq.activations.base import ActivationQuantizer, Site, axis_at
+from vqdq.kernels import backend, int8_parts
 from vqdq.layers import integer, residency
 from vqdq.layers.residency import MODES, DecodedLayer, Mode, ModeSetting
 from vqdq.models.denoisers import denoiser
@@ -72,8 +73,9 @@ def mode_estimates(
 
     Args:
         dtype: of the computation (`vqdq.load` opens in float32).
-        device: "cpu", or that of a card: weights then decode on the CPU and travel there (at an
-            assumed 10 GB a second), and nothing is multiplied in integers.
+        device: "cpu", or that of a card. Its seconds are then those of weights that decode on the
+            processor and travel (at an assumed 10 GB a second), an upper bound where the card has
+            a kernel that decodes; whether it multiplies integers is known only where it is.
         cache_bytes: of "hybrid"; None is half of what all decoded weights take.
         cores: that decode; None is those of this computer.
     """
@@ -223,8 +225,8 @@ def _served(plan: Plan) -> frozenset[str]:
 def _refusal(plan: Plan, device: str) -> str:
     if not plan.activated:
         return "the recipe rounds no layer's input"
-    if device != "cpu":
-        return f"no integer kernel for {device} yet"
+    if device != "cpu" and (why := _card_refusal(device)):
+        return why
     reasons = [
         _simulated(quantizer, item.layer.site, device)
         for item in plan.activated
@@ -235,6 +237,15 @@ def _refusal(plan: Plan, device: str) -> str:
 
 def _simulated(quantizer: ActivationQuantizer[Any], site: Site, device: str) -> str:
     """Returns why a layer will be simulated, as far as it is known before calibration."""
-    if device != "cpu":
-        return f"no integer kernel for {device} yet"
-    return integer.refusal(axis_at(quantizer, site), None, None)
+    axis = axis_at(quantizer, site)
+    if device == "cpu":
+        return integer.refusal(axis, None, None)
+    per_channel = "scales lie on the summed axis, one for each channel" if axis == "channel" else ""
+    return _card_refusal(device) or per_channel
+
+
+def _card_refusal(device: str) -> str:
+    """Returns why a card multiplies no integers; "" where it does."""
+    if not torch.cuda.is_available():
+        return f"whether {device} multiplies integers is known only on a computer with one"
+    return backend.refusal(int8_parts.OPERATION, torch.empty(0, device=device))
