@@ -14,6 +14,8 @@ from benchmarks import (
     feedback_gain,
     gpu,
     integer,
+    large,
+    loading,
     outliers,
     rate_distortion,
     start_token,
@@ -121,6 +123,22 @@ PARTS = {
         "first row, shared evenly by as many cores as are used; efficiency: ideal over measured. "
         "Opening models is in it: each worker opens its own.",
         sweep.run,
+    ),
+    "loading": (
+        "Opening a compressed model",
+        "SDXL with the default trellis at 3 bits, `DiffusionPipeline.from_pretrained` after "
+        "`import vqdq`, in a process of its own, three times after a first one that is not "
+        "counted; the file is in the disk cache. Memory is the growth of VmHWM, pages of the "
+        "mapped file included.",
+        loading.run,
+    ),
+    "large": (
+        "Models of full size",
+        "Random weights in the shapes of the published configs, two threads, everything in a "
+        "process of its own. Memory in each mode: weights alone, computing in bfloat16. Peak is "
+        "VmHWM, with pages of mapped files; its own memory (RssAnon) is sampled. Killed: SIGKILL "
+        "half-way, the same command again, and SHA256SUMS compared.",
+        large.run,
     ),
     "studio": (
         "Studio",

@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
 from benchmarks.timing import table
+from vqdq.durable import write_text
 from vqdq.models.compressor import as_recipe
 from vqdq.models.denoisers import skeleton
 from vqdq.models.modes import mode_estimates
 from vqdq.models.pipelines import config_component
-from vqdq.models.weights import write_text, write_weights
+from vqdq.models.weights import write_weights
 from vqdq.recipe import METADATA, Plan, resolve
 from vqdq.tensors import TensorSpec
 
@@ -85,6 +87,10 @@ class Model:
 
 
 _XL, _FLOW = "StableDiffusionXLPipeline", "FluxPipeline"
+_ABSENT = (
+    "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder",
+    "feature_extractor",
+)  # fmt: skip
 MODELS = {
     "sdxl": Model(title="SDXL", pipeline=_XL, component="unet", config=_SDXL),
     "sdxl-part": Model(
@@ -129,24 +135,30 @@ def build(model: Model, folder: Path) -> Path:
     """Writes a diffusers folder with random fp16 weights, a tensor at a time; returns it."""
     if (folder / "model_index.json").is_file():
         return folder
-    inner = folder / model.component
-    inner.mkdir(parents=True, exist_ok=True)
-    (folder / "scheduler").mkdir(exist_ok=True)
-    kind = "EulerDiscreteScheduler" if model.pipeline == _XL else "FlowMatchEulerDiscreteScheduler"
-    write_text(folder / "scheduler" / "scheduler_config.json", json.dumps({"_class_name": kind}))
-    write_text(inner / "config.json", json.dumps(model.config, indent=2))
+    inner = scaffold(model, folder)
     specs = [
         TensorSpec(name=key, dtype=torch.float16, shape=tuple(tensor.shape))
         for key, tensor in skeleton(model.config).state_dict().items()
     ]
     write_weights(inner / "diffusion_pytorch_model.safetensors", specs, METADATA, _random)
-    index = {
-        "_class_name": model.pipeline,
-        "scheduler": ["diffusers", kind],
-        model.component: ["diffusers", model.config["_class_name"]],
-    }
-    write_text(folder / "model_index.json", json.dumps(index, indent=2))
     return folder
+
+
+def scaffold(model: Model, folder: Path) -> Path:
+    """Writes all of a folder but the denoiser's weights; returns the denoiser's own folder."""
+    inner = folder / model.component
+    inner.mkdir(parents=True, exist_ok=True)
+    kind = "EulerDiscreteScheduler" if model.pipeline == _XL else "FlowMatchEulerDiscreteScheduler"
+    (folder / "scheduler").mkdir(exist_ok=True)
+    write_text(folder / "scheduler" / "scheduler_config.json", json.dumps({"_class_name": kind}))
+    write_text(inner / "config.json", json.dumps(model.config, indent=2))
+    AutoencoderKL(block_out_channels=(32,)).save_pretrained(folder / "vae")
+    index: dict[str, Any] = {"_class_name": model.pipeline, "vae": ["diffusers", "AutoencoderKL"]}
+    index |= {name: [None, None] for name in _ABSENT}
+    index["scheduler"] = ["diffusers", kind]
+    index[model.component] = ["diffusers", model.config["_class_name"]]
+    write_text(folder / "model_index.json", json.dumps(index, indent=2))
+    return inner
 
 
 def _random(spec: TensorSpec) -> torch.Tensor:
