@@ -102,7 +102,7 @@ def _finish(
     lines = [
         store.url,
         f"  {len(written.found)} of {wanted.count} pictures; {_made(result.made)} made in"
-        f" {duration(result.seconds)} by {len(result.workers)} workers",
+        f" {duration(result.seconds)} by {_workers(len(result.workers))}",
         *(f"  {line}" for line in table(_rows(written.values["recipes"]))),
         f"  {', '.join(files)} hold the numbers.",
     ]
@@ -174,8 +174,16 @@ def _lines(plan: SweepPlan, slots: int) -> list[str]:
     ]
 
 
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"
+
+
 def _made(made: Mapping[str, int]) -> str:
-    words = [f"{made[kind]:,} {name}" for kind, name in _KINDS.items() if made.get(kind)]
+    words = [
+        f"{made[kind]:,} {name if made[kind] > 1 else name.removesuffix('s')}"
+        for kind, name in _KINDS.items()
+        if made.get(kind)
+    ]
     return ", ".join(words) or "nothing"
 
 
@@ -199,5 +207,6 @@ def _interval(ends: Mapping[str, float | None]) -> str:
     value, low, high = (ends[name] for name in ("value", "low", "high"))
     if value is None:
         return "equal"
-    span = "" if low is None or high is None else f" ({low:.3g}–{high:.3g})"
+    known = low is not None and high is not None and low < high  # one picture has no interval
+    span = f" ({low:.3g}–{high:.3g})" if known else ""
     return f"{value:.3g}{span}"

@@ -192,7 +192,7 @@ class _Driver:
     def _words(self) -> str:
         drawn, pictures = self._counts["draw"]
         slots = self._engine.slots()
-        parts = [f"{drawn:,} of {pictures:,} results of pictures"]
+        parts = [f"{drawn:,} of {pictures:,} pictures and comparisons"]
         parts += [f"{slots} at a time"] if slots > 1 else []
         parts += [f"{len(self._result.faults)} failed"] if self._result.faults else []
         return " · ".join(parts)

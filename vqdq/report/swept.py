@@ -169,4 +169,6 @@ def _ends(interval: Interval | None) -> str:
         return ""
     if interval.value == float("inf"):
         return "equal"
+    if interval.low == interval.high:  # one picture has no interval
+        return digits(interval.value)
     return f"{digits(interval.value)} ({digits(interval.low)}–{digits(interval.high)})"
