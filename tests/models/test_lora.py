@@ -185,7 +185,7 @@ def test_a_pipeline_with_an_adapter_is_not_saved_without_it(folder: Path, tmp_pa
     assert torch.equal(tiny.draw(opened(tmp_path / "clean")), tiny.draw(opened(folder)))
 
 
-@pytest.mark.parametrize("family", ["flux_dev", "stable_diffusion_3", "sdxl"])
+@pytest.mark.parametrize("family", ["flux_dev", "stable_diffusion_3"])
 def test_other_families(family: str, tmp_path: Path) -> None:
     pipe, call = families.build(family)
     small, dense = compress(pipe, RECIPE), compress(pipe, RECIPE)
@@ -194,7 +194,7 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     torch.manual_seed(2)
     config = LoraConfig(
         r=2, lora_alpha=2, init_lora_weights=False,
-        target_modules=["to_q", "to_k", "add_q_proj", "proj_mlp", "ff.net.2", "proj_in"],
+        target_modules=["to_q", "to_k", "add_q_proj", "proj_mlp", "ff.net.2"],
     )  # fmt: skip
     plain = families.draw(small, call)
     model.add_adapter(config, adapter_name="style")  # type: ignore[operator]
