@@ -8,6 +8,7 @@ through.
 from __future__ import annotations
 
 import errno
+import re
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ def as_user_error(error: BaseException, where: str | Path) -> UserError | None:
         return UserError(what, where=str(error.filename or where), remedy=remedy)
     # torch says it in words on the CPU, and by a class of its own on a GPU
     kind, text = type(error).__name__, str(error)
+    if kind == "OutOfMemoryError" and (asked := _ASKED.search(text)):
+        return _card_full(asked, text, where)
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
         return UserError(
             "there was not enough memory.",
@@ -75,3 +78,25 @@ def as_user_error(error: BaseException, where: str | Path) -> UserError | None:
             remedy="Close other programs, then resume; finished work is kept.",
         )
     return None
+
+
+_ASKED = re.compile(r"Tried to allocate ([\d.]+ [KMG]iB)")
+_FREE = re.compile(r"of which ([\d.]+ [KMG]iB) is free")
+
+
+def _card_full(asked: re.Match[str], text: str, where: str | Path) -> UserError:
+    """Returns what torch says of a full card, and gives back what the card holds for later.
+
+    The smallest change that helps: as many fewer bytes of decoded weights as were asked for.
+    """
+    import torch  # slow to load, and loaded where this happens
+
+    torch.cuda.empty_cache()
+    free = _FREE.search(text)
+    left = "" if free is None else f", {free[1]} were free"
+    return UserError(
+        f"the card's memory is full: {asked[1]} more were needed{left}.",
+        where=str(where),
+        remedy=f"Keep at least {asked[1]} fewer decoded weights: the mode hybrid with a smaller "
+        "cache, or streaming, which keeps none. Or draw fewer or smaller pictures at once.",
+    )

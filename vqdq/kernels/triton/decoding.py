@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vqdq.kernels.triton.plain import hadamard
 from vqdq.kernels.triton.support import PRODUCTS
-from vqdq.kernels.triton.tiles import additive_sums, tile_width, trellis_levels, turning
+from vqdq.kernels.triton.tiles import additive_sums, trellis_levels, turning
 
 STRIP = 256  # rows that one program decodes, a tile at a time
 
@@ -43,6 +43,29 @@ def _levels_kernel(
 
 
 @triton.jit
+def _store(out, sums, factors, signs, row, column, rows, columns):
+    """Writes sums · factors[row] · signs[column], multiplied in this order."""
+    factor = tl.load(factors + row, mask=row < rows, other=0.0)
+    sign = tl.load(signs + column, mask=column < columns, other=0.0)
+    value = sums.to(tl.float32) * factor[:, None] * sign[None, :]
+    held = (row < rows)[:, None] & (column < columns)[None, :]
+    at = out + row.to(tl.int64)[:, None] * columns + column[None, :]
+    tl.store(at, value.to(out.dtype.element_ty), mask=held)
+
+
+@triton.jit
+def _turned_sums(sums, matrix):
+    """Returns the Hadamard sums, int32, of sums of codewords in units of 1/128 as float32.
+
+    14 bits in two bytes: each product is exact.
+    """
+    whole = (sums * 128.0).to(tl.int32)
+    high = tl.dot((whole >> 7).to(tl.int8), matrix, out_dtype=tl.int32)
+    low = tl.dot((whole & 127).to(tl.int8), matrix, out_dtype=tl.int32)
+    return high * 128 + low
+
+
+@triton.jit
 def _trellis_kernel(
     codes,
     table,
@@ -54,31 +77,37 @@ def _trellis_kernel(
     columns,
     BITS: tl.constexpr,
     STATE_BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TURNS: tl.constexpr,
+    TWICE: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    """A block of 256 is two tiles (TWICE): their sum and their difference are its halves."""
+    width: tl.constexpr = 2 * TILE if TWICE else TILE
+    column = tl.program_id(0) * width + tl.arange(0, TILE)
     line = tl.arange(0, TILE)
-    sign = tl.load(signs + column, mask=column < columns, other=0.0)
     matrix = tl.load(turn + line[:, None] * TILE + line[None, :])
     for step in range(STEPS):
         first = (tl.program_id(1) * STEPS + step) * ROWS
         if first < rows:
+            row = first + tl.arange(0, ROWS)
             found = trellis_levels(
                 codes, table, first, column, rows, columns, BITS, STATE_BITS, ROWS
             )
-            if BLOCK > 1:  # noqa: SIM108  both sides of an expression would be built
+            if TWICE:
+                other = trellis_levels(
+                    codes, table, first, column + TILE, rows, columns, BITS, STATE_BITS, ROWS
+                )
+                near = tl.dot(found, matrix, out_dtype=tl.int32)
+                far = tl.dot(other, matrix, out_dtype=tl.int32)
+                _store(out, near + far, factors, signs, row, column, rows, columns)
+                _store(out, near - far, factors, signs, row, column + TILE, rows, columns)
+            elif TURNS:
                 sums = tl.dot(found, matrix, out_dtype=tl.int32)
+                _store(out, sums, factors, signs, row, column, rows, columns)
             else:
-                sums = found.to(tl.int32)
-            row = first + tl.arange(0, ROWS)
-            factor = tl.load(factors + row, mask=row < rows, other=0.0)
-            value = sums.to(tl.float32) * factor[:, None] * sign[None, :]
-            held = (row < rows)[:, None] & (column < columns)[None, :]
-            at = out + row.to(tl.int64)[:, None] * columns + column[None, :]
-            tl.store(at, value.to(out.dtype.element_ty), mask=held)
+                _store(out, found, factors, signs, row, column, rows, columns)
 
 
 @triton.jit
@@ -94,31 +123,35 @@ def _additive_kernel(
     COUNT: tl.constexpr,
     WORDS: tl.constexpr,
     DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TURNS: tl.constexpr,
+    TWICE: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    """As `_trellis_kernel`, for sums of codewords."""
+    width: tl.constexpr = 2 * TILE if TWICE else TILE
+    column = tl.program_id(0) * width + tl.arange(0, TILE)
     line = tl.arange(0, TILE)
-    sign = tl.load(signs + column, mask=column < columns, other=0.0)
     matrix = tl.load(turn + line[:, None] * TILE + line[None, :])
     for step in range(STEPS):
         first = (tl.program_id(1) * STEPS + step) * ROWS
         if first < rows:
             row = first + tl.arange(0, ROWS)
             sums = additive_sums(codes, books, row, column, rows, columns, COUNT, WORDS, DIM)
-            if BLOCK > 1:
-                # 14 bits of a sum in units of 1/128, in two bytes: each product is exact
-                whole = (sums * 128.0).to(tl.int32)
-                high = tl.dot((whole >> 7).to(tl.int8), matrix, out_dtype=tl.int32)
-                low = tl.dot((whole & 127).to(tl.int8), matrix, out_dtype=tl.int32)
-                sums = (high * 128 + low).to(tl.float32) * 0.0078125
-            factor = tl.load(factors + row, mask=row < rows, other=0.0)
-            value = sums * factor[:, None] * sign[None, :]
-            held = (row < rows)[:, None] & (column < columns)[None, :]
-            at = out + row.to(tl.int64)[:, None] * columns + column[None, :]
-            tl.store(at, value.to(out.dtype.element_ty), mask=held)
+            if TWICE:
+                other = additive_sums(
+                    codes, books, row, column + TILE, rows, columns, COUNT, WORDS, DIM
+                )
+                near, far = _turned_sums(sums, matrix), _turned_sums(other, matrix)
+                whole, rest = (near + far).to(tl.float32), (near - far).to(tl.float32)
+                _store(out, whole * 0.0078125, factors, signs, row, column, rows, columns)
+                _store(out, rest * 0.0078125, factors, signs, row, column + TILE, rows, columns)
+            elif TURNS:
+                whole = _turned_sums(sums, matrix).to(tl.float32) * 0.0078125
+                _store(out, whole, factors, signs, row, column, rows, columns)
+            else:
+                _store(out, sums, factors, signs, row, column, rows, columns)
 
 
 def trellis_decode(
@@ -157,10 +190,10 @@ def trellis_weight(
     out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     grid, tile, tall = _shape(rows, columns, block)
     _trellis_kernel[grid](
-        codes.contiguous(), table, turning(block, tile, codes.device), _factors(scales, block),
-        signs.float().contiguous(), out, rows, columns,
-        BITS=bits, STATE_BITS=len(table).bit_length() - 1, BLOCK=block,
-        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=8 if tile > 128 else 4,
+        codes.contiguous(), table, turning(min(block, tile), tile, codes.device),
+        _factors(scales, block), signs.float().contiguous(), out, rows, columns,
+        BITS=bits, STATE_BITS=len(table).bit_length() - 1, TURNS=block > 1, TWICE=block > tile,
+        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=4,
         enable_fp_fusion=False,
     )  # fmt: skip
     return out
@@ -209,10 +242,11 @@ def _additive(
     out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
     grid, tile, tall = _shape(rows, columns, block)
     _additive_kernel[grid](
-        codes.contiguous(), codebooks.float().contiguous(), turning(block, tile, codes.device),
-        factors.contiguous(), signs.float().contiguous(), out, rows, columns,
-        COUNT=count, WORDS=words, DIM=dim, BLOCK=block,
-        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=8 if tile > 128 else 4,
+        codes.contiguous(), codebooks.float().contiguous(),
+        turning(min(block, tile), tile, codes.device), factors.contiguous(),
+        signs.float().contiguous(), out, rows, columns,
+        COUNT=count, WORDS=words, DIM=dim, TURNS=block > 1, TWICE=block > tile,
+        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=4,
         enable_fp_fusion=False,
     )  # fmt: skip
     return out
@@ -238,6 +272,6 @@ def _turned(
 
 def _shape(rows: int, columns: int, block: int) -> tuple[tuple[int, int], int, int]:
     """Returns the grid of programs, and the columns and rows of a tile."""
-    tile = tile_width(block)
+    tile = min(max(block, 64), 128)  # as many as a product of bytes needs; shared memory is small
     tall = 16 if rows <= 64 else 64
-    return (triton.cdiv(columns, tile), triton.cdiv(rows, STRIP)), tile, tall
+    return (triton.cdiv(columns, max(tile, block)), triton.cdiv(rows, STRIP)), tile, tall

@@ -92,8 +92,3 @@ def turning(block: int, tile: int, device: torch.device) -> torch.Tensor:
     while len(one) < block:
         one = torch.cat((torch.cat((one, one), 1), torch.cat((one, -one), 1)))
     return torch.block_diag(*[one] * (tile // block)).to(device)
-
-
-def tile_width(block: int) -> int:
-    """Returns the columns of a tile: whole blocks, and as many as a product of bytes needs."""
-    return max(block, 64)

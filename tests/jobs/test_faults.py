@@ -1,0 +1,21 @@
+"""A card that is full is said in plain words, with what would help."""
+
+from __future__ import annotations
+
+import torch
+
+from vqdq.jobs import faults
+
+
+def test_a_full_card_says_what_was_missing_and_what_to_keep_less() -> None:
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 59.00 MiB. GPU 0 has a total capacity of 7.79 GiB "
+        "of which 12.50 MiB is free. Process 1 has 7.70 GiB memory in use."
+    )
+    found = faults.as_user_error(error, "unet")
+    assert found is not None
+    assert "59.00 MiB more were needed, 12.50 MiB were free" in found.what
+    assert "59.00 MiB fewer decoded weights" in found.remedy
+    plain = faults.as_user_error(MemoryError(), "unet")
+    assert plain is not None
+    assert plain.what == "there was not enough memory."
