@@ -83,6 +83,20 @@ def test_controls_show_a_wish_and_give_it_back(desk) -> None:
         made.wish(values)
 
 
+def test_other_components_are_asked_for_and_kept_in_the_address(desk) -> None:
+    plain = desk.preset("trellis-3bit")
+    both = settings.with_others(plain, ["vae", "text_encoder*"])
+    plan = desk.plan(both)
+    assert [each.component.name for each in plan.others] == ["text_encoder", "vae"]
+    assert plan.predicted_bytes == desk.plan(plain).predicted_bytes
+    expected = desk.forecast(plan)["bytes"]
+    assert expected == plan.predicted_bytes + sum(each.predicted_bytes for each in plan.others)
+    query = dict(parse_qsl(links.link_of(desk, Wish(recipe=both))))
+    assert links.wish_in(desk, query).recipe.digest == both.digest
+    with pytest.raises(UserError, match="cannot be chosen here"):
+        settings.with_others(plain, ["tokenizer"])
+
+
 def test_variants_have_the_names_of_presets(desk) -> None:
     for name in ("trellis-3bit-calibrated", "trellis-3bit-tuned", "vq-3bit-calibrated"):
         recipe = desk.preset(name)

@@ -18,7 +18,7 @@ from vqdq.params import Params
 from vqdq.recipe import Recipe
 from vqdq.ui import rules
 from vqdq.ui.desk import DEFAULT_GOAL, Desk
-from vqdq.ui.settings import Aim, Wish, whole
+from vqdq.ui.settings import Aim, Wish, others_in, whole, with_others
 
 P = TypeVar("P", bound=Params)
 _AIM = re.compile(r"(\d+(?:\.\d+)?)(bits|MB)")
@@ -42,6 +42,8 @@ def link_of(desk: Desk, wish: Wish) -> str:
                 defaults = type(params)().to_json()
                 changed = {k: v for k, v in params.to_json().items() if v != defaults[k]}
                 words[key] = json.dumps(changed, separators=(",", ":"))
+        if recipe.components:
+            words["also"] = ",".join(others_in(recipe))
     if desk.model != desk.first:
         words["model"] = desk.model
     if wish.aim is not None:
@@ -75,7 +77,8 @@ def _recipe(desk: Desk, query: Mapping[str, str]) -> Recipe | None:
     attention = _params(AttentionParams, query.get("attention"), "attention")
     ranges = _params(RangeParams, query.get("ranges"), "ranges")
     recipe = with_ranges(replace(recipe, attention=attention), ranges)
-    return replace(variant(recipe, calibration, finetune), name="linked")
+    ready = replace(variant(recipe, calibration, finetune), name="linked")
+    return with_others(ready, [part for part in query.get("also", "").split(",") if part])
 
 
 def _params(kind: type[P], text: str | None, where: str) -> P | None:

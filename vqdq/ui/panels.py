@@ -54,8 +54,17 @@ def prediction(plan: Plan, cost: Estimate, found: ArithmeticResult | None = None
         f"{_figure('Time', '≈ ' + duration(cost.seconds), time)}"
         f"{_figure('Memory', '≈ ' + size(cost.memory_bytes), memory)}"
         f"{_figure('Layers', str(len(plan.quantized)), besides)}"
-        f"</dl>{inputs_card(plan.recipe, found)}"
+        f"</dl>{_others(plan, exact)}{inputs_card(plan.recipe, found)}"
     )
+
+
+def _others(plan: Plan, exact: str) -> str:
+    """What becomes of the components beside the denoiser, when the recipe speaks of them."""
+    words = [
+        f"{escape(each.component.name)} {size(each.reference_bytes)} → {size(each.predicted_bytes)}"
+        for each in plan.others
+    ]
+    return f'<p class="vq-others">Also {", ".join(words)} {exact}</p>' if words else ""
 
 
 def inputs_card(recipe: Recipe, found: ArithmeticResult | None) -> str:

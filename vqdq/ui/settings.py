@@ -15,6 +15,7 @@ from vqdq import codecs
 from vqdq.activations.attention import AttentionParams
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.errors import UserError
+from vqdq.jobs.also import also
 from vqdq.jobs.inputs import suffix, with_ranges
 from vqdq.jobs.variants import variant
 from vqdq.params import Params, describe
@@ -29,6 +30,11 @@ ALIKE, BITS, SIZE = "alike", "bits", "size"
 AIMS = (("The same", ALIKE), ("By average", BITS), ("By size", SIZE))
 AIM_BITS, AIM_MB = 2.7, 8.0
 FIRST = ("trellis", "additive", "uniform")
+ALSO = (
+    ("Text encoders, trellis at 4 bits", "text_encoder*", "trellis:bits=4"),
+    ("Picture decoder, rounded to 8 bits", "vae", "uniform:bits=8"),
+)
+"""Components beside the denoiser: what the control says, their pattern, and what they get."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +107,7 @@ class Settings:
             _read(CalibrationParams, values, "calibration") if values["calibrate"] else None,
             _read(FinetuneParams, values, "finetuning") if values["finetune"] else None,
         )
+        recipe = with_others(recipe, values.get("also") or ())
         return Wish(recipe=recipe, aim=_aim(values), name=values["name"] or "")
 
     def filled(self, wish: Wish, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +124,7 @@ class Settings:
             "finetune": recipe.finetune is not None,
             "aim": ALIKE if aim is None else BITS if aim.bits is not None else SIZE,
         }
+        after["also"] = others_in(recipe)
         if aim is not None:
             after |= {"aim_bits": aim.bits} if aim.bits is not None else {}
             after |= {"aim_mb": aim.bytes / 1e6} if aim.bytes is not None else {}
@@ -233,7 +241,14 @@ def folds(
             placeholder=rules.EXAMPLE,
             elem_id="vq-rule-lines",
         )
-        return html(matches, "vq-rule-matches")
+        found = html(matches, "vq-rule-matches")
+        controls["also"] = gr.CheckboxGroup(
+            [(words, pattern) for words, pattern, _ in ALSO],
+            label="Also compress",
+            info="From their weights alone; they are small beside the denoiser, or not.",
+            elem_id="vq-also",
+        )
+        return found
 
 
 def methods() -> list[tuple[str, str]]:
@@ -262,6 +277,29 @@ def recipe_of(
     name = f"{general.method}-{bits}bit" if bits else f"{general.method}"
     recipe = Recipe(name=name, rules=(*special, general), seed=seed, attention=attention)
     return with_ranges(replace(recipe, name=f"{name}{suffix(recipe)}"), None)
+
+
+def with_others(recipe: Recipe, patterns: Sequence[str]) -> Recipe:
+    """Returns `recipe` with what `ALSO` says of the components that `patterns` name.
+
+    Raises:
+        UserError: a pattern that is not in `ALSO`.
+    """
+    known = {pattern: f"{pattern}={what}" for _, pattern, what in ALSO}
+    for pattern in patterns:
+        if pattern not in known:
+            raise UserError(
+                f"{pattern[:40]!r} cannot be chosen here.",
+                where="also",
+                remedy=f"Use {' or '.join(known)}.",
+            )
+    return also(recipe, [known[pattern] for pattern in known if pattern in patterns])
+
+
+def others_in(recipe: Recipe) -> list[str]:
+    """Returns the patterns of `ALSO` that a recipe speaks of."""
+    spoken = {part.pattern for part in recipe.components}
+    return [pattern for _, pattern, _ in ALSO if pattern in spoken]
 
 
 def whole(value: float | str | None, where: str) -> int:

@@ -107,7 +107,7 @@
   let settings = null;
   function keep(wanted) {
     const url = new URL(location.href);
-    ["recipe", "rules", "seed", "calibrate", "finetune", "attention", "ranges", "target", "model"].forEach((name) => url.searchParams.delete(name));
+    ["recipe", "rules", "seed", "calibrate", "finetune", "attention", "ranges", "also", "target", "model"].forEach((name) => url.searchParams.delete(name));
     new URLSearchParams(wanted).forEach((value, name) => url.searchParams.set(name, value));
     if (url.href !== location.href) history.replaceState(history.state, "", url);
   }
