@@ -245,7 +245,7 @@ def folds(
         controls["also"] = gr.CheckboxGroup(
             [(words, pattern) for words, pattern, _ in ALSO],
             label="Also compress",
-            info="From their weights alone; they are small beside the denoiser, or not.",
+            info="From their weights alone, without calibration.",
             elem_id="vq-also",
         )
         return found
