@@ -1,6 +1,7 @@
 """The few inner loops that decide the speed, each declared once and implemented twice.
 
-`reference` (plain torch) is the definition of truth; `cpu` (numba) returns the same bits faster.
+`reference` (plain torch) is the definition of truth; `cpu` (numba) returns the same bits faster,
+and so does `triton` for tensors on a card.
 Every operation here is exact: inputs are integers, or floats whose sums and products are exact, or
 elementwise IEEE arithmetic in a stated order. So what is stored never depends on the kernel, the
 number of threads or the machine. (`statistics`, which store nothing, say where they are not.)

@@ -157,3 +157,20 @@ def test_a_convolution_is_never_unfolded_and_its_border_is_0(
     for product in (found.cpu(), plain):
         assert product.shape == expected.shape
         assert (product.double() - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_what_a_card_lacks_is_said() -> None:
+    from vqdq.kernels.triton.support import OPERATIONS, Card, refusal
+
+    lacking = {
+        capability: [op for op in OPERATIONS if refusal(op, Card(name="a", capability=capability))]
+        for capability in ((7, 0), (7, 5), (8, 6), (9, 0), (12, 0))
+    }
+    assert lacking[(7, 0)] == list(OPERATIONS)
+    assert lacking[(7, 5)] == ["int8_product"]
+    assert [lacking[newer] for newer in ((8, 6), (9, 0), (12, 0))] == [[], [], []]
+    assert "sm_75" in refusal("int8_product", Card(name="a", capability=(7, 5)))
+    if DEVICE == "cpu":
+        (row,) = [status for status in kernels.status() if status.op == "card"]
+        assert row.backend == "none"
+        assert "no NVIDIA card" in row.reason
