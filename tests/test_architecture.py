@@ -21,6 +21,8 @@ FLOORS = {
     "vqdq.tensors": 0,
     "vqdq.waiting": 0,
     "vqdq.durable": 0,
+    "vqdq.places": 0,
+    "vqdq.spreadsheet": 0,
     "vqdq.kernels": 1,
     "vqdq.codecs": 2,
     "vqdq.activations": 2,

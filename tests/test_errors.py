@@ -7,6 +7,8 @@ import pickle
 import pytest
 
 from vqdq.errors import UserError
+from vqdq.places import inside
+from vqdq.spreadsheet import cell
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,27 @@ def test_crosses_a_process_border():
     assert type(again) is UserError
     assert callable(class_)
     assert arguments[1:] == ("a", "b", "c")
+
+
+def test_words_that_a_spreadsheet_would_compute_are_text():
+    computed = ("=1+1", "+1", "-x", "@sum", "\t=1", "\n=1", "  =1", "=cmd|' /C calc'!A0")
+    assert [cell(text) for text in computed] == [f"'{text}" for text in computed]
+    for plain in ("a=1", "", " ", 3, -0.5, True, "–5"):
+        assert cell(plain) is plain
+    assert cell(None) == ""
+
+
+def test_names_stay_inside_their_folder(tmp_path):
+    home = tmp_path / "home"
+    (home / "sub").mkdir(parents=True)
+    (tmp_path / "secret").write_text("x")
+    (home / "link").symlink_to(tmp_path / "secret")
+    (home / "loop").symlink_to(home / "loop")
+    for name in ("a.png", "sub/a.png", "sub/../a.png", "..a", "…"):
+        assert inside(home, name) == home / name
+    for name in (
+        "../secret", "/etc/passwd", str(tmp_path / "secret"), "link", "sub/../../secret", "", ".",
+        None, 3, "a\0b", "link/x",
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="no file of this folder"):
+            inside(home, name)

@@ -24,6 +24,9 @@ from vqdq.errors import UserError
 
 Array = npt.NDArray[Any]
 _HEADER = "header"
+_MOST_BYTES = 1 << 29  # of a record; a larger one is not packed to an eighth
+_MOST_MEMBERS = 100_000
+_MOST_HEADER = 10_000  # bytes of text that numpy evaluates as a literal
 _LEVEL = 1  # of the compression: 4 times as fast as the usual 6, and 6 % larger
 _SMALL = 256  # values of an array that are looked at before it is compressed
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of what is read
@@ -80,6 +83,7 @@ def load(path: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[s
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            _refuse_bomb(path, cast(zipfile.ZipFile, archive.zip))
             header: dict[str, Any] = json.loads(archive[_HEADER].tobytes())
             known = header.get("kind") == kind and header.get("version") == version
             names = [name for name in archive.files if name != _HEADER and known]
@@ -91,6 +95,28 @@ def load(path: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[s
     if not known:
         raise _refused(path, header, kind, version)
     return header, arrays
+
+
+def _refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuses a file that would fill the memory: what it unpacks to is bounded before it does.
+
+    A member is unpacked up to the size that it states, and an array may not state a larger one.
+    """
+    members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if len(members) > _MOST_MEMBERS or unpacked > max(_MOST_BYTES, 8 * path.stat().st_size):
+        raise UserError(
+            f"The record would unpack to {unpacked / 1e9:.3g} GB.",
+            where=str(path),
+            remedy="It is damaged or was not made by this program: capture it again.",
+        )
+    for member in members:
+        with archive.open(member) as file:
+            version = npy.read_magic(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(file, max_header_size=_MOST_HEADER)
+        if math.prod(shape) * dtype.itemsize > member.file_size or dtype.hasobject:
+            raise ValueError(member.filename)
 
 
 def _refused(path: Path, header: Mapping[str, Any], kind: str, version: int) -> UserError:

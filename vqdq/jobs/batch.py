@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 
 from vqdq.durable import append_line, atomic
+from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.results import ComparedPicture, Floor, Picture, PictureSet
+from vqdq.places import inside
 
 if TYPE_CHECKING:
     from vqdq.jobs.draw import Drawn
@@ -38,15 +41,18 @@ class Journal:
         self.floors: dict[int, Floor] = {}
         for line in _lines(folder / FILE):
             place, model = line.get("set"), line.get("model")
-            if not isinstance(place, int) or place >= len(request.sets):
+            if not isinstance(place, int) or not 0 <= place < len(request.sets):
                 continue
-            if "floor" in line:
-                self.floors[place] = line["floor"]
+            floor, picture = line.get("floor"), line.get("picture")
+            if isinstance(floor, dict):
+                self.floors[place] = cast(Floor, floor)
+            if not isinstance(model, int) or not 0 <= model <= len(request.variants):
                 continue
-            if not isinstance(model, int) or model > len(request.variants):
+            if not isinstance(picture, dict):
                 continue
-            if (folder / line["picture"]["image"]).is_file():
-                self.pictures[place, model] = line["picture"]
+            with contextlib.suppress(UserError):  # damaged: it is drawn again
+                if inside(folder, cast(Picture, picture).get("image")).is_file():
+                    self.pictures[place, model] = cast(Picture, picture)
 
     def add(self, place: int, model: int, drawn: Drawn, picture: Picture) -> None:
         """Keeps a finished picture of set `place`; the latent of a reference, too.

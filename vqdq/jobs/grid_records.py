@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from vqdq.durable import append_line
+from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.grid_cells import Grid
 from vqdq.jobs.results import VerdictResult
+from vqdq.places import inside
 
 FILE = "cells.jsonl"
 
@@ -96,7 +98,12 @@ def append(folder: Path, row: GridRow) -> None:
 
 def is_done(row: GridRow | None, folder: Path) -> bool:
     """Returns whether a picture is drawn and its file is there."""
-    return row is not None and row["error"] is None and (folder / row["image"]).is_file()
+    if row is None or row["error"] is not None:
+        return False
+    try:
+        return inside(folder, row["image"]).is_file()
+    except UserError:  # damaged: it is drawn again
+        return False
 
 
 def failed(rows: Mapping[str, GridRow]) -> Sequence[GridRow]:

@@ -16,6 +16,7 @@ from vqdq.jobs.grid_cells import Cell, Grid, label
 from vqdq.jobs.grid_records import GridRow, lost
 from vqdq.jobs.requests import GridRequest
 from vqdq.jobs.requests.grid import Axis
+from vqdq.spreadsheet import cell as text_cell
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -126,16 +127,16 @@ def table(request: GridRequest, grid: Grid, rows: Mapping[str, GridRow]) -> str:
         if picture is None or row is None:
             why = cell.why or "not drawn yet"
             blank = [""] * (len(_CSV) - 4)
-            writer.writerow([*places, *blank, why])
+            writer.writerow([*map(text_cell, places), *blank, why])
             continue
         verdict, error = row["verdict"], row["error"]
         judged = "" if verdict is None else lost(row, rows, grid) or "as asked"
-        writer.writerow([
+        writer.writerow(text_cell(value) for value in (
             *places, row["prompt"], row["seed"], row["steps"], row["guidance"], row["label"],
             row["bits_per_weight"], row["bytes"], row["seconds"], row["psnr"], row["ssim"],
             bool(row["reference"]) and row["psnr"] is None, judged, row["image"],
             row["initial_latent_sha256"], "" if error is None else error["what"],
-        ])  # fmt: skip
+        ))  # fmt: skip
     return text.getvalue()
 
 

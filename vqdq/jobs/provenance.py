@@ -188,11 +188,16 @@ def _recipe(values: object) -> Recipe | None:
     if not isinstance(values, dict):
         raise UserError("its recipe is no recipe.", remedy="Use the file that this program saved.")
     try:
-        return Recipe.from_json(cast(dict[str, Any], values))
+        recipe = Recipe.from_json(cast(dict[str, Any], values))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(
             "its recipe is no recipe.", remedy="Use the file that this program saved."
         ) from error
+    if recipe.prompt_files:
+        raise UserError(
+            "its recipe names a file of a computer.", remedy="Choose the recipe on the page."
+        )
+    return recipe
 
 
 def _word(value: object) -> str:

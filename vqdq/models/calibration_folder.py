@@ -35,6 +35,7 @@ from vqdq.models.space import full_disk
 from vqdq.models.teacher import Teacher
 from vqdq.models.trajectory import Trajectories
 from vqdq.models.weights import open_weights, unreadable, write_weights
+from vqdq.places import inside
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Component
 from vqdq.tensors import TensorSpec
@@ -236,7 +237,7 @@ class _Folder(Mapping[str, InputStats]):
         self._damping = float(values["params"]["damping"])
         self.entries = {
             str(name): _Known(
-                path=folder / str(group["file"]),
+                path=inside(folder, group["file"]),
                 in_features=int(group["in_features"]),
                 rows=int(group["rows"]),
             )

@@ -26,6 +26,7 @@ from vqdq.models.trajectory import Call, Trajectories, guided, replay
 from vqdq.progress import Event, Report, silent
 
 _VERSION = 1
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +96,7 @@ class Sensitivity:
                 for name, entry in values["effects"].items()
             }
             counts = [int(values[key]) for key in ("calls", "probes", "seed")]
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except _DAMAGE as error:
             raise UserError(
                 f"is not a measured sensitivity ({error}).", where=where, remedy="Measure it again."
             ) from error

@@ -20,6 +20,7 @@ from vqdq.jobs.votes import VoteStore
 from vqdq.report import compared, gridded, voted
 from vqdq.report.content import Content
 from vqdq.report.document import Album, document
+from vqdq.spreadsheet import cell
 
 REPORTED = ("compare", "grid", "blind")
 """Kinds of runs that have a report."""
@@ -72,7 +73,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     if rows:
         writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return buffer.getvalue()
 
 
@@ -89,14 +90,6 @@ def _content(run: RunRecord, votes: VoteStore | None, album: Album) -> Content:
         where=run.id,
         remedy="Comparisons, grids and blind tests of a workspace have one.",
     )
-
-
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
 
 
 def _finite(value: Any) -> Any:

@@ -14,6 +14,7 @@ from vqdq.jobs.models import ModelEntry
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.metrics.medians import median_interval
+from vqdq.places import inside
 from vqdq.report.content import Content, certificate, passed, recipe_text
 from vqdq.report.document import Album, facts, fold, plot, section, table, text
 from vqdq.ui.wording import decibels, digits, duration, size
@@ -93,9 +94,9 @@ def _pictures(folder: Path, each: Mapping[str, Any], album: Album) -> str:
 
 def _figure(folder: Path, row: Mapping[str, Any], album: Album, kind: str) -> str:
     label = str(row["label"])
-    image = album.image(folder / str(row["image"]), label)
+    image = album.image(inside(folder, row["image"]), label)
     maps = "".join(
-        f"<figure>{album.image(folder / str(row[name]), f'{words}: {label}')}"
+        f"<figure>{album.image(inside(folder, row[name]), f'{words}: {label}')}"
         f"<figcaption>{words}</figcaption></figure>"
         for name, words in (("error_map", "Absolute difference"), ("flip_map", "FLIP error"))
         if row.get(name)
@@ -218,7 +219,7 @@ def _recipes(folder: Path, sets: Sequence[Mapping[str, Any]]) -> str:
     parts: list[str] = []
     for row in _rows(sets[0]) if sets else ():
         try:
-            found = provenance.read(folder / str(row["image"]))
+            found = provenance.read(inside(folder, row["image"]))
         except UserError:
             continue  # drawn before pictures carried them
         if found.recipe is not None:

@@ -13,6 +13,7 @@ from vqdq.views.style import View
 HERE = Path(__file__).parent
 BUDGET_BYTES = 80_000_000
 """Of all pictures in one file; browsers and mail open no larger one gladly."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,6 +34,8 @@ class Album:
             content = path.read_bytes()
         except OSError:
             return f'<p class="missing">{escape(label)}: the file is missing.</p>'
+        if not content.startswith(_PNG):
+            return f'<p class="missing">{escape(label)}: the file is no picture.</p>'
         if self.used + len(content) > self.budget:
             self.left_out += 1
             return f'<p class="missing">{escape(label)}: left out, the file would be too large.</p>'

@@ -11,6 +11,7 @@ from vqdq.jobs.grid_cells import Cell, Grid, expand, label
 from vqdq.jobs.grid_records import GridRow
 from vqdq.jobs.requests import GridRequest
 from vqdq.jobs.run import RunRecord
+from vqdq.places import inside
 from vqdq.report.content import Content, passed
 from vqdq.report.document import Album, facts, section, table
 from vqdq.ui.wording import decibels, digits, duration, size
@@ -71,7 +72,7 @@ def _cell(run: RunRecord, cell: Cell, rows: Mapping[str, GridRow], album: Album)
     told = f"{row['label']}, {row['prompt']}, seed {row['seed']}"
     numbers = [_psnr(row), passed(row)]
     return (
-        f"<td>{album.image(run.folder / row['image'], told)}"
+        f"<td>{album.image(inside(run.folder, row['image']), told)}"
         f"{escape(' · '.join(filter(None, numbers)))}</td>"
     )
 

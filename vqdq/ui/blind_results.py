@@ -20,6 +20,7 @@ from vqdq.jobs.protocol import Protocol
 from vqdq.jobs.run import write_json
 from vqdq.jobs.votes import Vote, VoteStore
 from vqdq.metrics.proportions import Interval
+from vqdq.spreadsheet import cell
 from vqdq.ui.blind_tests import BACK, Sitting, hash_html
 from vqdq.ui.blind_words import SHORT, in_words
 from vqdq.ui.viewer import swatch
@@ -305,7 +306,7 @@ def votes_csv(log: Sequence[Vote]) -> str:
     writer.writerow((*plain, *_SHOWN, *_CONTEXT))
     for vote in log:
         values: Mapping[str, object] = json.loads(_line(vote))
-        writer.writerow(values.get(key, "") for key in (*plain, *_SHOWN, *_CONTEXT))
+        writer.writerow(cell(values.get(key, "")) for key in (*plain, *_SHOWN, *_CONTEXT))
     return buffer.getvalue()
 
 

@@ -78,6 +78,10 @@ def _recipe(desk: Desk, query: Mapping[str, str]) -> Recipe | None:
     ranges = _params(RangeParams, query.get("ranges"), "ranges")
     recipe = with_ranges(replace(recipe, attention=attention), ranges)
     ready = replace(variant(recipe, calibration, finetune), name="linked")
+    if ready.prompt_files:
+        raise UserError(
+            "an address cannot name a file.", where="calibrate", remedy="Choose it on the page."
+        )
     return with_others(ready, [part for part in query.get("also", "").split(",") if part])
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vqdq.spreadsheet import cell
+
 Column = npt.NDArray[Any]
 
 
@@ -69,4 +71,4 @@ def of_map(values: npt.NDArray[Any], rows: str, columns: str, what: str) -> Plot
 def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else repr(float(f"{float(value):.7g}"))
-    return str(value)
+    return str(cell(value))
