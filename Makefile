@@ -6,8 +6,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 PYTEST_ARGS ?=
+MINUTES ?= 60
+SEED ?= 0
 
-.PHONY: app test bench demo-model lint types browser clean
+.PHONY: app test chaos bench demo-model lint types browser clean
 
 app: $(VENV)/.app
 	$(RUN) app.py --open $(ARGS)
@@ -15,6 +17,9 @@ app: $(VENV)/.app
 test: $(VENV)/.test browser
 	$(MAKE) --no-print-directory lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+chaos: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(RUN) -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

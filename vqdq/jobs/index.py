@@ -16,9 +16,11 @@ from typing import Any, cast
 from vqdq.errors import UserError
 from vqdq.jobs.database import DamagedFileError, Database, version_of
 from vqdq.jobs.requests import request_from_json
-from vqdq.jobs.run import RunRecord, read_json
+from vqdq.jobs.run import STATES, RunRecord, read_json
 
 _VERSION = 3
+NEWEST = _VERSION
+"""Version of the index that this program writes."""
 _NEW_IN_2 = ("name TEXT NOT NULL DEFAULT ''", "words TEXT NOT NULL DEFAULT ''")
 _NEW_IN_3 = ("owner TEXT NOT NULL DEFAULT ''",)
 _SCHEMA = f"""
@@ -35,6 +37,10 @@ CREATE INDEX runs_by_time ON runs (created);
 CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, born REAL, beat REAL);
 """
 _MAX_WORDS = 8000
+_UNREADABLE = (
+    UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
+    sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError,
+)  # fmt: skip
 PATIENCE_SECONDS = 5.0  # for another process that writes
 
 
@@ -130,6 +136,11 @@ def content_of(row: sqlite3.Row) -> dict[str, Any]:
 def insert(db: sqlite3.Connection, content: dict[str, Any], result: dict[str, Any] | None) -> None:
     """Adds a run to the index."""
     error, name = content["error"], str(content.get("name") or "")
+    times = [content[key] for key in ("created", "queued", "started", "finished")]
+    if not all(isinstance(time, int | float | None) for time in times) or None in times[:2]:
+        raise ValueError("times")
+    if content["state"] not in STATES or not isinstance(error, dict | None):
+        raise ValueError("state")
     db.execute(
         "INSERT INTO runs"
         " (id, kind, state, request, created, queued, started, finished, error, result,"
@@ -162,7 +173,7 @@ def insert_file(db: sqlite3.Connection, path: Path) -> int:
         state = content["state"]
         result = read_json(path.with_name("result.json")) if state == "done" else None
         insert(db, content, result)
-    except (KeyError, TypeError, UserError):  # written by another version: the files stay, unlisted
+    except _UNREADABLE:  # damaged, or written by another version: the files stay, unlisted
         return 0
     return 1
 
