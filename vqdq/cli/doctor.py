@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 import psutil
 
+from vqdq.cli.checks import new_path
 from vqdq.cli.terminal import Output, duration, size
 from vqdq.errors import UserError
+from vqdq.jobs import diagnosis
 from vqdq.jobs import run as runs
 
 
@@ -20,7 +21,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     """Returns 0 when everything that is needed is there, else 1."""
     from vqdq import kernels
 
-    problems: list[str] = []
+    target = None if options.bundle is None else new_path(options.bundle)
     device = runs.device()
     free = int(psutil.virtual_memory().available)
     warm_seconds = None
@@ -29,19 +30,25 @@ def run(options: argparse.Namespace, output: Output) -> int:
         kernels.warm()
         warm_seconds = time.perf_counter() - start
     chosen = runs.kernels()
+    workspace = Path(options.workspace).absolute()
+    found = diagnosis.faults(workspace, options.port)
+    problems = [str(fault) for fault in found if fault.blocking]
+    hints = [str(fault) for fault in found if not fault.blocking]
     demo, demo_lines = _demo(problems)
-    workspace = _workspace(Path(options.workspace), problems)
+    writable = diagnosis.writable(workspace) is None
     values: dict[str, Any] = {
         "ok": not problems,
         "problems": problems,
+        "hints": hints,
+        "found": [fault.check for fault in found],
         "versions": dict(runs.versions()),
         **device,
         "free_memory_bytes": free,
         "kernels": chosen,
         "warm_seconds": warm_seconds,
         "demo": demo,
-        "workspace": str(Path(options.workspace).absolute()),
-        "workspace_writable": workspace,
+        "workspace": str(workspace),
+        "workspace_writable": writable,
     }
     lines = ["versions"]
     lines += [f"  {name} {version}" for name, version in runs.versions().items()]
@@ -51,10 +58,16 @@ def run(options: argparse.Namespace, output: Output) -> int:
         *_kernel_lines(chosen),
         *([] if warm_seconds is None else [f"           compiled in {duration(warm_seconds)}"]),
         f"demo       {demo_lines}",
-        f"workspace  {values['workspace']}, {'writable' if workspace else 'NOT writable'}",
+        f"workspace  {workspace}, {'writable' if writable else 'NOT writable'}",
         *(f"problem    {problem}" for problem in problems),
+        *(f"hint       {hint}" for hint in hints),
         "everything is in order" if not problems else f"{len(problems)} to mend",
     ]
+    if target is not None:
+        from vqdq.jobs.diagnostics import bundle
+
+        values["bundle"] = str(bundle(target, workspace, values))
+        lines.append(f"bundle     {target}, without prompts, names and paths: look before you send")
     output.result(values, lines)
     return 1 if problems else 0
 
@@ -83,14 +96,3 @@ def _demo(problems: list[str]) -> tuple[dict[str, Any] | None, str]:
         found,
         f"{info.pipeline_class}, {info.parameters / 1e6:.1f} M weights, {size(info.bytes)}",
     )
-
-
-def _workspace(path: Path, problems: list[str]) -> bool:
-    """True when the folder, or the nearest one above it that exists, can be written."""
-    place = path.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-        return True
-    problems.append(f"{place}: cannot be written. Choose another --workspace.")
-    return False

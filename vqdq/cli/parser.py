@@ -76,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "Look at this installation: versions, device, kernels, demo model.")
     doctor.add_argument("--warm", action="store_true", help="compile all kernels now")
     doctor.add_argument("--workspace", default="workspace", help="folder to check")
+    doctor.add_argument("--port", type=int, default=7860, help="that the studio will use")
+    words = "write what who helps needs, without prompts, names and paths"
+    doctor.add_argument("--bundle", metavar="FILE.zip", help=words)
     command("methods", "List the methods, their settings, and how to get those not installed.")
     describe = command(
         "describe", "Say what a model is made of: components, weights, largest layers."

@@ -10,7 +10,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vqdq.errors import UserError
 from vqdq.jobs import run, turns
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.index import Index, content_of, record_of
+from vqdq.jobs.log import note
 from vqdq.jobs.run import RunRecord
 from vqdq.progress import Event
 
@@ -84,6 +85,11 @@ class Ledger:
             )
         return record
 
+    def shown_to(self, run_id: str, person: str) -> bool:
+        """Returns whether the files of a run may be shown to a person."""
+        rows = self._index.rows("SELECT owner, kind FROM runs WHERE id = ?", run_id)
+        return bool(rows) and (rows[0]["owner"] == person or rows[0]["kind"] == "blind")
+
     def take(self) -> RunRecord | None:
         """Returns the run whose turn it is after marking it running, or None."""
         for record in self._queue():
@@ -106,6 +112,11 @@ class Ledger:
         """Returns whether a running run was asked to stop, or is no longer ours to run."""
         rows = self._index.rows("SELECT state, cancel_at FROM runs WHERE id = ?", run_id)
         return not rows or rows[0]["state"] != "running" or rows[0]["cancel_at"] is not None
+
+    def working(self) -> tuple[str, bool] | None:
+        """Returns the id of the run that works now and whether it was asked to stop, or None."""
+        rows = self._index.rows("SELECT id, cancel_at FROM runs WHERE state = 'running'")
+        return (rows[0]["id"], rows[0]["cancel_at"] is not None) if rows else None
 
     def running(self) -> RunRecord | None:
         """Returns the run that works now, whoever started it, or None."""
@@ -175,6 +186,7 @@ class Ledger:
                     values[key] = None if values[key] is None else json.dumps(values[key])
             names = ", ".join(f"{key} = ?" for key in values)
             db.execute(f"UPDATE runs SET {names} WHERE id = ?", (*values.values(), run_id))
+        _told(row, state, fields)
         return True
 
     def _seen(self) -> tuple[str, tuple[str, ...]]:
@@ -211,6 +223,15 @@ class Ledger:
             with contextlib.suppress(UserError):
                 found.append(self._record(row))
         return tuple(found)
+
+
+def _told(row: sqlite3.Row, state: str, fields: Mapping[str, Any]) -> None:
+    """A line of the log for a change of state."""
+    began, ended = row["started"], fields.get("finished")
+    seconds = None if began is None or ended is None else round(max(0.0, ended - began), 3)
+    error = fields.get("error") or {}
+    private = {key: str(error[key]) for key in ("what", "where") if error.get(key)}
+    note("run", run=row["id"], kind=row["kind"], state=state, seconds=seconds, private=private)
 
 
 def behind(db: sqlite3.Connection) -> float:

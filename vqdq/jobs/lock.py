@@ -57,6 +57,16 @@ class Lock:
         pid = (read_json(folder / f"{name}.json") or {}).get("pid")
         return pid if isinstance(pid, int) else None
 
+    @staticmethod
+    def test(folder: Path, name: str) -> None:
+        """Raises `UserError` when somebody holds the lock; changes nothing."""
+        with disk_faults(folder):
+            db = sqlite3.connect(folder / f"{name}.lock", timeout=0, isolation_level=None)
+            try:
+                db.execute("BEGIN EXCLUSIVE")
+            finally:
+                db.close()
+
     def release(self) -> None:
         """Gives the workspace free."""
         self._db.close()

@@ -15,16 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from vqdq.durable import sync_folder
 from vqdq.errors import UserError
 from vqdq.jobs import models, recovery, run
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.history import Search, name_of
 from vqdq.jobs.index import content_of, insert, words_of
 from vqdq.jobs.ledger import Ledger, behind
+from vqdq.jobs.log import note
 from vqdq.jobs.models import ModelEntry
 from vqdq.jobs.requests import CompressRequest, Request
 from vqdq.jobs.run import RunRecord
 from vqdq.params import nearest
+
+
+def anything(_model: str) -> None:
+    """Refuses nothing: whoever sits at the computer may open what they like."""
 
 
 class Workspace(Ledger):
@@ -32,11 +38,13 @@ class Workspace(Ledger):
 
     Attributes:
         permit: raises `UserError` for a request that must not be taken; the page sets it.
+        admit: the same for a model that must not be opened.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.permit: Callable[[Request], None] | None = None
+        self.admit: Callable[[str], None] = anything
         if self._index.is_new:
             self.reindex()
 
@@ -80,7 +88,9 @@ class Workspace(Ledger):
             content["queued"] = behind(db)
             folder.mkdir()
             run.write_json(folder / "run.json", content)
+            sync_folder(self.runs_folder)
             insert(db, content, None)
+        note("run", run=run_id, kind=request.kind, state="queued")
         return run_id
 
     def runs(self, kind: str | None = None, limit: int = 50) -> tuple[RunRecord, ...]:

@@ -13,10 +13,9 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
-
-from vqdq.jobs.run import RunRecord
 
 LOOK_SECONDS = 2.0
 IDLE_SECONDS = 300.0
@@ -59,10 +58,14 @@ class Watch:
         self._worked: _Signs | None = None
         self._next = 0.0
 
-    def hung(self, run: RunRecord, pid: int) -> dict[str, str] | None:
-        """Returns why a run is said to hang, as an error for people; None while it works."""
+    def hung(self, run: Path, pid: int) -> dict[str, str] | None:
+        """Returns why a run is said to hang, as an error for people; None while it works.
+
+        Args:
+            run: its folder; pid: of the process that works on it.
+        """
         now = self._clock()
-        if now < self._next and self._reported and self._reported.run == run.id:
+        if now < self._next and self._reported and self._reported.run == run.name:
             return None
         self._next = now + min(LOOK_SECONDS, self._idle / 4)
         signs = _signs(run, pid, now)
@@ -72,7 +75,7 @@ class Watch:
         if (
             known is None
             or worked is None
-            or (known.run, known.reported) != (run.id, signs.reported)
+            or (known.run, known.reported) != (run.name, signs.reported)
         ):
             self._reported = self._worked = signs
             return None
@@ -86,7 +89,7 @@ class Watch:
         return None
 
 
-def _signs(run: RunRecord, pid: int, now: float) -> _Signs | None:
+def _signs(run: Path, pid: int, now: float) -> _Signs | None:
     written = 0
     try:
         process = psutil.Process(pid)
@@ -96,13 +99,13 @@ def _signs(run: RunRecord, pid: int, now: float) -> _Signs | None:
     except psutil.Error:
         return None  # it has just ended, and that is seen elsewhere
     try:
-        facts = os.stat(run.folder / "events.jsonl")
+        facts = os.stat(run / "events.jsonl")
         reported = (facts.st_size, facts.st_mtime_ns)
     except OSError:
         reported = (0, 0)
     return _Signs(
         at=now,
-        run=run.id,
+        run=run.name,
         reported=reported,
         processor=times.user + times.system,
         written=written,

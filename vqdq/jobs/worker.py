@@ -10,6 +10,7 @@ hangs (`watch`) ends in the same way. All of this is timed by a clock that never
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import time
 import psutil
 
 from vqdq.errors import UserError
+from vqdq.jobs import log
 from vqdq.jobs.lock import Lock
 from vqdq.jobs.requests import Request
 from vqdq.jobs.store import Workspace
@@ -44,6 +46,7 @@ class Worker:
         engine: module whose `Engine` does the work; another one only in tests.
         warm: models to load while there is nothing else to do, so that the first picture is quick.
         watch: says when a run hangs; another one only in tests.
+        details: the log may hold prompts and paths.
     """
 
     def __init__(
@@ -53,12 +56,15 @@ class Worker:
         engine: str = ENGINE,
         warm: tuple[str, ...] = (),
         watch: Watch | None = None,
+        details: bool = False,
     ) -> None:
         self.workspace = workspace
         self._warm = warm
         self._engine = engine
         self._lock: Lock | None = None
         self._watch_over = watch or Watch()
+        self._details = details
+        self._log: logging.Handler | None = None
         self._stopping: tuple[str, float] = ("", 0.0)  # the run asked to stop, and since when
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: threading.Thread | None = None
@@ -86,6 +92,8 @@ class Worker:
         if self._watcher is not None:
             return
         self.reserve()
+        self._log = log.open_log(self.workspace.path, "studio", details=self._details)
+        log.note("studio started")
         self._end_orphan()
         self.workspace.recover()
         self._closing.clear()
@@ -113,6 +121,10 @@ class Worker:
         self._process = None
         with contextlib.suppress(UserError):  # a full disk, say: the next start does it
             self.workspace.recover()
+        if self._log is not None:
+            log.note("studio stopped")
+            log.close_log(self._log)
+            self._log = None
         self._lock.release()
         self._lock = None
 
@@ -153,15 +165,16 @@ class Worker:
     def _spawn(self) -> None:
         folder = str(self.workspace.path)
         self._born = time.monotonic()
-        with self._guard, (self.workspace.path / "worker.log").open("ab") as log:
+        with self._guard, (self.workspace.path / "worker.log").open("ab") as words:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", CHILD, folder, self._engine, *self._warm],
                 stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
+                stdout=words,
+                stderr=words,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops us
                 env=settle(os.environ | {"PYTHONUNBUFFERED": "1"}),
             )
+        log.note("worker started", worker=self._process.pid)
 
     def _watch(self) -> None:
         while not self._closing.wait(WATCH_SECONDS):
@@ -179,22 +192,24 @@ class Worker:
             _hang_up(process)
             self._replace(process.returncode, None)
             return
-        running = self.workspace.running()
-        if running is None:
+        working = self.workspace.working()
+        if working is None:
             return
-        if running.cancelling:
+        run, cancelling = working
+        if cancelling:
             known, since = self._stopping
-            if known != running.id:
-                self._stopping = (running.id, time.monotonic())
+            if known != run:
+                self._stopping = (run, time.monotonic())
             elif time.monotonic() - since > PATIENCE_SECONDS:
                 self._end(process)
-                self._replace(process.returncode, running.id)
+                self._replace(process.returncode, run)
             return
         self._stopping = ("", 0.0)
-        error = self._watch_over.hung(running, process.pid)
+        error = self._watch_over.hung(self.workspace.runs_folder / run, process.pid)
         if error is not None:
+            log.note("worker hung", run=run, worker=process.pid)
             self._end(process)
-            self._replace(process.returncode, running.id, error)
+            self._replace(process.returncode, run, error)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
@@ -209,6 +224,7 @@ class Worker:
         """
         self._stopping = ("", 0.0)
         running = self.workspace.running()
+        log.note("worker ended", code=code, run=None if running is None else running.id)
         if running is not None:
             self._crashes = 0
             if error is not None and running.id == ended:
