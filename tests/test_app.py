@@ -5,10 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-import pytest
-
 import app
-from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
 from vqdq.ui import page
 
@@ -36,17 +33,6 @@ def test_a_workspace_that_cannot_be_written(tmp_path: Path, capsys) -> None:
     port = _free_port()
     assert app.main(["--workspace", str(tmp_path / "file" / "w"), "--port", str(port)]) == 2
     assert "app.py:" in capsys.readouterr().err
-
-
-def test_login_from_words_or_a_file(tmp_path: Path) -> None:
-    secret = tmp_path / "login"
-    secret.write_text("anna:long:secret\n")
-    assert page.login(None) is None
-    assert page.login("anna:secret") == ("anna", "secret")
-    assert page.login(str(secret)) == ("anna", "long:secret")
-    for bad in ("anna", ":secret", "anna:", ""):
-        with pytest.raises(UserError, match="USER:PASSWORD"):
-            page.login(bad)
 
 
 def test_only_the_runs_are_served_and_nothing_is_told(tmp_path: Path) -> None:

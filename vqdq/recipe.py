@@ -95,12 +95,6 @@ class Recipe:
         return Recipe(name=self.name, title=self.title, seed=self.seed, rules=part.rules)
 
     @property
-    def prompt_files(self) -> tuple[str, ...]:
-        """Files of prompts that it names: what comes from elsewhere must name none."""
-        sections = (self.calibration, self.ranges)
-        return tuple(s.prompt_file for s in sections if s is not None and s.prompt_file)
-
-    @property
     def digest(self) -> str:
         """SHA-256 of what decides the bytes (all but name, title and description)."""
         content = {key: value for key, value in self.to_json().items() if key in _DECIDING_KEYS}
@@ -256,7 +250,7 @@ def load_recipe(source: str | Path, presets: Path) -> Recipe:
         )
     try:
         values: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError("cannot be read.", where=str(path), remedy=f"{error}.") from error
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}:{error.colno}"

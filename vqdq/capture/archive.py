@@ -29,7 +29,14 @@ _MOST_MEMBERS = 100_000
 _MOST_HEADER = 10_000  # bytes of text that numpy evaluates as a literal
 _LEVEL = 1  # of the compression: 4 times as fast as the usual 6, and 6 % larger
 _SMALL = 256  # values of an array that are looked at before it is compressed
-_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of what is read
+_DAMAGE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+)  # of what is read
 R = TypeVar("R")
 
 

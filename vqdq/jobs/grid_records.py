@@ -77,7 +77,7 @@ def read(folder: Path) -> dict[str, GridRow]:
     for line in text.splitlines():
         try:
             values: object = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue
         if isinstance(values, dict) and GridRow.__required_keys__ <= cast(Any, values).keys():
             row = cast(GridRow, values)

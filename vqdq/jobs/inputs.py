@@ -86,3 +86,9 @@ def in_words(recipe: Recipe) -> str:
     if attention is not None and attention.qkv_bits < 16:
         parts.append(f"q, k, v {attention.qkv_bits} bits")
     return ", ".join(parts)
+
+
+def prompt_files(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the files of prompts that a recipe names: what comes from elsewhere must name none."""
+    sections = (recipe.calibration, recipe.ranges)
+    return tuple(each.prompt_file for each in sections if each is not None and each.prompt_file)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from vqdq.errors import UserError
 from vqdq.jobs.draw import CHUNK
+from vqdq.jobs.inputs import prompt_files
 from vqdq.jobs.requests import check_sampling
 from vqdq.recipe import Recipe
 
@@ -193,7 +194,7 @@ def _recipe(values: object) -> Recipe | None:
         raise UserError(
             "its recipe is no recipe.", remedy="Use the file that this program saved."
         ) from error
-    if recipe.prompt_files:
+    if prompt_files(recipe):
         raise UserError(
             "its recipe names a file of a computer.", remedy="Choose the recipe on the page."
         )

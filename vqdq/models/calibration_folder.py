@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 INDEX = "calibration.json"
 _GROUPS = "groups"
 _FORMAT_VERSION = 1
+_DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 _SMALL = ("mean", "mean_magnitude", "low", "high")
 _REMEDY = "Calibrate the model again, into another folder."
 
@@ -200,7 +203,14 @@ def open_calibration(
         found = _Folder(place, values)
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UserError("is not a calibration.", where=str(path), remedy=_REMEDY) from error
     if component is not None:
         _check(found, component, place)

@@ -10,7 +10,7 @@ import gradio as gr
 from vqdq.errors import UserError
 from vqdq.jobs.blind import Asked, BlindTest
 from vqdq.jobs.requests import BlindRequest
-from vqdq.ui import blind_form, blind_setup, blind_tests, blind_vote, header
+from vqdq.ui import blind_form, blind_setup, blind_tests, blind_vote, header, people
 from vqdq.ui.blind_setup import Wish
 from vqdq.ui.blind_tests import Sitting
 from vqdq.ui.desk import Desk
@@ -133,7 +133,7 @@ def vote(
     Raises:
         UserError: no such test, its pictures are not drawn yet, or the answer does not fit.
     """
-    found = blind_tests.find(desk, test)
+    found, assessor = blind_tests.find(desk, test), people.assessor(assessor)
     if found.state in ("drawing", "stopped"):
         raise UserError(
             "its pictures are not drawn yet.", where=found.name, remedy="Wait for its run."
@@ -167,6 +167,8 @@ def results(desk: Desk, test: str, *, reveal: bool = False) -> dict[str, Any]:
         UserError: it is still open and `reveal` is False, or nobody has voted.
     """
     found = blind_tests.find(desk, test)
+    if reveal:
+        desk.workspace.own(found.run.id)
     made = found.test.reveal(early=True) if reveal else found.test.outcome()
     return {"protocol": found.test.protocol.to_json(), **made.to_json()}
 
@@ -243,21 +245,22 @@ def _acted(desk: Desk, state: Session, data: dict[str, str]) -> Session:
             return state.showing(blind="").looking(BlindLook())
         case "join":
             test = _test(desk, run)
-            person = test.standing(data.get("person", "")).name
+            person = test.standing(people.assessor(data.get("person", ""))).name
             return state.showing(blind=run).looking(BlindLook(person=person))
         case "vote":
             _test(desk, run).vote(
-                data.get("person", ""),
+                people.assessor(data.get("person", "")),
                 data.get("ballot", ""),
                 data.get("question", ""),
                 data.get("choice", ""),
                 context={key: data[key][:200] for key in CONTEXT if key in data},
             )
         case "undo" if look.person:
-            _test(desk, run).undo(look.person)
+            _test(desk, run).undo(people.assessor(look.person))
         case "stop":
             return state.looking(replace(look, person=""))
         case "unblind":
+            desk.workspace.own(run)
             _test(desk, run).reveal(early=True)
             return state.looking(BlindLook())
         case "pairs":

@@ -24,6 +24,7 @@ from vqdq.jobs.store import Workspace
 from vqdq.jobs.votes import VoteStore
 from vqdq.models import pipelines
 from vqdq.models.sources import locate
+from vqdq.params import nearest
 from vqdq.progress import Report, silent
 from vqdq.recipe import Component, Plan, Recipe, load_recipe
 from vqdq.ui.live import page_key
@@ -119,7 +120,12 @@ class Desk:
             return self._chosen.get(page_key(), self.first)
 
     def choose(self, model: str) -> None:
-        """Puts another model on the desk of the page that asks, and only there."""
+        """Puts another model on the desk of the page that asks, and only there.
+
+        Raises:
+            UserError: it is not among those that may be opened here.
+        """
+        self.workspace.admit(model)
         with self._lock:
             self._chosen[page_key()] = model
             self._chosen.move_to_end(page_key())
@@ -135,6 +141,7 @@ class Desk:
         Raises:
             UserError: it cannot be found, read or trusted.
         """
+        self.workspace.admit(model)
         source = locate(model, report=report)
         subject = Subject(model)
         found = subject.inventory
@@ -218,9 +225,13 @@ class Desk:
         Raises:
             UserError: no such preset; the nearest is named.
         """
-        if name in self.presets:
-            return self.presets[name]
-        return load_recipe(name, pipelines.presets_folder())
+        if name not in self.presets:  # a name, never a path: it may come from anywhere
+            raise UserError(
+                f'no recipe "{name[:60]}".',
+                where="recipe",
+                remedy=nearest(name[:60], tuple(self.presets), "preset"),
+            )
+        return self.presets[name]
 
     @property
     def preset_sizes(self) -> dict[str, int | None]:

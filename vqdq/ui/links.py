@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from vqdq.activations.attention import AttentionParams
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.errors import UserError
-from vqdq.jobs.inputs import with_ranges
+from vqdq.jobs.inputs import prompt_files, with_ranges
 from vqdq.jobs.variants import variant
 from vqdq.params import Params
 from vqdq.recipe import Recipe
@@ -78,7 +78,7 @@ def _recipe(desk: Desk, query: Mapping[str, str]) -> Recipe | None:
     ranges = _params(RangeParams, query.get("ranges"), "ranges")
     recipe = with_ranges(replace(recipe, attention=attention), ranges)
     ready = replace(variant(recipe, calibration, finetune), name="linked")
-    if ready.prompt_files:
+    if prompt_files(ready):
         raise UserError(
             "an address cannot name a file.", where="calibrate", remedy="Choose it on the page."
         )
@@ -90,6 +90,8 @@ def _params(kind: type[P], text: str | None, where: str) -> P | None:
         return None
     try:
         values: object = json.loads(text)
+    except RecursionError as error:
+        raise UserError("is nested too deeply.", where=where) from error
     except json.JSONDecodeError as error:
         raise UserError("is not JSON.", where=where, remedy=f"{error.msg}.") from error
     if not isinstance(values, dict):

@@ -61,7 +61,9 @@ def build(desk: Desk, identity: Any, session: gr.State) -> ModelPanel:
     chosen = gr.State("")
 
     def typed(text: str) -> str:
-        return model_facts.check(glance(str(text or "")[:1000]))
+        model = str(text or "").strip()[:1000]
+        fault = refusal(desk, model) if model else None  # before anybody looks at the disk
+        return model_facts.fault(fault) if fault else model_facts.check(glance(model))
 
     def take(event: gr.EventData) -> Any:
         """A suggestion goes into the field; Stop ends a download."""
@@ -74,6 +76,10 @@ def build(desk: Desk, identity: Any, session: gr.State) -> ModelPanel:
 
     def open_(text: str) -> Generator[tuple[Any, str], None, None]:
         model = str(text or "").strip()[:1000]
+        refused = refusal(desk, model)
+        if refused is not None:
+            yield model_facts.fault(refused), ""
+            return
         seen = glance(model)
         if not seen.ready:
             fault = UserError(seen.words or "This is no model.", where=model, remedy=seen.remedy)
@@ -124,16 +130,25 @@ def identity_html(desk: Desk) -> str:
     return header.identity(card.title, card.details, offline=desk.stays_here)
 
 
+def refusal(desk: Desk, model: str) -> UserError | None:
+    """Returns why a model must not be opened by who asks; None when it may."""
+    try:
+        desk.workspace.admit(model)
+    except UserError as error:
+        return error
+    return None
+
+
 def allowed(desk: Desk, model: str) -> bool:
     """True for what an address may put on the desk: what was opened here before and is there."""
     if model in (desk.first, DEMO):
         return True
     known = desk.recents.find(model)
-    return known is not None and not known.missing
+    return known is not None and not known.missing and refusal(desk, model) is None
 
 
 def _recents(desk: Desk) -> str:
-    entries = list(desk.recents.entries())
+    entries = [each for each in desk.recents.entries() if refusal(desk, each.model) is None]
     if all(entry.model != DEMO for entry in entries):
         entries.append(Recent(model=DEMO, title=DEMO_TITLE, folder="", parameters=0, opened=0.0))
     return model_facts.recents(entries, desk.model)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from vqdq.errors import UserError
 from vqdq.jobs import votes
@@ -31,7 +31,9 @@ from vqdq.ui import (
 )
 from vqdq.ui.blame_look import BlameLook
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
+from vqdq.ui.guard import Guard
 from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
+from vqdq.ui.login import Users
 from vqdq.ui.look import Look
 from vqdq.ui.wording import escape, shorten
 
@@ -160,13 +162,21 @@ def wait() -> None:
 
 
 def launch_options(
-    workspace: Workspace, *, host: str, port: int, auth: tuple[str, str] | None
+    workspace: Workspace, *, host: str, port: int, auth: Users | None, root_path: str = ""
 ) -> dict[str, Any]:
-    """Returns what `Blocks.launch` needs so that the page is ours, local and private."""
+    """Returns what `Blocks.launch` needs so that the page is ours, local and private.
+
+    Args:
+        auth: who may come in, or None for whoever sits at this computer.
+        root_path: behind a proxy, the path or address under which it serves the page.
+    """
+    wall = Middleware(Guard, workspace=workspace, login=auth is not None)
     return {
         "server_name": host,
         "server_port": port,
-        "auth": auth,
+        "auth": None if auth is None else auth.check,
+        "root_path": root_path or None,
+        "app_kwargs": {"middleware": [wall]},
         "theme": theme.build(),
         "head": theme.head(),
         "favicon_path": str(ASSETS / "favicon.png"),
@@ -186,13 +196,13 @@ def launch_options(
     }
 
 
-def check_address(host: str, port: int, auth: tuple[str, str] | None) -> None:
+def check_address(host: str, port: int, auth: Users | None) -> None:
     """Raises `UserError` for an address open to others without a login, or one that is taken."""
     if host not in ("127.0.0.1", "localhost", "::1") and auth is None:
         raise UserError(
             f"{host} can be reached by other computers, and there is no login.",
             where="--host",
-            remedy="Add --auth USER:PASSWORD (or a file with that line), or leave --host out.",
+            remedy="Add --auth NAME:PASSWORD (or a file with such lines), or leave --host out.",
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -205,24 +215,6 @@ def check_address(host: str, port: int, auth: tuple[str, str] | None) -> None:
                 where="--port",
                 remedy=f"Is the studio running already? Choose another port ({error}).",
             ) from error
-
-
-def login(text: str | None) -> tuple[str, str] | None:
-    """Returns user and password from "USER:PASSWORD" or from a file whose first line is that.
-
-    Raises:
-        UserError: there is no colon, or one side is empty.
-    """
-    if text is None:
-        return None
-    path = Path(text)
-    line = path.read_text(encoding="utf-8").strip().splitlines()[0] if path.is_file() else text
-    user, colon, password = line.partition(":")
-    if not colon or not user or not password:
-        raise UserError(
-            "is not USER:PASSWORD.", where="--auth", remedy="Write --auth anna:a-long-secret."
-        )
-    return user, password
 
 
 def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...]) -> list[Any]:

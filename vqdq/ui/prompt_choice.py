@@ -18,7 +18,7 @@ from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.models import prompt_hub, prompt_sets
 from vqdq.models.prompt_sets import Label, Prompt, PromptSet
-from vqdq.ui import header
+from vqdq.ui import header, people
 from vqdq.ui.live import ACTION, PRIVATE, html
 from vqdq.ui.settings import whole
 from vqdq.ui.wording import count, escape
@@ -233,6 +233,7 @@ def _set(where: str, known: Any, file: Any, hub: str) -> PromptSet:
             where="prompts",
             remedy='Write "owner/dataset/file.tsv" and press Enter.',
         )
+    people.refuse_visitors("Looking up a dataset")
     return _of_hub(hub)
 
 

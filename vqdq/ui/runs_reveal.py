@@ -8,9 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vqdq.ui import people
+
 
 def reveal(folder: Path) -> bool:
-    """Returns whether the system's file manager was asked to show `folder`."""
+    """Returns whether the system's file manager was asked to show `folder`.
+
+    Raises:
+        UserError: somebody asks who may sit at another computer.
+    """
+    people.refuse_visitors("Show in folder")
     opener = opener_command()
     if opener is None or not folder.is_dir():
         return False
@@ -25,8 +32,10 @@ def reveal(folder: Path) -> bool:
 
 def opener_command() -> str | None:
     """Returns the program that shows a folder on this computer's desktop, or None without a
-    desktop.
+    desktop, or for people at other computers.
     """
+    if people.current() is not None:
+        return None
     if sys.platform == "darwin":
         return shutil.which("open")
     if sys.platform == "win32":
