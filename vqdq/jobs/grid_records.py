@@ -81,7 +81,8 @@ def read(folder: Path) -> dict[str, GridRow]:
             continue
         if isinstance(values, dict) and GridRow.__required_keys__ <= cast(Any, values).keys():
             row = cast(GridRow, values)
-            found[row["key"]] = row
+            if isinstance(cast(object, row["key"]), str):
+                found[row["key"]] = row
     return found
 
 

@@ -89,6 +89,6 @@ def in_words(recipe: Recipe) -> str:
 
 
 def prompt_files(recipe: Recipe) -> tuple[str, ...]:
-    """Returns the files of prompts that a recipe names: what comes from elsewhere must name none."""
+    """Returns the files of prompts that a recipe names; one from elsewhere must name none."""
     sections = (recipe.calibration, recipe.ranges)
     return tuple(each.prompt_file for each in sections if each is not None and each.prompt_file)
