@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         copied = sum(part.bytes for part in found.parts[1:])
         stages = costs.stages(plan, side, None, paces, copied_bytes=copied)
         program = psutil.Process().memory_info().rss
-        memory = costs.memory_bytes(plan, program, found.parameters, paces)
+        memory = costs.memory_bytes(plan, program, found.parameters)
         request = CompressRequest(
             model=model, recipe=recipe, name="made", output=str(place / "made")
         )

@@ -70,7 +70,7 @@ def forecast(
     source = "measured" if known else "runs" if methods <= rates.keys() else "constants"
     return Forecast(
         bytes=plan.predicted_bytes + sum(each.predicted_bytes for each in plan.others),
-        memory_bytes=costs.memory_bytes(plan, program_bytes(workspace), parameters, paces),
+        memory_bytes=costs.memory_bytes(plan, program_bytes(workspace), parameters),
         stages=took,
         source=source,
     )

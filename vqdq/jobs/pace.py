@@ -1,4 +1,4 @@
-"""How fast this computer encodes, and what memory that takes: measured in a second for each method.
+"""How fast this computer encodes: measured in a second for each method.
 
 A layer costs a share of its own (reading it, writing a small file durably) and a share for each
 weight, so two layers of different size tell both. The measurement does what a compression does with
@@ -8,18 +8,15 @@ when the program or the number of cores is another one.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 
 from vqdq import codecs
@@ -36,7 +33,6 @@ FILE = "paces.json"
 _SMALL, _LARGE = 128, 1280  # sides of the two layers; the larger one is typical of SDXL
 _TIMES = 3  # the fastest counts: the others waited for somebody else
 _LONG = 0.3  # seconds of a layer that is measured once
-_LOOK_SECONDS = 0.003
 _STEP = 1e6  # weights a second below which a smaller layer is enough
 _KEY = "weight"
 
@@ -47,20 +43,14 @@ class Pace:
 
     Attributes:
         layer_seconds: of any layer; weight_seconds: of each weight in addition.
-        weight_bytes: memory for each weight of the layer that is encoded, itself included.
     """
 
     layer_seconds: float
     weight_seconds: float
-    weight_bytes: float
 
     def seconds(self, weights: int) -> float:
         """Returns the seconds of a layer."""
         return self.layer_seconds + weights * self.weight_seconds
-
-    def bytes(self, weights: int) -> float:
-        """Returns the memory of encoding a layer."""
-        return weights * self.weight_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +109,6 @@ def faster(one: Pace | None, other: Pace) -> Pace:
     return Pace(
         layer_seconds=min(one.layer_seconds, other.layer_seconds),
         weight_seconds=min(one.weight_seconds, other.weight_seconds),
-        weight_bytes=max(one.weight_bytes, other.weight_bytes),
     )
 
 
@@ -150,30 +139,22 @@ def measure(method: str, params: Params, folder: Path) -> Pace:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pace-") as scratch:
         place = Path(scratch)
         _encode(method, params, _SMALL, place)  # loads tables and kernels
-        small = min(_encode(method, params, _SMALL, place)[0] for _ in range(_TIMES))
+        small = min(_encode(method, params, _SMALL, place) for _ in range(_TIMES))
         middle = 4 * _SMALL
-        quick, _ = _encode(method, params, middle, place)
+        quick = _encode(method, params, middle, place)
         side = _LARGE if quick < middle**2 / _STEP else middle
         times = _TIMES if quick < _LONG else 1
-        seconds = min(_encode(method, params, side, place)[0] for _ in range(times))
-        grown = _encode(method, params, side, place, watched=True)[1]
+        seconds = min(_encode(method, params, side, place) for _ in range(times))
     many, few = side * side, _SMALL * _SMALL
     each = max((seconds - small) / (many - few), 0.0)
     return Pace(
         layer_seconds=max(small - few * each, 0.0),
         weight_seconds=each,
-        weight_bytes=grown / many,
     )
 
 
-def _encode(
-    method: str, params: Params, side: int, folder: Path, *, watched: bool = False
-) -> tuple[float, int]:
-    """Returns the seconds of one layer from file to file, and by how much the process grew.
-
-    Args:
-        watched: look at the memory, which costs time; else it is 0.
-    """
+def _encode(method: str, params: Params, side: int, folder: Path) -> float:
+    """Returns the seconds of one layer from file to file."""
     from vqdq.layers.matrix import to_matrix
     from vqdq.models.encoding import encode_layer
     from vqdq.models.weights import open_weights, write_weights
@@ -186,16 +167,14 @@ def _encode(
         del weight
     planned = _planned(method, params, side)
     width = torch.eye(side) if codecs.get(method).needs_hessian else None
-    with _Watched() if watched else contextlib.nullcontext() as memory:
-        start = time.perf_counter()
-        matrix = to_matrix(open_weights(source).read(_KEY))
-        stats = None if width is None else InputStats(hessian=width)
-        layer = encode_layer(matrix, planned, 0, silent, stats=stats)
-        tensors = layer.packed.tensors
-        specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-        write_weights(target, specs, {}, lambda spec: tensors[spec.name])
-        seconds = time.perf_counter() - start
-    return seconds, 0 if memory is None else memory.grown
+    start = time.perf_counter()
+    matrix = to_matrix(open_weights(source).read(_KEY))
+    stats = None if width is None else InputStats(hessian=width)
+    layer = encode_layer(matrix, planned, 0, silent, stats=stats)
+    tensors = layer.packed.tensors
+    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+    write_weights(target, specs, {}, lambda spec: tensors[spec.name])
+    return time.perf_counter() - start
 
 
 def _planned(method: str, params: Params, side: int) -> PlannedLayer:
@@ -207,28 +186,3 @@ def _planned(method: str, params: Params, side: int) -> PlannedLayer:
     )
     recipe = Recipe(name="pace", rules=(Rule(pattern="*", method=method, params=params),))
     return resolve(recipe, component).layers[0]
-
-
-class _Watched:
-    """Watches the resident memory of this process from a thread of its own."""
-
-    def __enter__(self) -> _Watched:
-        self._process = psutil.Process()
-        self._before = self._most = self._process.memory_info().rss
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(_LOOK_SECONDS):
-            self._most = max(self._most, self._process.memory_info().rss)
-
-    @property
-    def grown(self) -> int:
-        """By how many bytes it grew at most."""
-        return self._most - self._before

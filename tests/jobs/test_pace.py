@@ -1,0 +1,46 @@
+"""What was measured of this computer is kept, and what follows from it for a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vqdq.jobs import costs, pace
+from vqdq.jobs.pace import Pace, Paces
+from vqdq.models import compressor
+from vqdq.recipe import Plan
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return compressor.plan("demo", "trellis-3bit")
+
+
+def test_a_plan_takes_the_sum_of_its_layers(plan: Plan, tmp_path: Path) -> None:
+    method, params = pace.wanted([plan.recipe])[0]
+    known = {pace.key(method, params): Pace(layer_seconds=0.01, weight_seconds=1e-6)}
+    pace.keep(tmp_path, Paces(known=known))
+    kept = pace.read(tmp_path)
+    assert kept.known == known
+    weights = sum(item.layer.shape.count for item in plan.quantized)
+    nothing = Paces(known={next(iter(known)): Pace(layer_seconds=0.0, weight_seconds=0.0)})
+    own = costs.encode_seconds(plan, None, kept) - costs.encode_seconds(plan, None, nothing)
+    assert own == pytest.approx(0.01 * len(plan.quantized) + 1e-6 * weights)
+    text = (tmp_path / pace.FILE).read_text()
+    (tmp_path / pace.FILE).write_text(text.replace(pace.computer(), "another"))
+    assert pace.read(tmp_path) == Paces()
+
+
+def test_the_faster_measurement_counts() -> None:
+    slow, quick = (Pace(layer_seconds=t, weight_seconds=t) for t in (2.0, 1.0))
+    assert pace.faster(None, slow) == slow
+    assert pace.faster(slow, quick) == pace.faster(quick, slow) == quick
+
+
+def test_memory_is_the_program_and_the_largest_layer(plan: Plan) -> None:
+    largest = max(item.layer.shape.count for item in plan.quantized)
+    taken = costs.memory_bytes(plan, 10**9, 10**6)
+    assert taken == 10**9 + 50 * 10**6 + 43 * largest
+    tuned = compressor.plan("demo", "trellis-3bit-tuned")
+    assert costs.memory_bytes(tuned, 10**9, 10**6) > taken + 4 * 10**6
