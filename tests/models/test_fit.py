@@ -11,7 +11,7 @@ import torch
 from tests.models.test_inventory import SDXL, VAE
 from vqdq.errors import UserError
 from vqdq.models.denoisers import layers_of, skeleton
-from vqdq.models.fit import CARDS, card_bytes, fit
+from vqdq.models.fit import CARDS, card_bytes, fit, fit_each
 from vqdq.models.footprint import decoding_bytes, drawing_bytes
 from vqdq.models.inventory import Census, Inventory, Part, census
 from vqdq.models.sources import presets_folder
@@ -100,6 +100,8 @@ def test_less_memory_leaves_fewer_ways_and_says_what_the_least_is(sdxl: Inventor
     assert not least[0].fits
     assert least[0].total_bytes > GB // 2
     assert drawing_bytes(SDXL, 128, 1024) < GB
+    cards = [GB // 2, *(memory * GB for memory in counts)]
+    assert fit_each(sdxl, cards, 1024) == (least[0], *(found[0] for found in counts.values()))
 
 
 def test_what_cannot_be_answered(sdxl: Inventory) -> None:

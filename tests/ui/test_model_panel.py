@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from tests.ui.conftest import Studio, photograph, visit
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.store import Workspace
+from vqdq.models.fit import fit
 from vqdq.models.glance import glance
-from vqdq.ui import model_facts, model_panel
+from vqdq.ui import model_cards, model_facts, model_panel
 from vqdq.ui.desk import Desk
 
 
@@ -103,6 +105,21 @@ def test_recent_models_newest_first_and_missing_ones_marked(
     assert desk.recents.entries() == ()
 
 
+def test_what_fits_is_counted_beside_the_page(desk: Desk, models: Path) -> None:
+    subject = desk.opened(str(models / "tiny"))
+    found = subject.suited.answer(60)
+    assert isinstance(found, model_cards.Suited)
+    for name, option in found.best[-len(model_cards.CARDS) :]:
+        assert option == fit(subject.inventory, int(name.split()[0]) * 10**9, found.side)[0]
+    shown = model_cards.suited(found)
+    assert shown.count("<li") == model_cards.waiting().count("<li")  # of the same size
+    assert "estimated" in shown
+    too_large = replace(found.best[0][1], card_bytes=1)
+    nothing = model_cards.suited(replace(found, best=(("1 B", too_large),)))
+    assert 'data-state="none"' in nothing
+    assert "Nothing fits" in nothing
+
+
 def test_the_panel(tab, studio: Studio, models: Path) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
@@ -111,6 +128,7 @@ def test_the_panel(tab, studio: Studio, models: Path) -> None:
     place = tab.locator("#vq-tabs").bounding_box()
     tab.locator(".vq-model").press("Enter")
     tab.wait_for_selector(".vq-model-facts table")
+    tab.wait_for_selector("#vq-model-suited li:has-text('24 GB'):has-text('16 bits')")
     assert tab.locator("#vq-tabs").bounding_box() == place
     field = tab.get_by_label("A diffusers folder")
     assert field.evaluate("element => element === document.activeElement")

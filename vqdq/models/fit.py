@@ -193,43 +193,73 @@ def fit(inventory: Inventory, card: int, resolution: int) -> tuple[FitOption, ..
     Raises:
         UserError: a resolution that gives no whole latents, or a model that is compressed already.
     """
-    denoiser = inventory.parts[0]
-    if denoiser.quantized:
-        raise UserError(
-            "is compressed already.",
-            where=inventory.reference,
-            remedy="Choose the model it was made from.",
-        )
-    scale = _scale(inventory)
-    check_resolution(resolution, scale)
-    others = inventory.parts[1:]
-    vae = inventory.part(_VAE)
-    decoding = 0 if vae is None else decoding_bytes(_named(vae), resolution)
-    working = (drawing_bytes(_named(denoiser), resolution // scale, resolution), decoding)
-    found: list[FitOption] = []
-    refused: list[FitOption] = []
-    for name, quality in TIERS:
-        try:
-            plan = None if not name else _planned(inventory, name)
-        except UserError:
-            continue  # a layer of this model is too small for the recipe
-        options = [
-            _option(inventory, plan, quality, way, others, working, card, resolution, alone=alone)
-            for alone in (False, True)
-            for way in _ways(inventory, plan, others, working, card, alone=alone)
-        ]
-        fitting = next((option for option in options if option.fits), None)
-        refused += options
-        if fitting is not None:
-            found.append(_with_reasons(fitting, options))
-    if found:
-        return tuple(found)
-    return (min(refused, key=lambda option: option.total_bytes),)
+    counted = _Counted(inventory, resolution)
+    return tuple(_fitting(counted, card)) or (_least(counted, card),)
 
 
-def _planned(inventory: Inventory, name: str) -> Plan:
-    recipe: Recipe = load_recipe(name, presets_folder())
-    return resolve(recipe, inventory.component)
+def fit_each(inventory: Inventory, cards: Sequence[int], resolution: int) -> tuple[FitOption, ...]:
+    """Returns for each card the first that `fit` returns; what cards share is counted once."""
+    counted = _Counted(inventory, resolution)
+    return tuple(next(_fitting(counted, card), None) or _least(counted, card) for card in cards)
+
+
+def _fitting(counted: _Counted, card: int) -> Generator[FitOption, None, None]:
+    for options in counted.tiers(card):
+        found = next((option for option in options if option.fits), None)
+        if found is not None:
+            yield _with_reasons(found, options)
+
+
+def _least(counted: _Counted, card: int) -> FitOption:
+    every = (option for options in counted.tiers(card) for option in options)
+    return min(every, key=lambda option: option.total_bytes)
+
+
+class _Counted:
+    """What is the same for every card: the working memory, and a plan of each recipe, made when
+    one is asked for.
+    """
+
+    def __init__(self, inventory: Inventory, resolution: int) -> None:
+        denoiser = inventory.parts[0]
+        if denoiser.quantized:
+            raise UserError(
+                "is compressed already.",
+                where=inventory.reference,
+                remedy="Choose the model it was made from.",
+            )
+        scale = _scale(inventory)
+        check_resolution(resolution, scale)
+        vae = inventory.part(_VAE)
+        decoding = 0 if vae is None else decoding_bytes(_named(vae), resolution)
+        self.inventory, self.resolution = inventory, resolution
+        self.working = (drawing_bytes(_named(denoiser), resolution // scale, resolution), decoding)
+        self._plans: dict[str, Plan | UserError | None] = {"": None}
+
+    def tiers(self, card: int) -> Generator[list[FitOption], None, None]:
+        """Yields the options of each recipe by falling quality, those of a recipe the fastest
+        first; a recipe for which a layer of this model is too small is left out.
+        """
+        others = self.inventory.parts[1:]
+        for name, quality in TIERS:
+            plan = self._plan(name)
+            if isinstance(plan, UserError):
+                continue
+            asked = (self.working, card, self.resolution)
+            yield [
+                _option(self.inventory, plan, quality, way, others, *asked, alone=alone)
+                for alone in (False, True)
+                for way in _ways(self.inventory, plan, others, self.working, card, alone=alone)
+            ]
+
+    def _plan(self, name: str) -> Plan | UserError | None:
+        if name not in self._plans:
+            recipe: Recipe = load_recipe(name, presets_folder())
+            try:
+                self._plans[name] = resolve(recipe, self.inventory.component)
+            except UserError as error:
+                self._plans[name] = error
+        return self._plans[name]
 
 
 def _ways(

@@ -79,13 +79,13 @@ def mode_estimates(
         cache_bytes: of "hybrid"; None is half of what all decoded weights take.
         cores: that decode; None is those of this computer.
     """
-    layers = {
-        item.layer.name: _decoded(item, dtype, device, _texts(plan)) for item in plan.quantized
-    }
+    texts = _texts(plan)
+    layers = {item.layer.name: _decoded(item, dtype, device, texts) for item in plan.quantized}
     whole = sum(layer.num_bytes for layer in layers.values())
     budget = whole // 2 if cache_bytes is None else cache_bytes
     paths = cores or os.cpu_count() or 1
     once = _served(plan)
+    stored = _stored(plan, dtype)
     found: list[ModeEstimate] = []
     for mode in MODES:
         kept = frozenset(layers)
@@ -102,7 +102,7 @@ def mode_estimates(
             ModeEstimate(
                 mode=mode,
                 cache_bytes=budget if mode == "hybrid" else None,
-                stored_bytes=_stored(plan, dtype),
+                stored_bytes=stored,
                 held_bytes=sum(layers[name].num_bytes for name in kept),
                 transient_bytes=max(
                     (

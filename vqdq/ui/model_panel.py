@@ -16,7 +16,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.recents import Recent
 from vqdq.models.glance import glance
 from vqdq.models.sources import DEMO, DEMO_TITLE
-from vqdq.ui import header, model_facts
+from vqdq.ui import header, model_cards, model_facts
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import ACTION, PRIVATE, Part, Region, Session, clicked, html, markup
 from vqdq.ui.model_open import Openings
@@ -58,6 +58,7 @@ def build(desk: Desk, identity: Any, session: gr.State) -> ModelPanel:
         outcome = html("", "vq-model-outcome")
         recent = html("", "vq-model-recent")
         about = html(_waiting(), "vq-model-about")
+        suited = html("", "vq-model-suited")
     chosen = gr.State("")
 
     def typed(text: str) -> str:
@@ -117,6 +118,7 @@ def build(desk: Desk, identity: Any, session: gr.State) -> ModelPanel:
             Region("identity", identity, markup(lambda _: identity_html(desk))),
             Region("recent models", recent, markup(lambda _: _recents(desk))),
             Region("model facts", about, markup(lambda state: _about(desk, state))),
+            Region("what fits", suited, markup(lambda state: _suited(desk, state))),
         ]
     )
     return ModelPanel(part=part, opened=events, chosen=chosen)
@@ -166,6 +168,16 @@ def _about(desk: Desk, state: Session) -> str:
             remedy=f"{error.remedy} The demo can still be used.".strip(),
             title="This model cannot be opened",
         )
+
+
+def _suited(desk: Desk, state: Session) -> str:
+    if PANEL not in state.opened:
+        return ""
+    try:
+        found = desk.subject.suited.answer()
+    except UserError:
+        return ""  # `_about` says why
+    return model_cards.waiting() if found is None else model_cards.suited(found)
 
 
 def _waiting() -> str:

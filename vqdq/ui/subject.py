@@ -18,6 +18,7 @@ from vqdq.models.inventory import Inventory, inventory
 from vqdq.models.parts import asked, part_component
 from vqdq.models.sources import locate
 from vqdq.recipe import Component, Plan, Recipe, resolve
+from vqdq.ui.model_cards import Counting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,7 @@ class Subject:
     def __init__(self, model: str) -> None:
         self.model = model
         self._lock = threading.Lock()
+        self._suited: Counting | None = None
         self._plans = lru_cache(maxsize=64)(self._resolve)
         self.fitted = lru_cache(maxsize=64)(self._fit)
         self.arithmetic = lru_cache(maxsize=64)(self._expect)
@@ -101,6 +103,19 @@ class Subject:
             UserError: a damaged or unreadable component.
         """
         return inventory(self.model)
+
+    @property
+    def suited(self) -> Counting:
+        """What fits common cards; the first who asks starts the counting.
+
+        Raises:
+            UserError: see `inventory`.
+        """
+        made_of = self.inventory
+        with self._lock:
+            if self._suited is None:
+                self._suited = Counting(made_of)
+            return self._suited
 
     @cached_property
     def pixels(self) -> int:
