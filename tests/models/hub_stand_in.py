@@ -21,6 +21,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,6 +84,7 @@ class HubStandIn:
         requests: method and path of each request, in order.
         sent: bytes of files that went out.
         break_after: the next file breaks off after so many bytes, once.
+        slow: the content of a file comes in pieces of so many bytes, one each 50 ms.
         broken: every request is answered with 500.
         read_only: the token may not write.
     """
@@ -93,6 +95,7 @@ class HubStandIn:
         self.requests: list[tuple[str, str]] = []
         self.sent = 0
         self.break_after: int | None = None
+        self.slow: int | None = None
         self.broken = False
         self.read_only = False
         hub = self
@@ -339,7 +342,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = limit is not None
             data = data[:limit]
             self.hub.sent += len(data)
+            if self.hub.slow is not None:
+                self._slowly(data, self.hub.slow)
+                return
         self.wfile.write(data)
+
+    def _slowly(self, data: bytes, piece: int) -> None:
+        try:
+            for start in range(0, len(data), piece):
+                self.wfile.write(data[start : start + piece])
+                time.sleep(0.05)
+        except OSError:  # who asked has hung up
+            self.close_connection = True
 
 
 def _git_oid(data: bytes) -> str:

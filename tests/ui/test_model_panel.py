@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from tests.models import tiny
+from tests.models.hub_stand_in import HubStandIn, hub
 from tests.ui.conftest import Studio, photograph, visit
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompressRequest
@@ -18,6 +20,10 @@ from vqdq.models.fit import fit
 from vqdq.models.glance import glance
 from vqdq.ui import model_cards, model_facts, model_panel
 from vqdq.ui.desk import Desk
+from vqdq.ui.model_open import Opening
+from vqdq.ui.wording import size
+
+__all__ = ["hub"]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,33 @@ def test_recent_models_newest_first_and_missing_ones_marked(
         assert not model_panel.allowed(desk, model)
     desk.recents._path.write_text("{]")
     assert desk.recents.entries() == ()
+
+
+def test_a_download_tells_its_bytes_and_can_be_stopped(
+    desk: Desk, models: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    hub.add("owner/slow", models / "tiny")
+    hub.slow = 4096
+    work = Opening(desk, "owner/slow")
+    seen: dict[int, str] = {}
+    while len([done for done in seen if done > 20_000]) < 3 and not work.wait(0.02):
+        if work.event is not None and work.event.stage == "download":
+            seen[work.event.done] = model_facts.opening("owner/slow", work.event)
+    work.stop()
+    assert work.wait(60)
+    assert work.stopped
+    assert work.fault is None
+    assert list(seen) == sorted(seen)
+    total = sum(path.stat().st_size for path in (models / "tiny").rglob("*") if path.is_file())
+    assert max(seen) < total
+    assert all(f"{size(done)} of {size(total)}" in text for done, text in seen.items())
+    assert desk.recents.find("owner/slow") is None
+    hub.slow = None
+    again = Opening(desk, "owner/slow")
+    assert again.wait(60)
+    assert again.fault is None
+    assert desk.recents.find("owner/slow") is not None
 
 
 def test_what_fits_is_counted_beside_the_page(desk: Desk, models: Path) -> None:

@@ -25,6 +25,7 @@ from vqdq.progress import Event, Report, silent
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?")
 _POLL_SECONDS = 0.2
+_CHUNK_BYTES = 2**20  # of what is counted, and what a stop waits for; the client's own is 10 MB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,7 @@ def download(
     assert match is not None, model
     name, asked = match.groups()
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _CHUNK_BYTES)
     with _said_plainly(model):
         revision = _commit(name, asked, constants.HF_HUB_OFFLINE)
         sizes = _sizes(name, revision, constants.HF_HUB_OFFLINE)
