@@ -28,12 +28,14 @@ def photograph(page: Page) -> None:
     page.locator("#vq-compress").click()
     page.locator(".vq-result").wait_for()
     page.locator("#vq-first .vq-image-b").wait_for()
+    page.evaluate("scrollTo(0, 0)")  # the button that was pressed is below the fold
     page.screenshot(path=TARGET / "compress.png")
     page.get_by_role("tab", name="Compare").click()
     page.locator("#vq-prompt textarea").fill(PROMPT)
     page.locator("#vq-draw").click()
     page.locator("#vq-compare-stage [data-shown-run]").wait_for()
     page.wait_for_timeout(1500)
+    page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=TARGET / "compare.png")
 
 
