@@ -191,7 +191,7 @@ def outlook_html(desk: Desk, wish: Wish | UserError) -> str:
     return (
         f'<div class="vq-blind-outlook"><h3>The protocol</h3><ul>{lines}</ul>{power}{hints}'
         f"<p>{count(found.pictures, 'picture')} to draw, about {roughly(found.seconds)}"
-        f" {chip('estimated', found.source)}; then about {found.answers} answers a person, some"
+        f" {chip('estimated', found.source)} Then about {found.answers} answers a person, some"
         f" {minutes} {chip('estimated', 'At six seconds an answer.')}</p></div>"
     )
 
