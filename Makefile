@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 MINUTES ?= 60
 SEED ?= 0
 
-.PHONY: app test chaos bench demo-model lint types browser clean
+.PHONY: app test test-long chaos bench demo-model lint types browser clean
 
 app: $(VENV)/.app
 	$(RUN) app.py --open $(ARGS)
@@ -20,6 +20,9 @@ test: $(VENV)/.test browser
 
 chaos: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(RUN) -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
+
+test-long:
+	$(MAKE) --no-print-directory test PYTEST_ARGS="--long $(PYTEST_ARGS)"
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -246,7 +246,7 @@ def test_plan_promises_what_compress_writes(capsys, place):
     assert main([*words, "--layers"]) == 0
     text = capsys.readouterr().out
     assert f"({values['predicted_bytes']:,} bytes)" in text
-    assert len(text.splitlines()) == 7 + len(values["layers"])
+    assert len(text.splitlines()) == 8 + len(values["modes"]) + len(values["layers"])
 
 
 def test_verify_finds_a_changed_byte(capsys, place, here):

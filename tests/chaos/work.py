@@ -16,6 +16,7 @@ import transformers  # noqa: F401
 
 from tests.jobs.test_protocol import protocol
 from tests.models import tiny  # noqa: F401 - imports the classes of the pipeline
+from vqdq import kernels
 from vqdq.calibration import CalibrationParams
 from vqdq.jobs import compress as compressing
 from vqdq.jobs import generate as generating
@@ -81,6 +82,7 @@ def grid(points, model, place, *, tell=None):
 
 def limited(points, model, place, room_bytes, *, tell=None):
     """`compress` with so much more address space than is used now; the fault in plain words."""
+    kernels.status()  # numba's own library is mapped before the limit: no layer can lack it
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + room_bytes, size + room_bytes))
     try:

@@ -262,9 +262,16 @@ def test_an_ip_adapter(folder: Path, plain: torch.Tensor, mode: tuple[Mode, int 
     assert not torch.equal(found[0], plain)
 
 
-@both_ways
 @pytest.mark.parametrize(
-    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    ("backend", "mode"),
+    [
+        ("eager", MODES[2]),
+        pytest.param("eager", MODES[0], marks=pytest.mark.long),
+        pytest.param("aot_eager", MODES[0], marks=pytest.mark.long),
+        pytest.param("aot_eager", MODES[2], marks=pytest.mark.long),
+        pytest.param("inductor", MODES[0], marks=pytest.mark.long),
+        pytest.param("inductor", MODES[2], marks=pytest.mark.long),
+    ],
 )
 def test_compiled_it_draws_the_same(
     folder: Path, plain: torch.Tensor, backend: str, mode: tuple[Mode, int | None]

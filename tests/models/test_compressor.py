@@ -17,11 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import tiny
-from vqdq import codecs
+from vqdq import codecs, durable
 from vqdq.errors import Cancelled, UserError
 from vqdq.layers.matrix import to_matrix
 from vqdq.models import partial as partial_module
-from vqdq.models import weights as weights_module
 from vqdq.models.checkpoint import verify
 from vqdq.models.compressor import CompressionResult, compress, compress_folder, plan
 from vqdq.models.encoding import layer_seed
@@ -265,7 +264,7 @@ def test_a_full_disk_amid_the_work_keeps_the_layers(
     model: Path, result: CompressionResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = 6
-    write = weights_module.os.fsync
+    write = durable.os.fsync
 
     def full(handle: int) -> None:
         nonlocal room
@@ -276,7 +275,7 @@ def test_a_full_disk_amid_the_work_keeps_the_layers(
         write(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights_module.os, "fsync", full)
+        patch.setattr(durable.os, "fsync", full)
         with pytest.raises(UserError, match="disk is full") as caught:
             compress_folder(model, RECIPE, tmp_path / "out")
     assert "finished layers are kept" in caught.value.remedy
@@ -306,7 +305,7 @@ def test_bad_weights_are_named(copied: Path, key: str, where: str, value: float)
     spoil(copied, key, value)
     with pytest.raises(UserError, match="NaN or infinite") as caught:
         compress_folder(copied, RECIPE, copied.parent / "out")
-    assert caught.value.where == where
+    assert caught.value.where == key
     with pytest.raises(UserError, match="NaN or infinite") as caught:
         compress(load(copied), RECIPE)
     assert caught.value.where == where
