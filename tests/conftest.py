@@ -20,7 +20,6 @@ os.environ.update(
 if not Path("/dev/nvidiactl").exists():  # Triton reads it once, when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-LONGEST = ("ui", "jobs", "chaos")  # begun first, so that no process waits for another's last file
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -38,7 +37,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         late = [item for item in items if "long" in item.keywords]
         items[:] = [item for item in items if "long" not in item.keywords]
         config.hook.pytest_deselected(items=late)
-    items.sort(key=lambda item: item.path.parts[-2] not in LONGEST)
     if browser_path() is not None:
         return
     reason = f"no browser: none of {', '.join(BROWSERS)} is installed"
