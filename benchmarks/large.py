@@ -179,7 +179,7 @@ def compress(source: Path, output: Path, *, kill: bool = False) -> Measured:
     peak = own = 0
     killed: int | None = None
     while True:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             found = _memory(process.pid)
             peak, own = max(peak, found[0]), max(own, found[1])
