@@ -193,7 +193,7 @@ def compress(source: Path, output: Path, *, kill: bool = False) -> Measured:
             break
         if process.returncode != -signal.SIGKILL or killed is None:
             raise RuntimeError(f"vqdq compress ended with {process.returncode}")
-    weights = list(output.glob("*/*.safetensors"))
+    weights = [*output.glob("unet/*.safetensors"), *output.glob("transformer/*.safetensors")]
     return Measured(
         seconds=time.perf_counter() - started,
         load=(before, os.getloadavg()[0]),
