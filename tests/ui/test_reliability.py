@@ -121,7 +121,7 @@ def test_kill_9_of_the_server_loses_nothing(browser, tmp_path) -> None:
         page.wait_for_selector("#vq-compress:not([disabled])")
         (folder / "slow").touch()
         page.locator("#vq-compress").click()
-        wait_until(page, lambda: "%" in page.title())
+        wait_until(page, lambda: "%" in page.title(), seconds=180)  # a cold worker loads torch
         server.send_signal(signal.SIGKILL)
         server.wait()
         page.get_by_text("The studio was closed").wait_for()
