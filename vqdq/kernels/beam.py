@@ -193,7 +193,8 @@ def feedback_groups(
                     total += targets[row, place + a] * metric[group, a, b]
                 total = min(max(np.rint(total), np.float32(-LARGEST)), np.float32(LARGEST))
                 wanted[row - first, b] = np.int16(total)
-        encode_vectors(wanted, seen[group], gram[group], beam, picked, 0, last - first)
+        # a literal 0 is a type of its own to numba, which would compile the search once more for it
+        encode_vectors(wanted, seen[group], gram[group], beam, picked, np.int64(0), last - first)
         for row in range(first, last):
             for m in range(count):
                 codes[row, place // dim, m] = picked[row - first, m]
