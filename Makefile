@@ -16,7 +16,7 @@ app: $(VENV)/.app
 
 test: $(VENV)/.test browser
 	$(MAKE) --no-print-directory lint types
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(RUN) -m tests.chaos --minutes $(MINUTES) --seed $(SEED)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.spread import Spread, rank
+
 # Telemetry and network look-ups are off before any library can read its settings.
 os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
@@ -37,6 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         late = [item for item in items if "long" in item.keywords]
         items[:] = [item for item in items if "long" not in item.keywords]
         config.hook.pytest_deselected(items=late)
+    items.sort(key=lambda item: rank(item.path))
     if browser_path() is not None:
         return
     reason = f"no browser: none of {', '.join(BROWSERS)} is installed"
@@ -45,6 +48,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "browser" in item.keywords:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Spread:
+    return Spread(config, log)
 
 
 def browser_path() -> str | None:
