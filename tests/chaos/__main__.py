@@ -44,6 +44,11 @@ def main() -> int:
         while victim.kills < wanted.kills:
             victim.attack(chance, times=wanted.kills - victim.kills)
         tell(f"kills of {kind}", victim.kills)
+    publication = kills.Publication(model, scratch)
+    count = 0
+    while count < wanted.kills:
+        count += publication.kill_at(*points_of(chance, publication))
+    tell("kills between a model's name and its run's end", count)
     fillers: dict[str, full.Filler] = {}
     writes: dict[str, list[int]] = {}
     for kind in work.RESUMABLE:
@@ -62,6 +67,8 @@ def main() -> int:
                 if writes[kind]:
                     fillers[kind].full_at(writes[kind].pop(), lasting=chance.random() < 0.5)
                     tell(f"full disks of {kind}", 1)
+        count = publication.kill_at(*points_of(chance, publication))
+        tell("kills between a model's name and its run's end", count)
         for kind, attack in (("vote", kills.attack_votes), ("history", kills.attack_history)):
             place = scratch / f"{kind}-{number}"
             tell(f"kills of {kind}", attack(chance, place, 5))
@@ -77,6 +84,11 @@ def main() -> int:
     shutil.rmtree(scratch)
     print("nothing was lost:", ", ".join(f"{count} {what}" for what, count in done.items()))
     return 0
+
+
+def points_of(chance: random.Random, publication: kills.Publication) -> list[int]:
+    """Returns one point after the naming, and two of the runs that go on."""
+    return [chance.randint(1, publication.points), *chance.sample(range(1, 60), 2)]
 
 
 if __name__ == "__main__":

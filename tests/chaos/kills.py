@@ -7,9 +7,11 @@ import random
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from tests.chaos import nest, work
 from vqdq.durable import LEFT
+from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.run import read_json
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.votes import VoteStore
@@ -41,15 +43,16 @@ class Victim:
         place = self.scratch / f"{self.kind}-killed"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
+        published = False
         for _ in range(times):
             ended = self._run(place, fatal=chance.randint(1, self.points))
             assert not ended.fault, ended.fault
             self.kills += ended.killed
             self.check_whole(place)
-            published = self.kind in ("compress", "calibrate") and (place / "out").exists()
+            published = self.kind == "calibrate" and (place / "out").exists()
             if not ended.killed or published:  # what was kept made it shorter, or all is there
                 break
-        if not (place / "out").exists() or self.kind in ("generate", "grid"):
+        if not published:
             ended = self._run(place)
             assert not ended.fault, ended.fault
         left = [path for path in place.rglob(".*") if path.name.endswith(LEFT)]
@@ -70,6 +73,74 @@ class Victim:
             assert digest == self.expected.get(name), f"{self.kind}: {name} after a kill"
         if self.kind in ("compress", "calibrate") and found:
             assert found == self.expected
+
+
+class Publication:
+    """Compressions in a workspace, killed after the model is finished and before their run is."""
+
+    def __init__(self, model: Path, scratch: Path) -> None:
+        self.request = CompressRequest(model=str(model), recipe=work.FEW, name="out")
+        self.scratch = scratch
+        place = self.scratch / "undisturbed"
+        space, run = self._begin(place)
+        ended = self._work(place)
+        assert (ended.value, ended.fault) == (["done"], "")
+        self.points = ended.points
+        self.expected = _untimed(space.run(run).result)
+        self.files = _files(space.models_folder)
+        assert self.expected["arithmetic"]["integer"] == 4  # to_q, to_k, to_v, to_out
+        space.close()
+
+    def _begin(self, place: Path) -> tuple[Workspace, str]:
+        space = Workspace.open(place)
+        return space, space.submit(self.request)
+
+    def _work(self, place: Path, fatal: int = 0) -> nest.Ended:
+        out = place / "models" / "out"
+        since = "" if out.exists() else str(out)
+        return nest.run(work.worker, str(place), place=str(place), since=since, fatal=fatal)
+
+    def kill_at(self, *points: int) -> int:
+        """Returns how often it was killed, one after the other, at points like these.
+
+        The first ones are counted from the naming on, those after the naming from the start of the
+        resumed run, whose model is neither refused nor made again.
+        """
+        place = self.scratch / "killed"
+        space, run = self._begin(place)
+        out = space.models_folder / "out"
+        kills, made = 0, 0
+        for fatal in (*points, 0):
+            ended = self._work(place, fatal)
+            assert not ended.fault, ended.fault
+            kills += ended.killed
+            assert not made or made == out.stat().st_ino, "it was made again"
+            made = out.stat().st_ino if out.exists() else 0
+            if space.recover():
+                assert space.run(run).state == "interrupted"
+                space.resume(run)
+        record = space.run(run)
+        assert record.state == "done", record.error
+        assert _untimed(record.result) == self.expected
+        assert _files(space.models_folder) == self.files  # no unfinished work beside it
+        space.close()
+        shutil.rmtree(place)
+        return kills
+
+
+def _untimed(values: Any) -> Any:
+    """A result without what no two runs have in common: times, memory, places."""
+    if isinstance(values, list):
+        return [_untimed(each) for each in values]
+    if not isinstance(values, dict):
+        return values
+    other = {"seconds", "peak_memory_bytes", "stages", "output"}
+    return {key: _untimed(each) for key, each in values.items() if key not in other}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def attack_votes(chance: random.Random, place: Path, rounds: int) -> int:

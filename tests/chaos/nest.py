@@ -36,18 +36,23 @@ class Ended:
 class Points:
     """Counts operations below a folder; kills this process at the n-th."""
 
-    def __init__(self, place: str, fatal: int) -> None:
+    def __init__(self, place: str, fatal: int, since: str) -> None:
         self.count = 0
         self._place = place
         self._fatal = fatal
+        self._since = since
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and str(arguments[1]) == self._since:
+            self._since = ""
         if event in OPERATIONS and str(arguments[0]).startswith(self._place):
             self.passed()
 
     def passed(self, _event: object = None) -> None:
         """One more operation."""
+        if self._since:
+            return
         self.count += 1
         if self.count == self._fatal:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -63,6 +68,7 @@ def run(
     *arguments: Any,
     place: str,
     fatal: int = 0,
+    since: str = "",
     after_seconds: float | None = None,
     patience_seconds: float = 300.0,
 ) -> Ended:
@@ -71,10 +77,11 @@ def run(
     Args:
         place: folder whose operations count.
         fatal: the operation at which it kills itself; 0 never.
+        since: path whose naming by a rename is the first operation that counts; "": all do.
         after_seconds: from the moment it begins to work, when it is killed from outside.
     """
     near, far = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_child, args=(far, function, arguments, place, fatal))
+    process = _CONTEXT.Process(target=_child, args=(far, function, arguments, place, fatal, since))
     process.start()
     far.close()
     with near:
@@ -109,8 +116,8 @@ def _listen(near: Any, process: Any, after: float | None, patience: float) -> di
     return answer | ({"value": told} if told and "value" not in answer else {})
 
 
-def _child(far: Any, function: Any, arguments: Any, place: str, fatal: int) -> None:
-    points = Points(place, fatal)
+def _child(far: Any, function: Any, arguments: Any, place: str, fatal: int, since: str) -> None:
+    points = Points(place, fatal, since)
     far.send("begun")
     try:
         value = function(points, *arguments, tell=lambda value: far.send(("told", value)))

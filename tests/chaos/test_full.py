@@ -38,6 +38,7 @@ def test_the_history_survives_a_full_disk_at_every_write(tmp_path):
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("can't start new thread"),
     ],
 )
 def test_too_little_memory_is_told_and_work_goes_on(error, model, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+import threading
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,10 +19,11 @@ from tests.jobs.test_protocol import protocol
 from tests.models import tiny  # noqa: F401 - imports the classes of the pipeline
 from vqdq import kernels
 from vqdq.calibration import CalibrationParams
+from vqdq.jobs import child, grid_records
 from vqdq.jobs import compress as compressing
 from vqdq.jobs import generate as generating
 from vqdq.jobs import grid as gridding
-from vqdq.jobs import grid_records
+from vqdq.jobs.engine import Engine
 from vqdq.jobs.faults import as_user_error
 from vqdq.jobs.requests import Axis, CompressRequest, GenerateRequest, GridRequest
 from vqdq.jobs.store import Workspace
@@ -33,20 +35,40 @@ from vqdq.recipe import Recipe
 from vqdq.rules import Rule
 
 torch.set_num_threads(1)
-RECIPE = Recipe(
-    name="chaos",
-    rules=(Rule.from_json({"pattern": "*", "method": "lloyd_max", "params": {"bits": 3}}, "rule"),),
-)
+ROUNDED = {
+    "pattern": "*",
+    "method": "lloyd_max",
+    "params": {"bits": 3},
+    "activation": {"method": "dynamic", "params": {"bits": 8}},
+}
+"""Inputs are quantized, too, so that a finished model is opened before its run ends."""
+RECIPE = Recipe(name="chaos", rules=(Rule.from_json(ROUNDED, "rule"),))
+FEW = Recipe(name="few", rules=(Rule.from_json(ROUNDED | {"pattern": "mid*attn1*"}, "rule"),))
 PROMPT = "a red circle"
 
 
 def compress(points, model, place, *, tell=None):
-    """A model compressed into `place/out`."""
+    """A model compressed into `place/out`; the run's folder is `place/run`."""
     del tell
+    folder = Path(place) / "run"
+    folder.mkdir(exist_ok=True)
     request = CompressRequest(
         model=model, recipe=RECIPE, name="out", output=str(Path(place) / "out")
     )
-    compressing.execute(request, report=points.passed)
+    compressing.execute(request, folder, report=points.passed)
+
+
+def worker(points, place, *, tell):
+    """Returns how the runs that wait in a workspace ended, done as the worker's process does it."""
+    del points, tell
+    ended = []
+    space = Workspace.open(place)
+    engine = Engine(space)
+    while (taken := space.take()) is not None:
+        child.perform(space, taken, engine, threading.Event())
+        ended.append(space.run(taken.id).state)
+    space.close()
+    return ended
 
 
 def calibrate(points, model, place, *, tell=None):

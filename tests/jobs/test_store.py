@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from tests.jobs.conftest import draw, toy
 from vqdq.errors import Cancelled, UserError
-from vqdq.jobs import run
+from vqdq.jobs import published, run
 from vqdq.jobs.eta import Eta
 from vqdq.jobs.history import Search
 from vqdq.jobs.lock import Lock
+from vqdq.jobs.results import CompressResult
 from vqdq.jobs.store import Workspace
 from vqdq.jobs.tracker import Tracker
 from vqdq.progress import Event
@@ -153,6 +154,26 @@ def test_names_of_models_are_taken_once(workspace):
     assert workspace.free_name("small") == "small-2"
     assert workspace.free_name("demo") == "demo-2"
     assert workspace.free_name("other") == "other"
+
+
+def test_its_own_model_does_not_keep_a_run_from_being_resumed(workspace):
+    run_id = workspace.submit(toy(name="small"))
+    record = workspace.take()
+    model = workspace.models_folder / "small"
+    model.mkdir()
+    (model / "SHA256SUMS").write_text("0123  weights")
+    result = dict.fromkeys(CompressResult.__required_keys__) | {"output": str(model)}
+    published.keep(record.folder, model, result)
+    assert published.kept(record.folder, record.request) == result
+    workspace.finish(run_id, "interrupted")
+    assert workspace.resume(run_id) == run_id
+    workspace.cancel(run_id)
+    (model / "SHA256SUMS").write_text("4567  weights")  # somebody made another one since
+    with pytest.raises(UserError, match="exists already"):
+        workspace.resume(run_id)
+    for damage in ("{", "[]", '{"result": 3}', '{"sums": "", "result": {}}'):
+        (record.folder / published.FILE).write_text(damage)
+        assert published.kept(record.folder, record.request) is None
 
 
 def test_models_are_found_by_their_files(workspace):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from vqdq.errors import UserError
-from vqdq.jobs import arithmetic, inputs
+from vqdq.jobs import arithmetic, inputs, models, published
 from vqdq.jobs.eta import Stopwatch
+from vqdq.jobs.faults import as_user_error
 from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.results import (
     ArithmeticResult,
@@ -20,7 +21,9 @@ from vqdq.jobs.results import (
 )
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.progress import Report, silent
-from vqdq.recipe import Plan
+
+if TYPE_CHECKING:
+    from vqdq.models.compressor import CompressionResult
 
 
 def execute(
@@ -32,24 +35,49 @@ def execute(
 ) -> CompressResult:
     """Returns what was made, after writing the model to `request.output`.
 
-    A run that was stopped continues in `<output>.partial`, with the same bytes at the end.
+    A run that was stopped continues in `<output>.partial`, with the same bytes at the end; one that
+    was stopped after its model had its name, with that model.
+
+    Args:
+        folder: of the run, for the note that tells it so; None keeps none.
 
     Raises:
         UserError: the model, the recipe or the output folder does not allow it.
     """
-    from vqdq.models.compressor import compress_folder  # heavy: diffusers
-
-    del folder  # nothing of this job belongs into the run's folder
     if not request.output:
         raise UserError("no output folder is named.", where="output", remedy="Name a new folder.")
+    result = None if folder is None else published.kept(folder, request)
+    if result is None:
+        result = _compressed(request, folder, report)
+    else:
+        models.discard(models.partial(Path(request.output)))  # killed before that was done
+    result["arithmetic"] = _arithmetic(request, result, cache, report)
+    return result
+
+
+def _compressed(request: CompressRequest, folder: Path | None, report: Report) -> CompressResult:
+    from vqdq.models.compressor import compress_folder  # heavy: diffusers
+
     watch = Stopwatch(report, time.perf_counter)
-    result = compress_folder(
+
+    def finished(made: CompressionResult, final: Path) -> None:
+        if folder is not None:
+            published.keep(folder, final, _result(request, made, watch.stop()))
+
+    made = compress_folder(
         request.model,
         request.recipe,
         Path(request.output),
         calibration=request.calibration or None,
         report=watch,
+        finished=finished,
     )
+    return _result(request, made, watch.stop())
+
+
+def _result(
+    request: CompressRequest, result: CompressionResult, stages: dict[str, float]
+) -> CompressResult:
     return CompressResult(
         output=str(result.output),
         recipe=request.recipe.name,
@@ -74,26 +102,29 @@ def execute(
         if result.learnt is None
         else cast(LearntResult, dataclasses.asdict(result.learnt)),
         activations=inputs.in_words(request.recipe),
-        arithmetic=_arithmetic(result.plan, str(result.output), cache, report),
-        stages=watch.stop(),
+        arithmetic=None,
+        stages=stages,
         forecast=None if request.forecast is None else dict(request.forecast),
         layers=[cast(LayerRow, dataclasses.asdict(layer)) for layer in result.layers],
     )
 
 
 def _arithmetic(
-    plan: Plan, output: str, cache: WarmPipelines | None, report: Report
+    request: CompressRequest, result: CompressResult, cache: WarmPipelines | None, report: Report
 ) -> ArithmeticResult | None:
     """How the layers of the new model are computed here; it is opened only if that is a question.
 
     The pipeline stays warm: what follows a compression is mostly a comparison.
     """
-    if not plan.activated and plan.recipe.attention is None:
+    activated = any(layer["activation"] is not None for layer in result["layers"])
+    if not activated and request.recipe.attention is None:
         return None
     from vqdq.models.denoisers import denoiser  # heavy: diffusers
 
     try:
-        opened = (cache or WarmPipelines()).get(output, report=report)
-    except (UserError, MemoryError):  # the model is written; who opens it is told what is wrong
-        return None
+        opened = (cache or WarmPipelines()).get(request.output, report=report)
+    except (UserError, MemoryError, RuntimeError, OSError) as error:
+        if as_user_error(error, request.output) is None:
+            raise
+        return None  # the model is written; who opens it is told what is wrong
     return arithmetic.measured(denoiser(opened.pipeline)[1])

@@ -71,7 +71,12 @@ def as_user_error(error: BaseException, where: str | Path) -> UserError | None:
     kind, text = type(error).__name__, str(error)
     if kind == "OutOfMemoryError" and (asked := _ASKED.search(text)):
         return _card_full(asked, text, where)
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
+    if (
+        isinstance(error, MemoryError)
+        or kind == "OutOfMemoryError"
+        or "allocate memory" in text
+        or "start new thread" in text  # its stack finds no room
+    ):
         return UserError(
             "there was not enough memory.",
             where=str(where),

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from vqdq.durable import sync_folder
 from vqdq.errors import UserError
-from vqdq.jobs import models, recovery, run
+from vqdq.jobs import models, published, recovery, run
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.history import Search, name_of
 from vqdq.jobs.index import content_of, insert, words_of
@@ -166,7 +166,7 @@ class Workspace(Ledger):
         """
         record = self.own(run_id)
         if isinstance(record.request, CompressRequest) and record.resumable:
-            self._check_free(record.request.name, besides=run_id)
+            self._check_free(record.request.name, besides=record)
         with self._index.transaction() as db:
             queued = behind(db)
         fresh = {"started": None, "finished": None, "error": None, "queued": queued}
@@ -267,17 +267,19 @@ class Workspace(Ledger):
 
     # Inside
 
-    def _taken(self, name: str, besides: str = "") -> bool:
-        if name == "demo" or (self.models_folder / name).exists():
+    def _taken(self, name: str, besides: RunRecord | None = None) -> bool:
+        """Whether a model has the name, or will; what the run `besides` made itself does not."""
+        own = None if besides is None else published.kept(besides.folder, besides.request)
+        if name == "demo" or ((self.models_folder / name).exists() and own is None):
             return True
         return any(
             isinstance(record.request, CompressRequest)
             and record.request.name == name
-            and record.id != besides
+            and (besides is None or record.id != besides.id)
             for record in self._unfinished()
         )
 
-    def _check_free(self, name: str, besides: str = "") -> None:
+    def _check_free(self, name: str, besides: RunRecord | None = None) -> None:
         if self._taken(name, besides):
             raise UserError(
                 f'a model called "{name}" exists already.',

@@ -6,7 +6,7 @@ Both ways encode the same matrices with the same generators, so their results ar
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial as bound
 from pathlib import Path
@@ -107,6 +107,7 @@ def compress_folder(
     *,
     calibration: str | Path | None = None,
     report: Report = silent,
+    finished: Callable[[CompressionResult, Path], None] | None = None,
 ) -> CompressionResult:
     """Compresses the denoiser of a model into a new diffusers folder.
 
@@ -120,6 +121,7 @@ def compress_folder(
         calibration: a folder of `vqdq calibrate`, instead of running the model on prompts here.
         report: stages "record", "calibrate", "encode" (layer k of n), "finetune", "ranges" and
             "save", as far as the recipe asks for them; may raise `Cancelled`.
+        finished: is told what came out, and the folder that is about to become the output.
 
     Raises:
         UserError: a fault of the model, the recipe or the disk; finished layers are kept.
@@ -158,18 +160,21 @@ def compress_folder(
         parts = {name: part for name, (part, _) in others.items()}
         measured = write_final(source, parts, work, learnt, report)
         report(Event(stage="save", done=3, total=3, message=target.name))
+        result = CompressionResult(
+            output=target,
+            plan=plan,
+            layers=work[0].layers,
+            predicted_bytes=plan.predicted_bytes,
+            measured_bytes=measured,
+            bits_per_weight=plan.bits_per_weight,
+            learnt=learnt,
+            seconds=time.perf_counter() - started,
+            peak_memory_bytes=peak_bytes(),
+        )
+        if finished is not None:
+            finished(result, partial.final)
         partial.publish(target)
-    return CompressionResult(
-        output=target,
-        plan=plan,
-        layers=work[0].layers,
-        predicted_bytes=plan.predicted_bytes,
-        measured_bytes=measured,
-        bits_per_weight=plan.bits_per_weight,
-        learnt=learnt,
-        seconds=time.perf_counter() - started,
-        peak_memory_bytes=peak_bytes(),
-    )
+    return result
 
 
 def compress(
