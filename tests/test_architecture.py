@@ -32,6 +32,7 @@ FLOORS = {
     "vqdq.sections": 3,
     "vqdq.shapes": 3,
     "vqdq.recipe": 3,
+    "vqdq.also": 3,
     "vqdq.layers": 3,
     "vqdq.capture": 3,
     "vqdq.models": 4,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.models import tiny
+from vqdq.also import also
 from vqdq.cli import main
 from vqdq.errors import UserError
-from vqdq.jobs.also import also
 from vqdq.models.compressor import as_recipe
 from vqdq.recipe import Recipe
 

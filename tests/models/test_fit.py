@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.models import tiny
 from tests.models.test_inventory import SDXL, VAE
+from vqdq.also import also
 from vqdq.errors import UserError
+from vqdq.models.compressor import as_recipe, plan
 from vqdq.models.denoisers import layers_of, skeleton
 from vqdq.models.fit import CARDS, card_bytes, fit, fit_each
 from vqdq.models.footprint import decoding_bytes, drawing_bytes
-from vqdq.models.inventory import Census, Inventory, Part, census
+from vqdq.models.inventory import Census, Inventory, Part, census, inventory
+from vqdq.models.parts import read_in
 from vqdq.models.sources import presets_folder
+from vqdq.models.text_parts import file_specs, text_skeleton
 from vqdq.recipe import Component, load_recipe, resolve
 from vqdq.tensors import TensorSpec
 
 GB = 10**9
+T5 = 4_762_310_656  # parameters of T5-XXL's encoder
 CLIP = {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840}  # parameters of SDXL's
 
 
@@ -61,7 +71,33 @@ def sdxl() -> Inventory:
         ),
         component=component,
         resolution=(1024, 1024),
+        openers={"text_encoder_3": t5},
     )
+
+
+@lru_cache(maxsize=1)
+def t5() -> Component:
+    """T5-XXL's encoder as published (google/t5-v1_1-xxl), by the names of its file."""
+    ghost = text_skeleton(
+        "T5EncoderModel",
+        {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24,
+         "num_heads": 64, "feed_forward_proj": "gated-gelu"},
+        where="t5",
+    )  # fmt: skip
+    return read_in("text_encoder_3", "transformers", ghost, file_specs(ghost), "t5").component
+
+
+@pytest.fixture(scope="module")
+def with_t5(sdxl: Inventory) -> Inventory:
+    """SDXL with one large text encoder in place of its own."""
+    part = Part(
+        name="text_encoder_3",
+        kind="T5EncoderModel",
+        census=Census(parameters=T5, convolution_weights=0),
+        dtypes={"float16": 2 * T5},
+        bytes=2 * T5,
+    )
+    return replace(sdxl, parts=(sdxl.parts[0], part, sdxl.parts[-1]))
 
 
 def test_sdxl_on_eight_gigabytes(sdxl: Inventory) -> None:
@@ -69,16 +105,16 @@ def test_sdxl_on_eight_gigabytes(sdxl: Inventory) -> None:
     assert [option.recipe for option in found][:1] == [""]
     assert all(option.fits for option in found)
     three = next(option for option in found if option.recipe == "trellis-3bit")
-    plan = resolve(load_recipe("trellis-3bit", presets_folder()), sdxl.component)
-    assert three.bits["unet"] == plan.model_bits_per_weight < 3.2
+    three_bits = resolve(load_recipe("trellis-3bit", presets_folder()), sdxl.component)
+    assert three.bits["unet"] == three_bits.model_bits_per_weight < 3.2
     amounts = {amount.name: amount.bytes for amount in three.amounts}
     assert amounts["text encoders"] == 2 * sum(CLIP.values())
     assert amounts["working memory"] == decoding_bytes(VAE, 1024)
     assert three.phase == "decoding"
-    header = plan.predicted_bytes - sum(spec.num_bytes for spec in plan.tensors)
+    header = three_bits.predicted_bytes - sum(spec.num_bytes for spec in three_bits.tensors)
     assert three.cache_bytes is not None
-    assert plan.predicted_bytes - header < amounts["weights"]
-    assert amounts["weights"] <= plan.predicted_bytes - header + three.cache_bytes
+    assert three_bits.predicted_bytes - header < amounts["weights"]
+    assert amounts["weights"] <= three_bits.predicted_bytes - header + three.cache_bytes
     assert "= " in three.sum
     assert three.sum.endswith("of 8 GB, estimated")
 
@@ -115,3 +151,60 @@ def test_what_cannot_be_answered(sdxl: Inventory) -> None:
     assert [card_bytes(f"{gigabytes} GB") for _, gigabytes in CARDS] == [
         gigabytes * GB for _, gigabytes in CARDS
     ]
+
+
+def test_a_large_text_encoder_is_packed_where_it_buys_something(with_t5: Inventory) -> None:
+    """9.5 GB of T5 fit no card of 8 GB, whatever the denoiser gets."""
+    found = fit(with_t5, 8 * GB, 1024)
+    assert found
+    assert all(option.also == ("text_encoder*=trellis:bits=4",) for option in found)
+    assert [option.recipe for option in found] == [
+        "rtn-8bit",
+        "trellis-4bit",
+        "trellis-3bit",
+        "trellis-2bit",
+    ]
+    assert {option.quality for option in found[:2]} == {"Hard to tell from 16 bits"}
+    three = found[2]
+    recipe = also(load_recipe("trellis-3bit", presets_folder()), three.also)
+    asked = resolve(recipe, with_t5.component, [t5()])
+    assert three.file_bytes == {
+        "unet": asked.predicted_bytes,
+        "text_encoder_3": asked.others[0].predicted_bytes,
+    }
+    assert three.bits["text_encoder_3"] == asked.others[0].model_bits_per_weight
+    # All but the embedding at 4 bits (and a scale a row), the embedding in 16.
+    words, rows = 32128 * 4096, 24 * (4 * 4096 + 2 * 10240 + 4096)
+    amounts = {amount.name: amount.bytes for amount in three.amounts}
+    packed = (T5 - words) / 2 + 2 * words
+    assert packed < amounts["text encoders"] < packed + 4 * rows + 4e6
+    assert not three.one_at_a_time
+    assert f"{amounts['text encoders'] / 1e9:.1f} GB instead of 9.5 GB" in " ".join(three.reasons)
+    assert "Without that it would take 9.5 GB." in " ".join(three.reasons)
+    assert three.mode in ("hybrid", "streaming")  # "resident" would keep T5 decoded
+    # Of enough memory for T5 in 16 bits, packing it is offered beside that: more stays on the card.
+    roomy = fit(with_t5, 12 * GB, 1024)
+    plain = [option for option in roomy if option.recipe == "trellis-4bit"]
+    assert [bool(option.also) for option in plain] == [False, True]
+    assert "Without that it would fit only" in " ".join(plain[1].reasons)
+    assert not any(option.also for option in fit(with_t5, 48 * GB, 1024))
+
+
+def test_what_is_offered_is_what_a_plan_of_the_folder_says(tmp_path: Path) -> None:
+    pipe: Any = tiny.pipeline(tmp_path)
+    text = {**pipe.text_encoder.config.to_dict(), "intermediate_size": 512, "num_hidden_layers": 9}
+    pipe.text_encoder = CLIPTextModel(CLIPTextConfig(**text))
+    pipe.to(torch.float16).save_pretrained(tmp_path / "model")
+    offers = [
+        option
+        for card in (1_200_000, 1_300_000)
+        for option in fit(inventory(tmp_path / "model"), card, 16)
+        if option.also
+    ]
+    last = max(offers, key=lambda option: len(option.also))
+    assert len(last.also) == 2
+    recipe = also(as_recipe(last.recipe), last.also)
+    made = plan(tmp_path / "model", recipe)
+    parts = (made, *made.others)
+    assert last.file_bytes == {part.component.name: part.predicted_bytes for part in parts}
+    assert len(parts) == 3

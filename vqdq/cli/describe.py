@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from typing import TYPE_CHECKING
 
 from vqdq.cli.checks import asking
 from vqdq.cli.terminal import Output, size, table
+
+if TYPE_CHECKING:
+    from vqdq.models.fit_options import FitOption
 
 
 def run(options: argparse.Namespace, output: Output) -> int:
@@ -72,6 +77,8 @@ def fit(options: argparse.Namespace, output: Output) -> int:
     for way in ways:
         verdict = "" if way.fits else "DOES NOT FIT: "
         lines += ["", f"  {verdict}{way.title}", f"    {way.sum}", f"    {' '.join(way.reasons)}"]
+        if way.recipe:
+            lines.append(f"    {_command(options, way)}")
     if not ways[0].fits:
         lines.append("  Nothing fits: this is what takes the least.")
     values = {
@@ -82,3 +89,10 @@ def fit(options: argparse.Namespace, output: Output) -> int:
     }
     output.result(values, lines)
     return 0
+
+
+def _command(options: argparse.Namespace, way: FitOption) -> str:
+    """The command that makes it, and what its files will weigh."""
+    words = ["vqdq", "compress", options.model, "--recipe", way.recipe]
+    words += [word for wish in way.also for word in ("--also", wish)]
+    return f"{shlex.join(words)} --output DIR  # {size(sum(way.file_bytes.values()))}"

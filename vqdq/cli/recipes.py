@@ -9,13 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vqdq import also
 from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.cli import inputs as input_words
 from vqdq.cli import modes as mode_words
 from vqdq.cli.checks import asking, check_models, in_a_folder, new_path
 from vqdq.cli.terminal import Output, duration, size, table
 from vqdq.errors import UserError
-from vqdq.jobs import also, arithmetic, compress, costs, inputs
+from vqdq.jobs import arithmetic, compress, costs, inputs
 from vqdq.jobs import plan as planning
 from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.results import CompressResult, PlanResult

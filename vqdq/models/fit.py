@@ -1,25 +1,39 @@
 """Which recipe fits a graphics card: predicted from configs and headers, best quality first.
 
 The bytes of weights are exact (the plan's, in each execution mode); what the activations take is
-counted without weights (`footprint`) and an estimate. A picture goes through two phases: the
-denoiser draws, then the autoencoder decodes; the larger one must fit.
+counted without weights (`footprint`) and an estimate. Beside the denoiser the text encoders and the
+autoencoder's decoder can be packed too, which is offered where it buys something: a model that fits
+only then, or with all components on the card, or with more of its weights kept decoded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 
+from vqdq.also import DECODER, TEXT_ENCODERS, also, pattern_of
 from vqdq.errors import UserError
+from vqdq.models.fit_options import (
+    VAE,
+    Beside,
+    FitOption,
+    Way,
+    as_it_is,
+    beside,
+    kept_way,
+    option,
+    size,
+    with_reasons,
+)
 from vqdq.models.footprint import check_resolution, decoding_bytes, drawing_bytes, vae_scale
 from vqdq.models.inventory import Inventory, Part
 from vqdq.models.modes import ModeEstimate, mode_estimates
 from vqdq.models.sources import presets_folder
 from vqdq.recipe import Plan, Recipe, load_recipe, resolve
+from vqdq.rules import Rule
 
 TIERS = (
     ("", "16 bits, as it is"),
@@ -48,107 +62,8 @@ _CARD = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|MB)?\b", re.IGNORECASE)
 _MOST = 1e6
 _LEAST_CACHE = 0.15  # of all decoded weights: less is not worth a mode
 _FILLED = 0.9  # of the card: a cache leaves the allocator some room
-_TRANSFER = 10e9  # bytes a second from main memory to a card; assumed, not measured
-_SMALL = 1e9  # bytes in all, below which amounts are told in MB
-_STEPS = 30  # of a picture, for what a mode costs
-_VAE = "vae"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Amount:
-    """Something that takes memory."""
-
-    name: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitOption:
-    """A way to draw with a model on a card; its memory is ESTIMATED.
-
-    Attributes:
-        recipe: a preset, or "" for the model as it is; `quality`: what to expect, in words.
-        mode: how packed weights are kept; "" without any. `cache_bytes`: of "hybrid", else None.
-        one_at_a_time: each component is on the card only while it works
-            (`enable_model_cpu_offload`).
-        bits: true bits per weight of each component.
-        amounts: what takes the memory where it is at its highest; `phase`: "drawing" or "decoding".
-        card_bytes, resolution: what was asked.
-        seconds: ESTIMATED, what the mode and moving components add to a picture.
-        reasons: why it is this way, in sentences.
-    """
-
-    recipe: str
-    quality: str
-    mode: str
-    cache_bytes: int | None
-    one_at_a_time: bool
-    bits: dict[str, float]
-    amounts: tuple[Amount, ...]
-    phase: str
-    card_bytes: int
-    resolution: int
-    seconds: float
-    reasons: tuple[str, ...]
-
-    @property
-    def total_bytes(self) -> int:
-        """All amounts together."""
-        return sum(amount.bytes for amount in self.amounts)
-
-    @property
-    def fits(self) -> bool:
-        """True when the card holds it."""
-        return self.total_bytes <= self.card_bytes
-
-    @property
-    def title(self) -> str:
-        """What it is, in a few words: "trellis-3bit, decoded as it runs"."""
-        how = {"resident": "kept decoded", "hybrid": "partly kept decoded", "": ""}
-        words = [self.recipe or "16 bits", how.get(self.mode, "decoded as it runs")]
-        if self.one_at_a_time:
-            words.append("one component at a time")
-        return ", ".join(filter(None, words))
-
-    @property
-    def sum(self) -> str:
-        """The amounts as a sum: "1.0 GB weights + … = 4.7 of 8 GB, estimated"."""
-        unit, name = (1e9, "GB") if self.total_bytes >= _SMALL else (1e6, "MB")
-        parts = " + ".join(f"{item.bytes / unit:.1f} {name} {item.name}" for item in self.amounts)
-        whole = f"{self.total_bytes / unit:.1f}"
-        if self.card_bytes >= _SMALL > self.total_bytes:
-            return f"{parts} = {whole} MB of {self.card_bytes / 1e9:g} GB, estimated"
-        return f"{parts} = {whole} of {self.card_bytes / unit:g} {name}, estimated"
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the option as JSON values."""
-        return {
-            "recipe": self.recipe,
-            "quality": self.quality,
-            "mode": self.mode,
-            "cache_bytes": self.cache_bytes,
-            "one_at_a_time": self.one_at_a_time,
-            "bits_per_weight": dict(self.bits),
-            "phase": self.phase,
-            "amounts": {item.name: item.bytes for item in self.amounts},
-            "estimated_bytes": self.total_bytes,
-            "card_bytes": self.card_bytes,
-            "resolution": self.resolution,
-            "estimated_seconds": self.seconds,
-            "fits": self.fits,
-            "reasons": list(self.reasons),
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Way:
-    """How the denoiser's weights are kept: what they take while it draws, and afterwards."""
-
-    mode: str
-    cache_bytes: int | None
-    drawing: int
-    resting: int
-    seconds: float
+_PACKED_OTHERS = "trellis-4bit"  # what to expect of packed text encoders: as of this tier
+_MODES = ("resident", "hybrid", "streaming")
 
 
 def present_card() -> tuple[str, int] | None:
@@ -181,10 +96,12 @@ def card_bytes(text: str) -> int:
 
 
 def fit(inventory: Inventory, card: int, resolution: int) -> tuple[FitOption, ...]:
-    """Returns the ways that are predicted to fit, by falling quality, one for each recipe.
+    """Returns the ways that are predicted to fit, by falling quality.
 
-    Of each recipe the way that costs least time is taken. When nothing fits, the one that takes
-    the least is returned, and its `fits` is False.
+    Of each recipe one way with the denoiser alone compressed, and one with other components too
+    where that is better in something else than quality: the first in this order that fits, all
+    components on the card before one at a time, kept decoded before decoded as it runs. When
+    nothing fits, the one that takes the least is returned, and its `fits` is False.
 
     Args:
         card: bytes of its memory that programs may use.
@@ -204,20 +121,49 @@ def fit_each(inventory: Inventory, cards: Sequence[int], resolution: int) -> tup
 
 
 def _fitting(counted: _Counted, card: int) -> Generator[FitOption, None, None]:
-    for options in counted.tiers(card):
-        found = next((option for option in options if option.fits), None)
-        if found is not None:
-            yield _with_reasons(found, options)
+    for name, quality in TIERS:
+        alone = counted.options(name, quality, card, counted.plain)
+        first = next((each for each in alone if each.fits), None)
+        if first is not None:
+            yield with_reasons(first, alone, (0, 0), "")
+            if _rank(first) == (False, 0):
+                continue  # nothing to gain
+        for rest in counted.packed if name else ():
+            packed = counted.options(name, quality, card, rest)
+            found = next((each for each in packed if each.fits), None)
+            if found is not None and (first is None or _rank(found) < _rank(first)):
+                saved = (counted.before(rest), counted.after(rest))
+                yield with_reasons(found, packed, saved, _without(alone, first))
+                break
+
+
+def _without(alone: Sequence[FitOption], first: FitOption | None) -> str:
+    """What would be without packed components beside the denoiser."""
+    if first is None:
+        return f"Without that it would take {size(min(each.total_bytes for each in alone))}."
+    words = [first.how, "one component at a time" if first.one_at_a_time else ""]
+    return f"Without that it would fit only {', '.join(filter(None, words))}."
+
+
+def _rank(found: FitOption) -> tuple[bool, int]:
+    """How much a way costs in time, coarsely: all on the card first, then what stays decoded."""
+    mode = "resident" if found.how == "kept decoded" else found.mode
+    return found.one_at_a_time, _MODES.index(mode) if mode in _MODES else 0
 
 
 def _least(counted: _Counted, card: int) -> FitOption:
-    every = (option for options in counted.tiers(card) for option in options)
-    return min(every, key=lambda option: option.total_bytes)
+    every = [
+        each
+        for name, quality in TIERS
+        for rest in (counted.plain, *(counted.packed if name else ()))
+        for each in counted.options(name, quality, card, rest)
+    ]
+    return min(every, key=lambda each: each.total_bytes)
 
 
 class _Counted:
-    """What is the same for every card: the working memory, and a plan of each recipe, made when
-    one is asked for.
+    """What is the same for every card: the working memory, what the other components take, and a
+    plan of each recipe, made when one is asked for.
     """
 
     def __init__(self, inventory: Inventory, resolution: int) -> None:
@@ -228,158 +174,107 @@ class _Counted:
                 where=inventory.reference,
                 remedy="Choose the model it was made from.",
             )
-        scale = _scale(inventory)
+        vae = inventory.part(VAE)
+        scale = (vae_scale(vae.config) if vae is not None else None) or 8
         check_resolution(resolution, scale)
-        vae = inventory.part(_VAE)
-        decoding = 0 if vae is None else decoding_bytes(_named(vae), resolution)
+        decoding = 0 if vae is None else decoding_bytes(vae.class_config, resolution)
+        drawing = drawing_bytes(denoiser.class_config, resolution // scale, resolution)
         self.inventory, self.resolution = inventory, resolution
-        self.working = (drawing_bytes(_named(denoiser), resolution // scale, resolution), decoding)
-        self._plans: dict[str, Plan | UserError | None] = {"": None}
+        self.working = (drawing, decoding)
+        self.others: tuple[Part, ...] = inventory.parts[1:]
+        self.plain: Beside = beside(self.others, (), {})
+        self._plans: dict[str, Plan | None] = {}
+        self._modes: dict[str, Mapping[str, ModeEstimate]] = {}
 
-    def tiers(self, card: int) -> Generator[list[FitOption], None, None]:
-        """Yields the options of each recipe by falling quality, those of a recipe the fastest
-        first; a recipe for which a layer of this model is too small is left out.
+    @cached_property
+    def packed(self) -> tuple[Beside, ...]:
+        """The other components with the text encoders packed, then with the decoder too."""
+        found: list[Beside] = []
+        wishes: tuple[str, ...] = ()
+        plans: dict[str, Plan] = {}
+        for wish in (TEXT_ENCODERS, DECODER):
+            more = self._packed(wish)
+            if more:
+                wishes, plans = (*wishes, wish), plans | more
+                found.append(beside(self.others, wishes, plans))
+        return tuple(found)
+
+    def before(self, rest: Beside) -> int:
+        """Bytes in 16 bits of the components that are packed in `rest`."""
+        return sum(part.half_bytes for part in self.others if part.name in rest.plans)
+
+    def after(self, rest: Beside) -> int:
+        """Bytes of the same components, packed."""
+        names = rest.plans.keys()
+        kept = sum(part.half_bytes for part in self.others if part.name not in names)
+        return rest.resting - kept
+
+    def options(self, name: str, quality: str, card: int, rest: Beside) -> list[FitOption]:
+        """Returns the options of a recipe, the fastest first; none where a layer of this model is
+        too small for it.
         """
-        others = self.inventory.parts[1:]
-        for name, quality in TIERS:
-            plan = self._plan(name)
-            if isinstance(plan, UserError):
-                continue
-            asked = (self.working, card, self.resolution)
-            yield [
-                _option(self.inventory, plan, quality, way, others, *asked, alone=alone)
-                for alone in (False, True)
-                for way in _ways(self.inventory, plan, others, self.working, card, alone=alone)
-            ]
+        plan = self._plan(name)
+        if name and plan is None:
+            return []
+        known = dict(TIERS)
+        order = list(known)
+        if rest.also and order.index(name) < order.index(_PACKED_OTHERS):
+            quality = known[_PACKED_OTHERS]
+        denoiser = {} if plan is None else {self.inventory.denoiser: plan}
+        bits = {part.name: 16.0 for part in self.inventory.parts}
+        return [
+            option(
+                name, {**denoiser, **rest.plans}, quality, way, rest, self.working, card,
+                self.resolution, bits, alone=alone,
+            )
+            for alone in (False, True)
+            for way in self._ways(name, plan, rest, card, alone=alone)
+        ]  # fmt: skip
 
-    def _plan(self, name: str) -> Plan | UserError | None:
+    def _ways(
+        self, name: str, plan: Plan | None, rest: Beside, card: int, *, alone: bool
+    ) -> Generator[Way, None, None]:
+        """Yields the ways to keep the denoiser's weights, the fastest first."""
+        if plan is None:
+            yield as_it_is(self.inventory.parts[0])
+            return
+        if name not in self._modes:
+            found = mode_estimates(plan, dtype=torch.float16, device="cuda")
+            self._modes[name] = {each.mode: each for each in found}
+        resident, streaming = self._modes[name]["resident"], self._modes[name]["streaming"]
+        yield kept_way(resident, streamed_others=bool(rest.also))
+        streamed = kept_way(streaming)
+        working = max(self.working[1] + rest.decoding, rest.reading)
+        taken = max(streamed.drawing + self.working[0], 0 if alone else streamed.resting + working)
+        room = round(_FILLED * card) - (0 if alone else rest.resting) - taken
+        if _LEAST_CACHE * resident.held_bytes < room < resident.held_bytes:
+            modes = mode_estimates(plan, dtype=torch.float16, device="cuda", cache_bytes=room)
+            yield kept_way(next(each for each in modes if each.mode == "hybrid"))
+        yield streamed
+
+    def _plan(self, name: str) -> Plan | None:
+        if not name:
+            return None
         if name not in self._plans:
             recipe: Recipe = load_recipe(name, presets_folder())
             try:
                 self._plans[name] = resolve(recipe, self.inventory.component)
-            except UserError as error:
-                self._plans[name] = error
+            except UserError:
+                self._plans[name] = None  # a layer is too small for its method
         return self._plans[name]
 
-
-def _ways(
-    inventory: Inventory,
-    plan: Plan | None,
-    others: Sequence[Part],
-    working: tuple[int, int],
-    card: int,
-    *,
-    alone: bool,
-) -> Generator[_Way, None, None]:
-    """Yields the ways to keep the denoiser's weights, the fastest first."""
-    if plan is None:
-        whole = inventory.parts[0].half_bytes
-        yield _Way(mode="", cache_bytes=None, drawing=whole, resting=whole, seconds=0.0)
-        return
-    modes = {each.mode: each for each in mode_estimates(plan, dtype=torch.float16, device="cuda")}
-    resident, streaming = modes["resident"], modes["streaming"]
-    yield _way(resident)
-    beside = 0 if alone else sum(part.half_bytes for part in others)
-    streamed = _way(streaming)
-    taken = max(streamed.drawing + working[0], 0 if alone else streamed.resting + working[1])
-    room = round(_FILLED * card) - beside - taken
-    if _LEAST_CACHE * resident.held_bytes < room < resident.held_bytes:
-        estimates = mode_estimates(plan, dtype=torch.float16, device="cuda", cache_bytes=room)
-        yield _way(next(each for each in estimates if each.mode == "hybrid"))
-    yield streamed
-
-
-def _way(estimate: ModeEstimate) -> _Way:
-    resting = estimate.stored_bytes + estimate.held_bytes
-    return _Way(
-        mode=estimate.mode,
-        cache_bytes=estimate.cache_bytes,
-        drawing=estimate.weight_bytes,
-        resting=resting,
-        seconds=_STEPS * estimate.decode_seconds,
-    )
-
-
-def _option(
-    inventory: Inventory,
-    plan: Plan | None,
-    quality: str,
-    way: _Way,
-    others: Sequence[Part],
-    working: tuple[int, int],
-    card: int,
-    resolution: int,
-    *,
-    alone: bool,
-) -> FitOption:
-    encoders = sum(part.half_bytes for part in others if part.name != _VAE)
-    vae = sum(part.half_bytes for part in others if part.name == _VAE)
-    if alone:
-        largest = max((part.half_bytes for part in others if part.name != _VAE), default=0)
-        phases = {
-            "drawing": [("weights", way.drawing), ("working memory", working[0])],
-            "decoding": [("autoencoder", vae), ("working memory", working[1])],
-            "reading the prompt": [("text encoder", largest)],
-        }
-    else:
-        rest = [("text encoders", encoders), ("autoencoder", vae)]
-        phases = {
-            "drawing": [("weights", way.drawing), *rest, ("working memory", working[0])],
-            "decoding": [("weights", way.resting), *rest, ("working memory", working[1])],
-        }
-    phase, amounts = max(phases.items(), key=lambda item: sum(size for _, size in item[1]))
-    moved = encoders + vae + way.resting if alone else 0
-    bits = {part.name: 16.0 for part in inventory.parts}
-    if plan is not None:
-        bits[inventory.denoiser] = plan.model_bits_per_weight
-    return FitOption(
-        recipe="" if plan is None else plan.recipe.name,
-        quality=quality,
-        mode=way.mode,
-        cache_bytes=way.cache_bytes,
-        one_at_a_time=alone,
-        bits=bits,
-        amounts=tuple(Amount(name=name, bytes=size) for name, size in amounts if size),
-        phase=phase,
-        card_bytes=card,
-        resolution=resolution,
-        seconds=way.seconds + moved / _TRANSFER,
-        reasons=(),
-    )
-
-
-def _with_reasons(option: FitOption, considered: Sequence[FitOption]) -> FitOption:
-    """The option with why nothing faster was taken, and what its way costs."""
-    reasons = [f"{option.quality}."]
-    faster = considered[: considered.index(option)]
-    kept = next((each for each in faster if each.one_at_a_time == option.one_at_a_time), None)
-    if option.mode in ("streaming", "hybrid") and kept is not None:
-        reasons.append(f"Kept decoded it would take {_size(kept.total_bytes)}.")
-    if option.mode == "hybrid" and option.cache_bytes is not None:
-        reasons.append(f"{_size(option.cache_bytes)} of its weights stay decoded.")
-    if option.mode in ("streaming", "hybrid"):
-        reasons.append("What is not kept is decoded each time it is used.")
-    if option.one_at_a_time:
-        together = min(each.total_bytes for each in considered if not each.one_at_a_time)
-        reasons.append(
-            f"With all components on the card it would take {_size(together)}, so each one"
-            " waits in main memory until it works."
-        )
-    if option.seconds >= 1:
-        reasons.append(
-            f"That adds about {option.seconds:.0f} s to a picture of {_STEPS} steps, estimated."
-        )
-    return replace(option, reasons=tuple(reasons))
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= _SMALL else f"{count / 1e6:.1f} MB"
-
-
-def _named(part: Part) -> dict[str, Any]:
-    return {**part.config, "_class_name": part.kind}
-
-
-def _scale(inventory: Inventory) -> int:
-    vae = inventory.part(_VAE)
-    return (vae_scale(vae.config) if vae is not None else None) or 8
+    def _packed(self, wish: str) -> dict[str, Plan]:
+        """The plans of the components that a wish is about; none where one cannot be packed."""
+        recipe = also(Recipe(name=pattern_of(wish), rules=(Rule(pattern="*"),)), [wish])
+        found: dict[str, Plan] = {}
+        for part in self.others:
+            own = recipe.of_component(part.name)
+            if own is None:
+                continue
+            if part.quantized or part.name not in self.inventory.openers:
+                return {}
+            try:
+                found[part.name] = resolve(own, self.inventory.openers[part.name]())
+            except UserError:
+                return {}
+        return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,9 @@ from torch import nn
 
 from vqdq.errors import UserError
 from vqdq.models.denoisers import skeleton
+from vqdq.models.parts import Part as OtherPart
+from vqdq.models.parts import part_component
+from vqdq.models.parts import parts as others
 from vqdq.models.pipelines import describe, source_component
 from vqdq.models.sources import Source, locate
 from vqdq.models.weights import WeightFile, open_weights
@@ -95,6 +99,11 @@ class Part:
         return 2 * self.census.parameters
 
     @property
+    def class_config(self) -> dict[str, Any]:
+        """Its config with its class in `_class_name`."""
+        return {**self.config, "_class_name": self.kind}
+
+    @property
     def dtype(self) -> str:
         """The dtype that most of its bytes have."""
         return next(iter(self.dtypes), "")
@@ -110,6 +119,8 @@ class Inventory:
         denoiser: name of the component that is compressed first.
         parts: every component with weights, the denoiser first.
         component: the denoiser's layers and tensors.
+        openers: what reads the layers and tensors of each other component that can be compressed,
+            by name; raises `UserError` like `parts.part_component`.
         resolution: width and height of a picture at its default size, or None.
     """
 
@@ -120,6 +131,9 @@ class Inventory:
     parts: tuple[Part, ...]
     component: Component
     resolution: tuple[int, int] | None
+    openers: Mapping[str, Callable[[], Component]] = field(
+        default_factory=dict[str, Callable[[], Component]], repr=False
+    )
 
     @property
     def parameters(self) -> int:
@@ -195,7 +209,12 @@ def inventory(model: str | Path) -> Inventory:
         parts=tuple(parts),
         component=source_component(source),
         resolution=info.resolution,
+        openers={name: partial(_opened, each) for name, each in others(source).items()},
     )
+
+
+def _opened(part: OtherPart) -> Component:
+    return part_component(part)[0]
 
 
 def census(module: nn.Module) -> Census:

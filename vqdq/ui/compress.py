@@ -78,9 +78,12 @@ def build(desk: Desk, session: gr.State) -> tuple[Part, Settings, dict[str, Any]
         return [*filled.values(), *made.visibility(after), *seen]
 
     def choose(event: gr.EventData, *values: Any) -> list[Any]:
-        """The recipe that was pressed; a goal leaves the two switches as they are."""
+        """The recipe that was pressed, with what a card needs beside it; a goal leaves the two
+        switches as they are.
+        """
         data = clicked(event)
         chosen = desk.preset(data.get("recipe") or data.get("goal") or DEFAULT_GOAL)
+        chosen = settings.with_others(chosen, [*filter(None, data.get("also", "").split(","))])
         entered = made.named(values)
         after = made.filled(Wish(recipe=chosen), entered)
         if not data.get("recipe"):

@@ -7,9 +7,11 @@ from typing import Any
 
 import gradio as gr
 
+from vqdq.also import pattern_of
 from vqdq.errors import UserError
 from vqdq.models import fit as fits
-from vqdq.models.fit import CARDS, FitOption
+from vqdq.models.fit import CARDS
+from vqdq.models.fit_options import FitOption
 from vqdq.ui import header
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import Part, Region, Session, Wire, html, markup
@@ -98,9 +100,12 @@ def cards_html(found: tuple[FitOption, ...]) -> str:
 
 def _card(option: FitOption) -> str:
     share = 100 * option.total_bytes / option.card_bytes
+    also = ",".join(map(pattern_of, option.also))
+    words = f"{option.recipe}, {option.others} too" if also else option.recipe
     button = (
         f'<button type="button" class="vq-button vq-button-small" data-act="recipe"'
-        f' data-recipe="{escape(option.recipe)}">Use {escape(option.recipe)}</button>'
+        f' data-recipe="{escape(option.recipe)}" data-also="{escape(also)}">Use {escape(words)}'
+        "</button>"
         if option.recipe
         else '<span class="vq-muted">Nothing to compress</span>'
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vqdq.errors import UserError
 from vqdq.models import fit as fits
-from vqdq.models.fit import FitOption
+from vqdq.models.fit_options import FitOption
 from vqdq.models.inventory import Inventory
 from vqdq.ui.wording import chip, escape, size
 

@@ -13,9 +13,9 @@ import gradio as gr
 
 from vqdq import codecs
 from vqdq.activations.attention import AttentionParams
+from vqdq.also import DECODER, TEXT_ENCODERS, also, pattern_of
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
 from vqdq.errors import UserError
-from vqdq.jobs.also import also
 from vqdq.jobs.inputs import suffix, with_ranges
 from vqdq.jobs.variants import variant
 from vqdq.params import Params, describe
@@ -31,10 +31,10 @@ AIMS = (("The same", ALIKE), ("By average", BITS), ("By size", SIZE))
 AIM_BITS, AIM_MB = 2.7, 8.0
 FIRST = ("trellis", "additive", "uniform")
 ALSO = (
-    ("Text encoders, trellis at 4 bits", "text_encoder*", "trellis:bits=4"),
-    ("Picture decoder, rounded to 8 bits", "vae", "uniform:bits=8"),
+    ("Text encoders, trellis at 4 bits", TEXT_ENCODERS),
+    ("Picture decoder, rounded to 8 bits", DECODER),
 )
-"""Components beside the denoiser: what the control says, their pattern, and what they get."""
+"""Components beside the denoiser: what the control says, and the wish (`vqdq.also`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,7 +243,7 @@ def folds(
         )
         found = html(matches, "vq-rule-matches")
         controls["also"] = gr.CheckboxGroup(
-            [(words, pattern) for words, pattern, _ in ALSO],
+            [(words, pattern_of(wish)) for words, wish in ALSO],
             label="Also compress",
             info="From their weights alone, without calibration.",
             elem_id="vq-also",
@@ -285,7 +285,7 @@ def with_others(recipe: Recipe, patterns: Sequence[str]) -> Recipe:
     Raises:
         UserError: a pattern that is not in `ALSO`.
     """
-    known = {pattern: f"{pattern}={what}" for _, pattern, what in ALSO}
+    known = {pattern_of(wish): wish for _, wish in ALSO}
     for pattern in patterns:
         if pattern not in known:
             raise UserError(
@@ -299,7 +299,7 @@ def with_others(recipe: Recipe, patterns: Sequence[str]) -> Recipe:
 def others_in(recipe: Recipe) -> list[str]:
     """Returns the patterns of `ALSO` that a recipe speaks of."""
     spoken = {part.pattern for part in recipe.components}
-    return [pattern for _, pattern, _ in ALSO if pattern in spoken]
+    return [pattern for _, wish in ALSO if (pattern := pattern_of(wish)) in spoken]
 
 
 def whole(value: float | str | None, where: str) -> int:

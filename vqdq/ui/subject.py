@@ -13,7 +13,8 @@ from vqdq.jobs import arithmetic
 from vqdq.jobs import plan as planning
 from vqdq.jobs.results import ArithmeticResult
 from vqdq.models import pipelines
-from vqdq.models.fit import FitOption, fit
+from vqdq.models.fit import fit
+from vqdq.models.fit_options import FitOption
 from vqdq.models.inventory import Inventory, inventory
 from vqdq.models.parts import asked, part_component
 from vqdq.models.sources import locate

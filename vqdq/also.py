@@ -1,6 +1,7 @@
 """A recipe that speaks of the components beside the denoiser: what a flag or a control adds to it.
 
-The command line and the page both come here, so that the same wish has one recipe and one name.
+The command line, the page and what is offered for a card all come here, so that the same wish has
+one recipe and one name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from vqdq.params import Params
 from vqdq.recipe import Plan, Recipe
 from vqdq.rules import Rule
 from vqdq.sections import Section, sections
+
+TEXT_ENCODERS = "text_encoder*=trellis:bits=4"
+DECODER = "vae=uniform:bits=8"
+"""What is offered: wishes as `also` takes them, the one that saves most first."""
 
 # Components that encode and decode pictures: only what decodes is packed. Its ends stay as they
 # are: a first and a last layer of a few channels weigh nothing and show everything.
@@ -49,6 +54,11 @@ def also(recipe: Recipe, wishes: Sequence[str]) -> Recipe:
             recipe, pattern, name, notation.read(kind.settings, words, where="--also")
         )
     return recipe
+
+
+def pattern_of(wish: str) -> str:
+    """Returns the components that a wish is about, as a pattern."""
+    return wish.partition("=")[0]
 
 
 def with_component(recipe: Recipe, pattern: str, method: str, params: Params) -> Recipe:
