@@ -123,6 +123,8 @@ def calibrate_folder(
             rows = {
                 group: int(open_weights(path).metadata["rows"]) for group, path in paths.items()
             }
+            for stray in set(folder.iterdir()) - set(paths.values()):
+                stray.unlink()  # half a file of a killed process
             partial.final.mkdir()
             write_text(partial.final / INDEX, dump(_index(source.name, facts, params, rows)))
             folder.rename(partial.final / _GROUPS)
