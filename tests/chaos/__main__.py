@@ -7,16 +7,96 @@ is lost ends it with an error.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos import full, kills, nest, work
+from tests.chaos import full, kills, nest, sweeps, work
 from tests.models import tiny
+
+KINDS = ("vote", "history", *work.RESUMABLE, "ending", "cluster")
+"""Of "ending" is a compression between the naming of its model and its end."""
+
+
+class Chaos:
+    """Attacks of each kind on one model, and how often each was done."""
+
+    def __init__(self, chance: random.Random, model: Path, scratch: Path) -> None:
+        self.done: Counter[str] = Counter()
+        self._chance, self._model, self._scratch = chance, model, scratch
+        self._number = itertools.count()
+        self._victims: dict[str, kills.Victim] = {}
+        self._fillers: dict[str, tuple[full.Filler, list[int]]] = {}
+        self._ending: kills.Publication | None = None
+
+    def kill(self, kind: str) -> None:
+        """Kills work of a kind a few times."""
+        self._tell(f"kills of {kind}", self._way(kind)())
+
+    def fill(self, kind: str) -> None:
+        """Finds the disk full at some writes of a kind of work, until each had its turn."""
+        if kind not in self._fillers:
+            filler = full.Filler(kind, self._model, self._scratch)
+            assert filler.order == [], filler.order
+            left = self._chance.sample(range(1, filler.writes + 1), filler.writes)
+            self._fillers[kind] = filler, left
+            print(f"{kind}: {filler.writes} writes", flush=True)
+        filler, left = self._fillers[kind]
+        for _ in range(min(4, len(left))):
+            filler.full_at(left.pop(), lasting=self._chance.random() < 0.5)
+            self._tell(f"full disks of {kind}", 1)
+
+    def starve(self, kind: str) -> None:
+        """Takes the memory away in the middle of a kind of work."""
+        place = self._place()
+        place.mkdir()
+        full.out_of_memory(kind, MemoryError(), self._chance.randint(1, 30), self._model, place)
+        assert work.fingerprint(place) == self._victim(kind).expected
+        shutil.rmtree(place)
+        self._tell(f"no memory for {kind}", 1)
+
+    def _way(self, kind: str) -> Callable[[], int]:
+        return {
+            "vote": lambda: self._aside(lambda place: kills.attack_votes(self._chance, place, 5)),
+            "history": lambda: self._aside(
+                lambda place: kills.attack_history(self._chance, place, 5)
+            ),
+            "ending": self._end,
+            "cluster": lambda: self._aside(
+                lambda place: sweeps.attack(self._chance, self._model, place)
+            ),
+        }.get(kind, lambda: self._victim(kind).attack(self._chance, times=4))
+
+    def _end(self) -> int:
+        if self._ending is None:
+            self._ending = kills.Publication(self._model, self._scratch)
+        first = self._chance.randint(1, self._ending.points)
+        return self._ending.kill_at(first, *self._chance.sample(range(1, 60), 2))
+
+    def _aside(self, attack: Callable[[Path], int]) -> int:
+        place = self._place()
+        found = attack(place)
+        shutil.rmtree(place)
+        return found
+
+    def _victim(self, kind: str) -> kills.Victim:
+        if kind not in self._victims:
+            self._victims[kind] = kills.Victim(kind, self._model, self._scratch)
+            print(f"{kind}: {self._victims[kind].points} points", flush=True)
+        return self._victims[kind]
+
+    def _place(self) -> Path:
+        return self._scratch / f"{next(self._number)}"
+
+    def _tell(self, what: str, count: int) -> None:
+        self.done[what] += count
+        print(f"{time.strftime('%H:%M:%S')}  {what}: {self.done[what]}", flush=True)
 
 
 def main() -> int:
@@ -25,70 +105,26 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20, help="of each kind, at least")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, metavar="KIND")
     wanted = parser.parse_args()
-    chance = random.Random(wanted.seed)
     scratch = Path(tempfile.mkdtemp(prefix="vqdq-chaos-"))
     model = tiny.folder(scratch / "tiny")
     nest.start_nest()
     deadline = time.monotonic() + 60 * wanted.minutes
-    done: Counter[str] = Counter()
-
-    def tell(what: str, count: int) -> None:
-        done[what] += count
-        print(f"{time.strftime('%H:%M:%S')}  {what}: {done[what]}", flush=True)
-
-    for kind, attack in (("vote", kills.attack_votes), ("history", kills.attack_history)):
-        tell(f"kills of {kind}", attack(chance, scratch / kind, wanted.kills))
-    victims = {kind: kills.Victim(kind, model, scratch) for kind in work.RESUMABLE}
-    for kind, victim in victims.items():
-        while victim.kills < wanted.kills:
-            victim.attack(chance, times=wanted.kills - victim.kills)
-        tell(f"kills of {kind}", victim.kills)
-    publication = kills.Publication(model, scratch)
-    count = 0
-    while count < wanted.kills:
-        count += publication.kill_at(*points_of(chance, publication))
-    tell("kills between a model's name and its run's end", count)
-    fillers: dict[str, full.Filler] = {}
-    writes: dict[str, list[int]] = {}
-    for kind in work.RESUMABLE:
-        filler = fillers[kind] = full.Filler(kind, model, scratch)
-        assert filler.order == [], filler.order
-        writes[kind] = chance.sample(range(1, filler.writes + 1), filler.writes)
-        print(f"{kind}: {victims[kind].points} points, {filler.writes} writes", flush=True)
-    number = 0
+    chaos = Chaos(random.Random(wanted.seed), model, scratch)
+    for kind in wanted.only:
+        while chaos.done[f"kills of {kind}"] < wanted.kills:
+            chaos.kill(kind)
     while time.monotonic() < deadline:
-        number += 1
-        for kind, victim in victims.items():
-            before = victim.kills
-            victim.attack(chance, times=4)
-            tell(f"kills of {kind}", victim.kills - before)
-            for _ in range(4):
-                if writes[kind]:
-                    fillers[kind].full_at(writes[kind].pop(), lasting=chance.random() < 0.5)
-                    tell(f"full disks of {kind}", 1)
-        count = publication.kill_at(*points_of(chance, publication))
-        tell("kills between a model's name and its run's end", count)
-        for kind, attack in (("vote", kills.attack_votes), ("history", kills.attack_history)):
-            place = scratch / f"{kind}-{number}"
-            tell(f"kills of {kind}", attack(chance, place, 5))
-            shutil.rmtree(place)
-        for kind in victims:
-            place = scratch / "memory"
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-            at = chance.randint(1, 30)
-            full.out_of_memory(kind, MemoryError(), at, model, place)
-            assert work.fingerprint(place) == victims[kind].expected
-            tell(f"no memory for {kind}", 1)
+        for kind in wanted.only:
+            chaos.kill(kind)
+            if kind in work.RESUMABLE:
+                chaos.fill(kind)
+                chaos.starve(kind)
     shutil.rmtree(scratch)
-    print("nothing was lost:", ", ".join(f"{count} {what}" for what, count in done.items()))
+    found = ", ".join(f"{count} {what}" for what, count in chaos.done.items())
+    print("nothing was lost:", found)
     return 0
-
-
-def points_of(chance: random.Random, publication: kills.Publication) -> list[int]:
-    """Returns one point after the naming, and two of the runs that go on."""
-    return [chance.randint(1, publication.points), *chance.sample(range(1, 60), 2)]
 
 
 if __name__ == "__main__":

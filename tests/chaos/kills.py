@@ -31,15 +31,19 @@ class Victim:
         self.points = done.points
         self.expected = work.fingerprint(whole)
         assert self.expected
-        self.kills = 0
 
     def _run(self, place: Path, **options: object) -> nest.Ended:
         function = work.RESUMABLE[self.kind]
         arguments = (str(self.model), str(place))
         return nest.run(function, *arguments, place=str(place), **options)  # type: ignore[arg-type]
 
-    def attack(self, chance: random.Random, times: int) -> None:
-        """Kills the work up to `times` times, at points over its whole length, then lets it end."""
+    def attack(self, chance: random.Random, times: int) -> int:
+        """Returns how often the work was killed, at points over its whole length, before its end.
+
+        Args:
+            times: at most.
+        """
+        kills = 0
         place = self.scratch / f"{self.kind}-killed"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
@@ -47,7 +51,7 @@ class Victim:
         for _ in range(times):
             ended = self._run(place, fatal=chance.randint(1, self.points))
             assert not ended.fault, ended.fault
-            self.kills += ended.killed
+            kills += ended.killed
             self.check_whole(place)
             published = self.kind == "calibrate" and (place / "out").exists()
             if not ended.killed or published:  # what was kept made it shorter, or all is there
@@ -59,6 +63,7 @@ class Victim:
         for path in left:  # of killed processes; a workspace removes them when it is opened
             path.unlink()
         assert work.fingerprint(place) == self.expected
+        return kills
 
     def check_whole(self, place: Path) -> None:
         """Every file that has its name is the one that it should be."""
@@ -72,7 +77,7 @@ class Victim:
                 continue
             assert digest == self.expected.get(name), f"{self.kind}: {name} after a kill"
         if self.kind in ("compress", "calibrate") and found:
-            assert found == self.expected
+            assert found == self.expected, found.keys() ^ self.expected.keys()
 
 
 class Publication:
