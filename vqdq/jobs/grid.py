@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from vqdq.errors import UserError
 from vqdq.jobs import grid_records as records
-from vqdq.jobs.draw import Drawn, draw
+from vqdq.jobs.draw import draw
 from vqdq.jobs.faults import as_user_error
 from vqdq.jobs.grid_cells import Drawer, Grid, Picture, expand
 from vqdq.jobs.grid_records import Fault, GridRow
@@ -213,8 +213,8 @@ class _Work:
             steps=picture.steps,
             guidance=picture.guidance,
         )
-        drawn = draw(warm, request, self.folder / picture.image, report=on)
-        return self._against(picture, _row(picture, drawn), drawn.image)
+        found = draw(warm, request, self.folder / picture.image, report=on)
+        return self._against(picture, records.drawn(picture, found.picture), found.image)
 
     def _against(self, picture: Picture, row: GridRow, image: Image | None) -> GridRow:
         """The row with its distance from the reference's picture, where that is drawn."""
@@ -258,32 +258,6 @@ def _opened(path: Path) -> Image:
 
     with pil.open(path) as image:
         return image.convert("RGB")
-
-
-def _row(picture: Picture, drawn: Drawn) -> GridRow:
-    found = drawn.picture
-    return GridRow(
-        key=picture.key,
-        drawer=picture.drawer.key,
-        image=found["image"],
-        label=found["label"],
-        prompt=picture.prompt,
-        seed=picture.seed,
-        steps=picture.steps,
-        guidance=picture.guidance,
-        seconds=found["seconds"],
-        peak_memory_bytes=found["peak_memory_bytes"],
-        bytes=found["bytes"],
-        bits_per_weight=found["bits_per_weight"],
-        activations=found["activations"],
-        initial_latent_sha256=found["initial_latent_sha256"],
-        reference="",
-        psnr=None,
-        ssim=None,
-        verdict=found["verdict"],
-        verdict_reason=found["verdict_reason"],
-        error=None,
-    )
 
 
 def _failed(picture: Picture, fault: UserError) -> GridRow:

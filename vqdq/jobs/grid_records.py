@@ -15,7 +15,8 @@ from typing import Any, TypedDict, cast
 from vqdq.durable import append_line
 from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
-from vqdq.jobs.grid_cells import Grid
+from vqdq.jobs.grid_cells import Grid, Picture
+from vqdq.jobs.results import Picture as Drawn
 from vqdq.jobs.results import VerdictResult
 from vqdq.places import inside
 
@@ -77,13 +78,39 @@ def read(folder: Path) -> dict[str, GridRow]:
     for line in text.splitlines():
         try:
             values: object = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # a number may be too long, too
             continue
         if isinstance(values, dict) and GridRow.__required_keys__ <= cast(Any, values).keys():
             row = cast(GridRow, values)
             if isinstance(cast(object, row["key"]), str):
                 found[row["key"]] = row
     return found
+
+
+def drawn(picture: Picture, found: Drawn) -> GridRow:
+    """Returns the row of a picture that was drawn, not yet measured against its reference."""
+    return GridRow(
+        key=picture.key,
+        drawer=picture.drawer.key,
+        image=found["image"],
+        label=found["label"],
+        prompt=picture.prompt,
+        seed=picture.seed,
+        steps=picture.steps,
+        guidance=picture.guidance,
+        seconds=found["seconds"],
+        peak_memory_bytes=found["peak_memory_bytes"],
+        bytes=found["bytes"],
+        bits_per_weight=found["bits_per_weight"],
+        activations=found["activations"],
+        initial_latent_sha256=found["initial_latent_sha256"],
+        reference="",
+        psnr=None,
+        ssim=None,
+        verdict=found["verdict"],
+        verdict_reason=found["verdict_reason"],
+        error=None,
+    )
 
 
 def append(folder: Path, row: GridRow) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqdq.jobs import grid_records
 from vqdq.jobs.grid_records import GridRow
 from vqdq.jobs.results import Picture as Drawn
 from vqdq.jobs.sweep_addresses import Wish
@@ -155,30 +156,13 @@ def grid_row(wish: Wish, store: Store, folder: Path) -> GridRow | None:
     return row
 
 
-def _row(wish: Wish, drawn: Drawn, score: Mapping[str, Any]) -> GridRow:
-    picture = wish.picture
-    return GridRow(
-        key=picture.key,
-        drawer=picture.drawer.key,
-        image=wish.image,
-        label=drawn["label"],
-        prompt=picture.prompt,
-        seed=picture.seed,
-        steps=picture.steps,
-        guidance=picture.guidance,
-        seconds=drawn["seconds"],
-        peak_memory_bytes=drawn["peak_memory_bytes"],
-        bytes=drawn["bytes"],
-        bits_per_weight=drawn["bits_per_weight"],
-        activations=drawn["activations"],
-        initial_latent_sha256=drawn["initial_latent_sha256"],
-        reference=wish.reference if score else "",
-        psnr=score.get("psnr"),
-        ssim=score.get("ssim"),
-        verdict=drawn["verdict"],
-        verdict_reason=drawn["verdict_reason"],
-        error=None,
-    )
+def _row(wish: Wish, found: Drawn, score: Mapping[str, Any]) -> GridRow:
+    row = grid_records.drawn(wish.picture, found)
+    row["image"] = wish.image
+    if score:
+        row["reference"] = wish.reference
+        row["psnr"], row["ssim"] = score.get("psnr"), score.get("ssim")
+    return row
 
 
 def _summary(group: Sequence[Found]) -> Summary:
