@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeGuard, TypeVar, cast
 
 from vqdq.errors import UserError
 
@@ -132,13 +132,12 @@ def nearest(word: str, known: Iterable[str], noun: str) -> str:
 
 def _check(place: str, info: ParamInfo, value: object) -> None:
     where = f"{place}.{info.name}"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    whole = number and math.isfinite(cast(float, value)) and float(cast(float, value)).is_integer()
+    number = _is_number(value)
     fits = {
         bool: isinstance(value, bool),
-        int: whole,
-        float: number and math.isfinite(cast(float, value)),
-        str: isinstance(value, str),
+        int: number and float(cast(float, value)).is_integer(),
+        float: number,
+        str: is_text(value),
     }[info.kind]
     if not fits:
         raise UserError(
@@ -152,6 +151,21 @@ def _check(place: str, info: ParamInfo, value: object) -> None:
         high = info.high is not None and size > info.high
         if low or high:
             raise UserError(f"{value!r} is out of range.", where=where, remedy=_allowed(info))
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Returns whether `value` is a text that a file can hold: no half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is finite, as a float too: a whole number of JSON may have any length."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _allowed(info: ParamInfo) -> str:

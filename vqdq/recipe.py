@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from vqdq.codecs.base import Storage
 from vqdq.errors import UserError
 from vqdq.layers.attention import attention_layout, attention_sites
 from vqdq.layers.inputs import input_layout
-from vqdq.params import Params, nearest
+from vqdq.params import Params, is_text, nearest
 from vqdq.rules import Rule, known_keys
 from vqdq.sections import Section, section_of, sections
 from vqdq.shapes import Component as Component
@@ -127,7 +128,7 @@ class Recipe:
             )
         texts = {key: values.get(key, "") for key in ("name", "title", "description")}
         for key, text in texts.items():
-            if not isinstance(text, str):
+            if not is_text(text):
                 raise UserError(f"{text!r} is not a text.", where=f"{where}.{key}")
         ready = [
             Rule.from_json(rule, f"{where}.rules[{i}]")
@@ -241,20 +242,19 @@ def load_recipe(source: str | Path, presets: Path) -> Recipe:
     Raises:
         UserError: no such preset or file (the nearest preset is named), or a fault inside it.
     """
-    named = presets / f"{source}.json"
-    path = named if named.is_file() else Path(source)
-    if not path.is_file():
-        known = [item.stem for item in presets.glob("*.json")]
+    known = [item.stem for item in presets.glob("*.json")]
+    path = presets / f"{source}.json" if str(source) in known else Path(source)
+    if not os.path.isfile(path):  # that of pathlib raises for a name that is too long
         raise UserError(
             f'no recipe "{source}".', where="recipe", remedy=nearest(str(source), known, "preset")
         )
     try:
         values: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError("cannot be read.", where=str(path), remedy=f"{error}.") from error
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}:{error.colno}"
         raise UserError("is not JSON.", where=place, remedy=f"{error.msg}.") from error
+    except (OSError, ValueError, RecursionError) as error:  # no text, a number too long, too deep
+        raise UserError("cannot be read.", where=str(path), remedy=f"{error}.") from error
     if not isinstance(values, dict):
         raise UserError(
             "is not a JSON object.", where=str(path), remedy='Start with {"version": 1, …}.'

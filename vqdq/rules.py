@@ -10,7 +10,7 @@ from vqdq import activations, codecs
 from vqdq.activations.base import ActivationQuantizer
 from vqdq.codecs.base import Codec
 from vqdq.errors import UserError
-from vqdq.params import Params, nearest
+from vqdq.params import Params, is_text, nearest
 
 _RULE_KEYS = ("pattern", "method", "params", "activation")
 _ACTIVATION_KEYS = ("method", "params")
@@ -69,7 +69,7 @@ class Rule:
         entry = cast(dict[str, Any], values)
         known_keys(entry, _RULE_KEYS, where)
         pattern = entry.get("pattern")
-        if not isinstance(pattern, str) or not pattern:
+        if not is_text(pattern) or not pattern:
             raise UserError("there is no pattern.", where=where, remedy='Use "*" for every layer.')
         method, params = _method(entry, where, lambda name: codecs.get(name).settings)
         activation, settings = None, None

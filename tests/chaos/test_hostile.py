@@ -29,6 +29,7 @@ from vqdq.jobs.grid_records import GridRow
 from vqdq.jobs.protocol import Protocol
 from vqdq.jobs.requests import Axis, CompareRequest, GridRequest, request_from_json
 from vqdq.jobs.store import Workspace
+from vqdq.jobs.sweep_file import Sweep, read_sweep
 from vqdq.models.calibration_folder import open_calibration
 from vqdq.models.prompt_sets import read_prompt_set
 from vqdq.models.sensitivity import Sensitivity
@@ -82,6 +83,60 @@ def test_recipes(tmp_path):
         assert Recipe.from_json(recipe.to_json()) == recipe
 
     attack("recipe", 250, lambda c: mutants.text_of(c, c.choice(whole)), task)
+
+
+def test_sweep_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine, other = (json.loads(path.read_text()) for path in PRESETS[:2])
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue ring\n")
+    drawn = {"steps": 2, "guidance": 3, "metrics": ["psnr", "flip"], "threads": 2, "card_gb": 8}
+    listed = {"recipes": ["mine.json", other], "prompts": ["a ring"], "seeds": [1, 2]}
+    named = {"recipes": ["w8a8"], "prompts": {"set": "demo examples", "sample": 3}, "seeds": "1-4"}
+    filed = listed | {"prompts": {"set": "prompts.txt", "sample": 1, "seed": 3, "by": None}}
+    whole = [{"version": 1, "name": "n", "models": ["demo"]} | drawn | of for of in
+             (listed, named, filed)]  # fmt: skip
+    for values in whole:
+        assert Sweep.from_json(values, folder=tmp_path, presets=PRESETS[0].parent).count > 3
+    path, read = tmp_path / "sweep.json", set()
+    real = Path.read_text, Path.read_bytes
+
+    def task(content: bytes) -> None:
+        path.write_bytes(content)
+        with monkeypatch.context() as watch:
+            for function in real:
+                watch.setattr(Path, function.__name__, _noting(function, read))
+            sweep = read_sweep(path, PRESETS[0].parent)
+        again = json.loads(
+            json.dumps(sweep.to_json(), ensure_ascii=False, allow_nan=False).encode()
+        )
+        assert Sweep.from_json(again, folder=tmp_path, presets=PRESETS[0].parent) == sweep
+        assert sweep.digest
+        assert {picture.drawer.model for picture in sweep.pictures} == set(sweep.models)
+
+    attack("sweep", 200, lambda c: mutants.text_of(c, c.choice(whole)), task)
+    places = (tmp_path, PRESETS[0].parent)
+    assert {
+        file for file in read if not any(file.is_relative_to(place) for place in places)
+    } == set()
+    assert {tmp_path / "mine.json", tmp_path / "prompts.txt"} <= read
+
+
+def test_a_sweep_file_names_no_file_outside_its_folder(tmp_path):
+    folder, secret = tmp_path / "sweep", tmp_path / "secret.txt"
+    folder.mkdir()
+    secret.write_text("the password\n")
+    (tmp_path / "secret.json").write_text(PRESETS[0].read_text())
+    (folder / "link.txt").symlink_to(secret)
+    (folder / "link.json").symlink_to(tmp_path / "secret.json")
+    for name in ("../secret", f"{tmp_path}/secret", "link", "~/secret", "sub/../../secret"):
+        for values in (
+            {"prompts": {"set": f"{name}.txt"}, "recipes": ["w8a8"]},
+            {"prompts": ["a ring"], "recipes": [f"{name}.json"]},
+        ):
+            with pytest.raises(UserError, match=r"beside|no recipe|cannot be read") as caught:
+                Sweep.from_json(values, folder=folder, presets=PRESETS[0].parent)
+            assert "password" not in str(caught.value)
 
 
 def test_pictures(tmp_path):
@@ -271,6 +326,16 @@ def test_a_history_with_damaged_files_opens(tmp_path):
     while (taken := space.take()) is not None:
         space.finish(taken.id, "done")
     space.close()
+
+
+def _noting(function, read: set[Path]):
+    """The same function; the files that it is asked for are kept."""
+
+    def noting(path: Path, *rest, **more):
+        read.add(path.resolve())
+        return function(path, *rest, **more)
+
+    return noting
 
 
 def _npy(array) -> bytes:

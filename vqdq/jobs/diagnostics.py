@@ -102,7 +102,7 @@ def _lines(text: str) -> list[str]:
     for line in text.splitlines():
         try:
             values: Any = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):  # cut at the beginning
+        except (ValueError, RecursionError):  # cut at the beginning
             continue
         if isinstance(values, dict):
             entry = cast(dict[str, Any], values)

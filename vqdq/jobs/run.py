@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the JSON object in `path`, or None when there is no readable one."""
     try:
         values: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # no JSON, or a number too long
         return None
     return cast(dict[str, Any], values) if isinstance(values, dict) else None
 

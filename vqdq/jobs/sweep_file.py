@@ -5,13 +5,15 @@
      "prompts": ["a red circle"] or {"set": "demo examples", "sample": 8, "seed": 0},
      "seeds": "1-4", "steps": 20, "guidance": 3.0, "metrics": ["psnr", "ssim", "flip"]}
 
-Every recipe is drawn beside the original, which need not be named.
+Every recipe is drawn beside the original, which need not be named. Files that it names lie beside
+it: links and ".." do not lead elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -30,7 +32,8 @@ from vqdq.jobs.requests.checks import (
     fields_of,
 )
 from vqdq.jobs.requests.grid import ORIGINAL
-from vqdq.params import nearest
+from vqdq.params import is_text, nearest
+from vqdq.places import inside
 from vqdq.recipe import Recipe, load_recipe
 
 METRICS = ("psnr", "ssim", "flip")
@@ -40,6 +43,7 @@ _KEYS = (
     "version", "name", "models", "recipes", "prompts", "seeds", "steps", "guidance", "metrics",
     "threads", "device", "card_gb",
 )  # fmt: skip
+_LABELS = ("category", "challenge")
 _SET_KEYS = ("set", "sample", "seed", "by")
 _FORMAT_VERSION = 1
 
@@ -170,12 +174,10 @@ class Sweep:
         for key in ("models", "metrics"):
             if key in fields:
                 fields[key] = _names(fields[key], key)
-        if isinstance(fields.get("guidance"), int):
-            fields["guidance"] = float(fields["guidance"])
+        if type(guidance := fields.get("guidance")) is int and abs(guidance) < 1000:
+            fields["guidance"] = float(guidance)  # 3 and 3.0 are the same sweep
         models = tuple(_absolute(name) for name in fields.pop("models", ("demo",)))
-        name = fields.pop("name", "")
-        if not isinstance(name, str):
-            raise UserError(f"{name!r} is not a text.", where="name")
+        name = _text(fields.pop("name", ""), "name")
         return cls(
             name=name, models=models, recipes=recipes, prompts=prompts, seeds=seeds, **fields
         )
@@ -204,11 +206,11 @@ def read_sweep(path: Path, presets: Path) -> Sweep:
     """
     try:
         values: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("cannot be read.", where=str(path), remedy=f"{error}.") from error
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}:{error.colno}"
         raise UserError("is not JSON.", where=place, remedy=f"{error.msg}.") from error
+    except (OSError, ValueError, RecursionError) as error:  # no text, a number too long, too deep
+        raise UserError("cannot be read.", where=str(path), remedy=f"{error}.") from error
     if not isinstance(values, dict):
         raise UserError("is not a JSON object.", where=str(path), remedy='Start with {"models": …}')
     try:
@@ -220,8 +222,17 @@ def read_sweep(path: Path, presets: Path) -> Sweep:
 
 def _absolute(model: str) -> str:
     """A folder as every worker can name it; anything else as it is."""
-    path = Path(model).expanduser()
-    return str(path.absolute()) if path.is_dir() else model
+    try:
+        path = Path(_text(model, "models")).expanduser()
+    except RuntimeError:  # the home of somebody who is not known here
+        return model
+    return str(path.absolute()) if os.path.isdir(path) else model
+
+
+def _text(given: object, where: str) -> str:
+    if not is_text(given):
+        raise UserError(f"{given!r} is not a text.", where=where)
+    return given
 
 
 def _names(given: object, where: str) -> tuple[str, ...]:
@@ -249,9 +260,37 @@ def _recipes(given: object, folder: Path, presets: Path) -> tuple[Recipe, ...]:
         elif not isinstance(entry, str):
             raise UserError(f"{entry!r} is no recipe.", where=f"recipes[{number}]")
         elif entry != ORIGINAL:
-            beside = folder / entry
-            found.append(load_recipe(beside if beside.is_file() else entry, presets))
+            found.append(_named(entry, folder, presets, f"recipes[{number}]"))
     return tuple(found)
+
+
+def _named(name: str, folder: Path, presets: Path, where: str) -> Recipe:
+    """A preset, or the recipe in a file beside the sweep's."""
+    known = [path.stem for path in presets.glob("*.json")]
+    if name in known:
+        return load_recipe(name, presets)
+    path = _beside(folder, name, where)
+    if not os.path.isfile(path):
+        raise UserError(
+            f'no recipe "{name[:80]}".', where=where, remedy=nearest(name, known, "preset")
+        )
+    return load_recipe(path, presets)
+
+
+def _beside(folder: Path, name: str, where: str) -> Path:
+    """Where a file of that name is in the folder of the sweep's file.
+
+    Whoever wrote that file must not make this program read others: prompts end up in tables that
+    are shown.
+    """
+    try:
+        return inside(folder, name)
+    except UserError as error:
+        raise UserError(
+            f"{name[:80]!r} does not lie beside the sweep's file.",
+            where=where,
+            remedy="Copy it there, or write its content into the file.",
+        ) from error
 
 
 def _prompts(given: object, folder: Path) -> tuple[str, ...]:
@@ -269,11 +308,14 @@ def _prompts(given: object, folder: Path) -> tuple[str, ...]:
     if name in prompt_sets.built_in_names():
         found = prompt_sets.built_in_set(name)
     else:
-        beside = folder / name
-        found = prompt_sets.read_prompt_set(beside if beside.is_file() else name)
+        found = prompt_sets.read_prompt_set(_beside(folder, name, "prompts"))
     if values.get("sample") is None:
         return tuple(prompt.text for prompt in found.prompts)
-    chosen = prompt_sets.sample(
-        found, values["sample"], seed=values.get("seed", 0), by=values.get("by")
-    )
+    count, seed, by = values["sample"], values.get("seed", 0), values.get("by")
+    check_whole(count, "prompts: sample", 1, MAX_PICTURES)
+    check_whole(seed, "prompts: seed", 0, MAX_SEED, "0 to 2^63 - 1")
+    if by not in (None, *_LABELS):
+        remedy = f"Use {' or '.join(_LABELS)}."
+        raise UserError(f"no label {by!r}.", where="prompts: by", remedy=remedy)
+    chosen = prompt_sets.sample(found, count, seed=seed, by=by)
     return tuple(prompt.text for prompt in chosen)

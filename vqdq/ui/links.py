@@ -92,8 +92,8 @@ def _params(kind: type[P], text: str | None, where: str) -> P | None:
         values: object = json.loads(text)
     except RecursionError as error:
         raise UserError("is nested too deeply.", where=where) from error
-    except json.JSONDecodeError as error:
-        raise UserError("is not JSON.", where=where, remedy=f"{error.msg}.") from error
+    except ValueError as error:  # also a number too long
+        raise UserError("is not JSON.", where=where, remedy=f"{error}.") from error
     if not isinstance(values, dict):
         raise UserError("is not a JSON object.", where=where, remedy='Write {"prompts":64}.')
     return kind.from_json(cast(dict[str, Any], values), where=where)

@@ -288,7 +288,7 @@ def _arithmetic(result: Mapping[str, Any]) -> list[str]:
 def _event(line: str) -> str:
     try:
         event = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return line
     if not isinstance(event, dict):
         return line
