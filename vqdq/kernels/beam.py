@@ -194,7 +194,8 @@ def feedback_groups(
                 total = min(max(np.rint(total), np.float32(-LARGEST)), np.float32(LARGEST))
                 wanted[row - first, b] = np.int16(total)
         # a literal 0 is a type of its own to numba, which would compile the search once more for it
-        encode_vectors(wanted, seen[group], gram[group], beam, picked, np.int64(0), last - first)
+        start_row: Any = np.int64(0)
+        encode_vectors(wanted, seen[group], gram[group], beam, picked, start_row, last - first)
         for row in range(first, last):
             for m in range(count):
                 codes[row, place // dim, m] = picked[row - first, m]
