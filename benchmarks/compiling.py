@@ -36,11 +36,12 @@ class Compiled:
 
 
 class _Absent:
-    """Stands for the driver of cards that are not here."""
+    """Stands for the driver of cards that are not here.
 
-    def __init__(self, capabilities: Sequence[int]) -> None:
-        self._capabilities = tuple(capabilities)
-        self.current = 0
+    A device is numbered by its capability: Triton keeps the compiler of a number for good.
+    """
+
+    current = 0
 
     def get_current_device(self) -> int:
         return self.current
@@ -52,7 +53,7 @@ class _Absent:
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", self._capabilities[self.current], 32)
+        return GPUTarget("cuda", self.current, 32)
 
 
 @contextmanager
@@ -61,14 +62,14 @@ def compiling(capabilities: Sequence[int]) -> Iterator[list[Compiled]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    absent, found = _Absent(capabilities), list[Compiled]()
+    absent, found = _Absent(), list[Compiled]()
     launch: Any = JITFunction.run
     before = driver._active if hasattr(driver, "_active") else None
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         del warmup
-        for index, capability in enumerate(capabilities):
-            absent.current = index
+        for capability in capabilities:
+            absent.current = capability
             start, name = time.perf_counter(), self.fn.__name__
             try:
                 made = launch(self, *args, grid=grid, warmup=True, **options)

@@ -163,6 +163,15 @@ def _driver() -> str:
     return "unknown"
 
 
+def checks(bench: Bench) -> None:
+    """Compares every kernel with its reference."""
+    from benchmarks import gpu_kernels, gpu_products
+
+    gpu_kernels.checks(bench)
+    gpu_products.integers_check(bench)
+    gpu_products.floats_check(bench)
+
+
 def table(bench: Bench, where: dict[str, Any]) -> str:
     """Returns the rows as a Markdown table, faults below it."""
     lines = [f"{where['card']}, {where['versions']}", ""]
@@ -206,13 +215,13 @@ def main(arguments: list[str]) -> int:
     import torch
 
     if options.compile is not None:
-        from benchmarks import gpu_kernels
+        from benchmarks import gpu_compile
 
-        return gpu_kernels.compile_all(tuple(options.compile) or (75, 80, 90, 100))
+        return gpu_compile.compile_all(tuple(options.compile) or (75, 80, 90, 100))
     if not options.interpret and not torch.cuda.is_available():
         print("no card: torch finds none. --interpret runs on a processor.", file=sys.stderr)
         return 2
-    from benchmarks import gpu_kernels, gpu_model
+    from benchmarks import gpu_kernels, gpu_model, gpu_products
     from vqdq.kernels.backend import interpreted
 
     device = torch.device("cpu" if options.interpret else "cuda")
@@ -220,10 +229,10 @@ def main(arguments: list[str]) -> int:
     start = time.perf_counter()
     where = environment(bench)
     sections: tuple[tuple[str, float, Callable[[Bench], None]], ...] = (
-        ("checks", 90, gpu_kernels.checks),
+        ("checks", 90, checks),
         ("ceilings", 15, gpu_kernels.ceilings),
         ("decode", 45, gpu_kernels.decoding),
-        ("products", 60, gpu_kernels.products),
+        ("products", 60, gpu_products.products),
         ("encode", 60, gpu_kernels.encoding),
         ("denoiser", 200, gpu_model.denoiser),
         ("compiled", 80, gpu_model.compiled),

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
-from benchmarks.compiling import compiling
 from vqdq import kernels, packing
 from vqdq.codecs import tables
-from vqdq.kernels import int8_parts, int8_reference, reference
-from vqdq.kernels.int8 import Border, Lines
+from vqdq.kernels import int8_reference, reference
+from vqdq.kernels.int8 import Lines
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Bench
@@ -28,7 +26,7 @@ def _signs(columns: int, device: Any) -> torch.Tensor:
     return torch.randint(0, 2, (columns,), device=device) * 2.0 - 1
 
 
-def _check(
+def check(
     bench: Bench, name: str, found: torch.Tensor, expected: torch.Tensor, off: float = 0.0
 ) -> None:
     found, expected = found.cpu(), expected.cpu()
@@ -49,72 +47,30 @@ def checks(bench: Bench) -> None:
             codes = codes[:, :20].contiguous()
         found = kernels.trellis_decode(codes.to(device), table.to(device), bits, tall)
         expected = reference.trellis_decode(codes, table, bits, tall)
-        _check(bench, f"trellis_decode k={bits} L={state_bits}", found, expected)
+        check(bench, f"trellis_decode k={bits} L={state_bits}", found, expected)
     for block in (1, 16, 64, 128, 256)[bench.tiny * 3 :]:
         columns, table = 256 if bench.tiny else 768, tables.trellis(3, 12)
         codes, scales = _codes(tall, columns, 3, "cpu"), torch.rand(tall)
         args = (codes, table, 3, scales, _signs(columns, "cpu"), block)
         there = (part.to(device) if isinstance(part, torch.Tensor) else part for part in args)
         found, expected = kernels.trellis_weight(*there), reference.trellis_weight(*args)  # pyright: ignore[reportArgumentType]
-        _check(bench, f"trellis_weight block {block}", found, expected)
+        check(bench, f"trellis_weight block {block}", found, expected)
         sums = torch.randint(0, 256, (9 * columns // 8, 3)).to(torch.uint8)
         books = (torch.randn(3, 256, 8) * 128).round() / 128
         rest = (torch.rand(9), columns // 8, max(block, 8), _signs(columns, "cpu"))
         given = [part.to(device) if isinstance(part, torch.Tensor) else part for part in rest]
         found = kernels.additive_decode_rotated(sums.to(device), books.to(device), *given)  # pyright: ignore[reportArgumentType]
         expected = reference.additive_decode_rotated(sums, books, *rest)
-        _check(bench, f"additive_decode_rotated block {max(block, 8)}", found, expected)
+        check(bench, f"additive_decode_rotated block {max(block, 8)}", found, expected)
     x = torch.randn(33, 640) * 3
-    _check(bench, "hadamard", kernels.hadamard(x.to(device), 128), reference.hadamard(x, 128))
+    check(bench, "hadamard", kernels.hadamard(x.to(device), 128), reference.hadamard(x, 128))
     lines = Lines(values=x[None], signs=_signs(640, "cpu"), block=128)
     found = kernels.own_codes(lines.on(torch.device(device)), 8)
     for name, part, whole in zip(
         ("codes", "scale", "zero"), found[:3], int8_reference.own_codes(lines, 8)[:3], strict=True
     ):
-        _check(bench, f"own_codes {name}", part, whole)
-    _products_check(bench)
+        check(bench, f"own_codes {name}", part, whole)
     _searches_check(bench)
-
-
-def _products_check(bench: Bench) -> None:
-    device, rows = bench.device, 40 if bench.tiny else 1500
-    codes = torch.randint(0, 256, (2, rows, 200), dtype=torch.uint8)
-    levels = torch.randint(-127, 128, (136, 200)).to(torch.int8)
-    scale, zero = torch.rand(2, rows), torch.randint(0, 256, (2, rows)).float()
-    columns, bias = torch.rand(136), torch.randn(136)
-    given = (scale, zero, columns, bias)
-    part = int8_parts.prepared(levels, 1)
-    plain = int8_parts.reference_product(codes, part, *given, torch.float32, int8_parts.Reading())
-    there = [each.to(device) for each in given]
-    found = int8_parts.int8_product(
-        codes.to(device), int8_parts.prepared(levels.to(device), 1), *there, torch.float32
-    )
-    _check(bench, "int8_product rows", found, plain, 1e-6)
-    index = torch.randint(0, 5, (200,))
-    part = int8_parts.prepared(levels, 1, index)
-    placed = codes.index_select(2, part.source.clamp_min(0))
-    grid = (torch.rand(5), torch.tensor([-70.0, 0, 12, 255, 300]))
-    plain = int8_parts.reference_product(
-        placed, part, *grid, columns, None, torch.float32, int8_parts.Reading(), by_group=True
-    )
-    found = int8_parts.int8_product(
-        placed.to(device), int8_parts.prepared(levels.to(device), 1, index.to(device)),
-        *(each.to(device) for each in grid), columns.to(device), None, torch.float32,
-        by_group=True,
-    )  # fmt: skip
-    _check(bench, "int8_product groups", found, plain, 1e-6)
-    maps = torch.randint(0, 256, (2, 7, 9, 40), dtype=torch.uint8)
-    levels = torch.randint(-127, 128, (136, 360)).to(torch.int8)
-    reading = int8_parts.Reading(kernel=(3, 3), stride=(2, 1), border=Border(1, 1, 1, 1))
-    given = (torch.rand(2, 63), torch.randint(0, 256, (2, 63)).float(), columns, bias)
-    plain = int8_parts.reference_product(
-        maps, int8_parts.prepared(levels, 9), *given, torch.float32, reading
-    )
-    found = int8_parts.int8_product(
-        maps.to(device), int8_parts.prepared(levels.to(device), 9),
-        *(each.to(device) for each in given), torch.float32, reading,
-    )  # fmt: skip
-    _check(bench, "int8_product convolution", found, plain, 1e-6)
 
 
 def _searches_check(bench: Bench) -> None:
@@ -125,19 +81,19 @@ def _searches_check(bench: Bench) -> None:
         targets = (torch.randn(rows, columns) * 256).to(torch.int16)
         found = kernels.trellis_encode(targets.to(device), table.to(device), bits)
         expected = _processor("trellis_encode", targets, table, bits)
-        _check(bench, f"trellis_encode k={bits} L={state_bits}", found, expected)
+        check(bench, f"trellis_encode k={bits} L={state_bits}", found, expected)
     rows, columns = (40, 3) if bench.tiny else (300, 140)
     weight, table = torch.randn(rows, columns), tables.trellis(3, 8)
     unit, scales = torch.randn(columns, columns).triu(1) * 0.1, torch.full((rows,), 1 / 32)
     args = (weight, scales, unit, table, 3)
     found = kernels.trellis_feedback(*(part.to(device) for part in args[:4]), 3)
-    _check(bench, "trellis_feedback", found, _processor("trellis_feedback", *args))
+    check(bench, "trellis_feedback", found, _processor("trellis_feedback", *args))
     count, words, beam = (2, 16, 3) if bench.tiny else (500, 256, 8)
     vectors = (torch.randn(count, 8) * 128).round().to(torch.int16)
     books = (torch.randn(3, words, 8) * 80).round().to(torch.int16)
     found = kernels.additive_encode(vectors.to(device), books.to(device), beam)
     expected = reference.additive_encode(vectors, books, beam)
-    _check(bench, "additive_encode", found, expected)
+    check(bench, "additive_encode", found, expected)
 
 
 def _processor(op: str, *args: Any) -> torch.Tensor:
@@ -219,55 +175,6 @@ def decoding(bench: Bench) -> None:
         )  # fmt: skip
 
 
-def products(bench: Bench) -> None:
-    """Measures codes and products beside bf16, at the sizes of SDXL's layers with guidance."""
-    shapes = ((20, 64, 64),) if bench.tiny else (
-        *((8192, 640, 640), (2048, 1280, 1280), (2048, 1280, 10240), (2048, 5120, 1280)),
-        (154, 2048, 1280),
-    )  # fmt: skip
-    for shape in shapes:
-        _linear(bench, *shape)
-        if bench.is_late:
-            return
-    for shape in ((4, 32, 32),) if bench.tiny else ((128, 320, 320), (32, 1280, 1280)):
-        _convolution(bench, *shape)
-
-
-def _linear(bench: Bench, rows: int, given: int, outputs: int) -> None:
-    device, shape = bench.device, f"{rows} × {given} × {outputs}"
-    x = torch.randn(1, rows, given, device=device).bfloat16()
-    weight = torch.randn(outputs, given, device=device).bfloat16()
-    levels = torch.randint(-127, 128, (outputs, given), device=device).to(torch.int8)
-    part, columns = int8_parts.prepared(levels, 1), torch.rand(outputs, device=device)
-    lines = Lines(values=x, signs=_signs(given, device), block=64)
-    codes, scale, zero, _ = kernels.own_codes(lines, 8)
-    rest = (codes, part, scale, zero, columns, None, torch.bfloat16)
-    plain = bench.timed("products", f"bf16 {shape}", lambda: functional.linear(x, weight))
-    bench.timed("products", f"codes {shape}", lambda: kernels.own_codes(lines, 8))
-    ours = bench.timed("products", f"int8 {shape}", lambda: int8_parts.int8_product(*rest))
-    bench.add("products", f"int8 over bf16 {shape}", ours / plain, "×", note="without codes")
-    if rows > 16:
-        name = f"int8 by the library {shape}"
-        bench.timed("products", name, lambda: int8_parts.library_product(*rest))
-
-
-def _convolution(bench: Bench, side: int, given: int, outputs: int) -> None:
-    device, shape = bench.device, f"3×3 {side}² × {given} × {outputs}"
-    maps = torch.randn(2, given, side, side, device=device).bfloat16()
-    maps = maps.to(memory_format=torch.channels_last)
-    weight = torch.randn(outputs, given, 3, 3, device=device).bfloat16()
-    weight = weight.to(memory_format=torch.channels_last)
-    levels = torch.randint(-127, 128, (outputs, 9 * given), device=device).to(torch.int8)
-    part, columns = int8_parts.prepared(levels, 9), torch.rand(outputs, device=device)
-    reading = int8_parts.Reading(kernel=(3, 3), border=Border(1, 1, 1, 1))
-    lines = Lines(values=maps)
-    codes, scale, zero, _ = kernels.own_codes(lines, 8)
-    rest = (codes, part, scale, zero, columns, None, torch.bfloat16, reading)
-    bench.timed("products", f"bf16 {shape}", lambda: functional.conv2d(maps, weight, padding=1))
-    bench.timed("products", f"codes {shape}", lambda: kernels.own_codes(lines, 8))
-    bench.timed("products", f"int8 {shape}", lambda: int8_parts.int8_product(*rest))
-
-
 def encoding(bench: Bench) -> None:
     """Measures the encoders' searches, and what they make of a denoiser of SDXL's size."""
     device = bench.device
@@ -302,30 +209,3 @@ def encoding(bench: Bench) -> None:
         "encode", "additive 3 × 8, beam 8", lambda: kernels.additive_encode(vectors, books, beam),
         per=8 * count / 1e6, unit="M weights/s", repeats=3,
     )  # fmt: skip
-
-
-def compile_all(capabilities: tuple[int, ...]) -> int:
-    """Compiles what the sections call for cards that are not here, and prints what fails."""
-    from benchmarks.gpu import Bench
-    from vqdq.kernels.backend import interpreted
-
-    bench = Bench(device=torch.device("cpu"), tiny=True, ends=float("inf"))
-    with interpreted(), compiling(capabilities) as found:
-        for run in (decoding, products, encoding):
-            run(bench)
-        for block in (1, 256):
-            args = (_codes(300, 512, 3, "cpu"), tables.trellis(3, 16), 3, torch.ones(300))
-            kernels.trellis_weight(*args, torch.ones(512), block, torch.float16)
-        kernels.unpack_bits(torch.zeros(300, dtype=torch.uint8), 3, 700)
-        kernels.hadamard(torch.zeros(33, 256), 128)
-        kernels.feed_forward(torch.zeros(8, 70), torch.zeros(9, 70), torch.zeros(9, 8))
-        kernels.line_extremes(Lines(values=torch.zeros(2, 33, 70)))
-        maps = Lines(values=torch.zeros(1, 32, 6, 5).half(), divisor=torch.ones(32))
-        kernels.row_codes(maps, torch.ones(()), torch.ones(()), 8, Border(1, 1, 1, 1))
-        int8_parts.channel_codes(maps, torch.ones(32), torch.ones(32), 8)
-    for kernel in found:
-        state = kernel.fault or f"{kernel.shared_bytes} bytes shared, {kernel.seconds:.1f} s"
-        print(f"{kernel.name:18} sm_{kernel.capability:<4} {state}")
-    wrong = [each for each in found if each.fault and each.capability >= 80]
-    print(f"{len(found) - len([e for e in found if e.fault])} of {len(found)} compiled")
-    return 1 if wrong else 0

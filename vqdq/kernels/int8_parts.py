@@ -28,8 +28,8 @@ class Levels:
     """Levels of a layer as the kernel reads them.
 
     Attributes:
-        levels: int8 [out, taps, padded channels].
-        sums: Σ levels of each part and output, float32 [taps * groups, out].
+        levels: int8 (or e4m3, see `fp8`) [out, taps, padded channels].
+        sums: Σ levels of each part and output, float32 [taps * groups, out]; empty for e4m3.
         edges: where the groups begin among the padded channels, and their end, int32 [groups + 1].
         source: channel of each padded channel, int64, −1 for none; empty for all as they stand.
     """
@@ -42,7 +42,7 @@ class Levels:
     @property
     def is_plain(self) -> bool:
         """Whether there is one part."""
-        return len(self.sums) == 1
+        return self.levels.shape[1] * (len(self.edges) - 1) == 1
 
     @property
     def num_bytes(self) -> int:
@@ -141,7 +141,7 @@ def int8_product(
     if backend.on_card(codes):
         if not backend.refusal(OPERATION, codes):
             module = importlib.import_module("vqdq.kernels.triton.products")
-            return module.int8_product(*given, by_group=by_group)
+            return module.product(*given, by_group=by_group)
         if codes.ndim == 3 and levels.is_plain and not by_group and _fits_library(codes, levels):
             return library_product(*given[:-1])
     return reference_product(*given, by_group=by_group)
@@ -151,38 +151,53 @@ def reference_product(
     codes: torch.Tensor,
     levels: Levels,
     scale: torch.Tensor,
-    zero: torch.Tensor,
+    zero: torch.Tensor | None,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     reading: Reading,
     *,
     by_group: bool = False,
+    wide: torch.dtype = torch.float64,
 ) -> torch.Tensor:
-    """Returns what `int8_product` is to compute, sums in float64 where they are exact."""
+    """Returns what `int8_product` (or, without zeros, `fp8.fp8_product`) is to compute.
+
+    Args:
+        wide: what parts are summed in: float64, where sums of bytes are exact, or on a card
+            float16, which holds e4m3 and is summed in float32.
+    """
     maps = codes if codes.ndim == 4 else codes[:, None]
     batch, height, width, _ = maps.shape
-    tall, wide = reading.size(height, width)
-    pixels = torch.ones(batch, height, width, 1, device=codes.device)
-    scale_map = zero_map = pixels
-    if not by_group:
-        part = [_wide(each).expand(batch, height * width, 1) for each in (scale, zero)]
-        scale_map, zero_map = (each.reshape(batch, height, width, 1) for each in part)
-    total = torch.zeros(batch, tall, wide, len(column_scales), device=codes.device)
+    tall, across = reading.size(height, width)
+
+    def placed(grid: torch.Tensor, group: int) -> torch.Tensor:
+        """Returns what stands for a pixel, [batch, height, width, 1]."""
+        each = grid[group] if by_group else wide_grid(grid)
+        return each.expand(batch, height * width, 1).reshape(batch, height, width, 1)
+
+    total = torch.zeros(batch, tall, across, len(column_scales), device=codes.device)
     edges = levels.edges.tolist()
     for tap in range(levels.levels.shape[1]):
         for group, (first, last) in enumerate(pairwise(edges)):
-            if by_group:
-                scale_map, zero_map = scale[group] * pixels, zero[group] * pixels
-            exact = _read(maps[..., first:last].double(), tap, reading) @ (
-                levels.levels[:, tap, first:last].double().T
-            )
-            sums = levels.sums[tap * (len(edges) - 1) + group].double()
-            read = _read(zero_map.double(), tap, reading)
-            total += _read(scale_map, tap, reading) * (exact - read * sums).float()
+            read = _read(maps[..., first:last].to(wide), tap, reading)
+            sums = _summed(read, levels.levels[:, tap, first:last].to(wide))
+            if zero is not None:
+                column = levels.sums[tap * (len(edges) - 1) + group].to(wide)
+                sums = sums - _read(placed(zero, group).to(wide), tap, reading) * column
+            total += _read(placed(scale, group), tap, reading) * sums.float()
     found = total * column_scales
     found = (found if bias is None else found + bias).to(dtype)
     return found.reshape(batch, -1, len(column_scales)) if codes.ndim == 3 else found
+
+
+def _summed(read: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Returns [..., channels] times [out, channels]ᵀ, of halves in float32."""
+    if levels.dtype != torch.float16:
+        return read @ levels.T
+    if not read.is_cuda:
+        return read.float() @ levels.float().T
+    sums = torch.mm(read.reshape(-1, read.shape[-1]), levels.T, out_dtype=torch.float32)
+    return sums.reshape(*read.shape[:-1], -1)
 
 
 def _read(maps: torch.Tensor, tap: int, reading: Reading) -> torch.Tensor:
@@ -196,7 +211,8 @@ def _read(maps: torch.Tensor, tap: int, reading: Reading) -> torch.Tensor:
     return framed[:, down][:, :, across]
 
 
-def _wide(part: torch.Tensor) -> torch.Tensor:
+def wide_grid(part: torch.Tensor) -> torch.Tensor:
+    """Returns scales or zeros of rows as they broadcast over [batch, positions, channels]."""
     return part[:, None, None] if part.ndim == 1 else part[..., None]
 
 
@@ -223,6 +239,6 @@ def library_product(
     packed = levels.levels[:, 0].T
     exact = torch._int_mm(flat, packed).float()  # pyright: ignore[reportPrivateUsage]
     rows = exact.view(len(codes), -1, exact.shape[1])
-    moved = rows - (_wide(zero) - 128) * levels.sums[0]
-    found = _wide(scale) * moved * column_scales
+    moved = rows - (wide_grid(zero) - 128) * levels.sums[0]
+    found = wide_grid(scale) * moved * column_scales
     return (found if bias is None else found + bias).to(dtype)

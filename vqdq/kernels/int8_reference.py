@@ -10,7 +10,7 @@ from vqdq.kernels import reference
 from vqdq.kernels.int8 import SMALLEST_SCALE, Border, Lines
 
 
-def _rows(lines: Lines) -> torch.Tensor:
+def rows_of(lines: Lines) -> torch.Tensor:
     """Returns rows [batch, positions, channels] as they are quantized."""
     values = lines.values.detach().float()
     rows = values.flatten(2).transpose(1, 2) if lines.is_map else values
@@ -51,7 +51,7 @@ def _framed(lines: Lines, codes: torch.Tensor, zero: torch.Tensor, border: Borde
 
 def line_extremes(lines: Lines) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """See `vqdq.kernels.int8.line_extremes`."""
-    rows = _rows(lines)
+    rows = rows_of(lines)
     return rows.amin(2), rows.amax(2), bool(torch.isfinite(rows).all())
 
 
@@ -59,7 +59,7 @@ def row_codes(
     lines: Lines, scale: torch.Tensor, zero: torch.Tensor, bits: int, border: Border
 ) -> tuple[torch.Tensor, bool]:
     """See `vqdq.kernels.int8.row_codes`."""
-    codes, finite = _coded(_rows(lines), _wide(scale), _wide(zero), bits)
+    codes, finite = _coded(rows_of(lines), _wide(scale), _wide(zero), bits)
     return _framed(lines, codes, zero, border), finite
 
 
@@ -67,13 +67,13 @@ def channel_codes(
     lines: Lines, scale: torch.Tensor, zero: torch.Tensor, bits: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `vqdq.kernels.int8_parts.channel_codes`."""
-    codes, finite = _coded(_rows(lines), scale, zero, bits)
+    codes, finite = _coded(rows_of(lines), scale, zero, bits)
     return _framed(lines, codes, zero, Border()), torch.tensor(finite)
 
 
 def own_codes(lines: Lines, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
     """See `vqdq.kernels.int8.own_codes`."""
-    rows = _rows(lines)
+    rows = rows_of(lines)
     low, high = rows.amin(2).clamp_max(0), rows.amax(2).clamp_min(0)
     scale = ((high - low) / ((1 << bits) - 1)).clamp_min(SMALLEST_SCALE)
     zero = torch.round(-low / scale)
@@ -91,7 +91,7 @@ def group_codes(
     border: Border,
 ) -> tuple[list[torch.Tensor], bool]:
     """See `vqdq.kernels.int8.group_codes`."""
-    codes, finite = _coded(_rows(lines), scale, zero, bits)
+    codes, finite = _coded(rows_of(lines), scale, zero, bits)
     parts: list[torch.Tensor] = []
     for first, last in pairwise(edges):
         members = order[first:last]
@@ -111,7 +111,7 @@ def stacked_codes(
     border: Border,
 ) -> tuple[torch.Tensor, bool]:
     """See `vqdq.kernels.int8.stacked_codes`."""
-    codes, finite = _coded(_rows(lines), scale, zero, bits)
+    codes, finite = _coded(rows_of(lines), scale, zero, bits)
     layers: list[torch.Tensor] = []
     for group in range(groups):
         own = (index == group).to(torch.uint8)

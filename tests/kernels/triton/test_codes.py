@@ -164,11 +164,12 @@ def test_what_a_card_lacks_is_said() -> None:
 
     lacking = {
         capability: [op for op in OPERATIONS if refusal(op, Card(name="a", capability=capability))]
-        for capability in ((7, 0), (7, 5), (8, 6), (9, 0), (12, 0))
+        for capability in ((7, 0), (7, 5), (8, 6), (8, 9), (9, 0), (12, 0))
     }
     assert lacking[(7, 0)] == list(OPERATIONS)
-    assert lacking[(7, 5)] == ["int8_product"]
-    assert [lacking[newer] for newer in ((8, 6), (9, 0), (12, 0))] == [[], [], []]
+    assert lacking[(7, 5)] == ["int8_product", "fp8_product"]
+    assert lacking[(8, 6)] == ["fp8_product"]  # Ada is the first with units for it
+    assert [lacking[newer] for newer in ((8, 9), (9, 0), (12, 0))] == [[], [], []]
     assert "sm_75" in refusal("int8_product", Card(name="a", capability=(7, 5)))
     if DEVICE == "cpu":
         (row,) = [status for status in kernels.status() if status.op == "card"]

@@ -9,6 +9,8 @@ asking the card here would stop the processor at every layer.
 # pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -196,6 +198,44 @@ def _framed(lines: Lines, zero: torch.Tensor, border: Border) -> torch.Tensor:
     return out
 
 
+def laid(lines: Lines) -> tuple[torch.Tensor, tuple[int, ...], int, int]:
+    """Returns values with strides of batch, position and channel; height and width of their map."""
+    values = lines.values.detach()
+    if not lines.is_map:
+        return values, values.stride(), 1, values.shape[1]
+    height, width = values.shape[2], values.shape[3]
+    values = values if values.stride(2) == width * values.stride(3) else values.contiguous()
+    return values, (values.stride(0), values.stride(3), values.stride(1)), height, width
+
+
+def shaped(lines: Lines) -> tuple[int, dict[str, Any]]:
+    """Returns how many rows one program takes (not tuned), and what `row_of` is compiled for."""
+    across = triton.next_power_of_2(lines.sizes[2])
+    grown = max(1, min(8, 4096 // across))
+    return grown, {
+        "DIVIDES": len(lines.divisor) > 0,
+        "LOG_BLOCK": max(lines.block, 1).bit_length() - 1,
+        "ROWS": grown,
+        "WIDTH": across,
+        "num_warps": 4 if across <= 4096 else 8,
+        "enable_fp_fusion": False,
+    }
+
+
+def grid_steps(scale: torch.Tensor) -> tuple[int, int]:
+    """Returns what a batch and a position add to a place among scales [], [batch], [1, positions]
+    or [batch, positions].
+    """
+    batch, position = (*scale.stride(), 0, 0)[:2]
+    sizes = (*scale.shape, 1, 1)
+    return (batch if sizes[0] > 1 else 0), (position if sizes[1] > 1 else 0)
+
+
+def root(lines: Lines) -> float:
+    """Returns block**-0.5, rounded to float32."""
+    return float(torch.tensor(max(lines.block, 1) ** -0.5, dtype=torch.float32))
+
+
 def _launch(
     lines: Lines,
     scale: torch.Tensor | None,
@@ -212,26 +252,15 @@ def _launch(
     """Runs the kernel over all rows and returns whether all were finite, a tensor [], where grids
     are given. A scale [batch, positions] or smaller is read by its strides.
     """
-    values, (batch, positions, channels) = lines.values.detach(), lines.sizes
-    if lines.is_map:
-        height, width = values.shape[2], values.shape[3]
-        values = values if values.stride(2) == width * values.stride(3) else values.contiguous()
-        strides = (values.stride(0), values.stride(3), values.stride(1))
-    else:
-        height, width = 1, positions
-        strides = values.stride()
+    values, strides, height, width = laid(lines)
+    batch, positions, channels = lines.sizes
     tall, wide = border.around(height, width)
     steps = (0, 0)
     empty = values.new_empty(0, dtype=torch.float32)
     if scale is not None and zero is not None and not own and not by_channel:
         scale, zero = scale.float().contiguous(), zero.float().contiguous()
-        steps = (scale.stride(0) if scale.ndim and len(scale) > 1 else 0, 0)
-        if scale.ndim == 2:
-            steps = (steps[0], scale.stride(1) if scale.shape[1] > 1 else 0)
-    across = triton.next_power_of_2(channels)
-    root = float(torch.tensor(max(lines.block, 1) ** -0.5, dtype=torch.float32))
-    rows = batch * positions
-    grown = max(1, min(8, 4096 // across))  # rows of a program; not tuned
+        steps = grid_steps(scale)
+    rows, (grown, shape) = batch * positions, shaped(lines)
     flag = torch.zeros((), dtype=torch.int32, device=values.device)
     if not rows:
         return flag == 0
@@ -239,10 +268,8 @@ def _launch(
         values, lines.divisor, lines.signs,
         empty if scale is None else scale, empty if zero is None else zero,
         empty if low is None else low, empty if high is None else high, flag,
-        empty if out is None else out, rows, channels, positions, *strides, root,
+        empty if out is None else out, rows, channels, positions, *strides, root(lines),
         float((1 << bits) - 1), SMALLEST_SCALE, width, tall, wide, border.top, border.left, *steps,
-        DIVIDES=len(lines.divisor) > 0, LOG_BLOCK=max(lines.block, 1).bit_length() - 1, OWN=own,
-        MEASURES=low is not None, BY_CHANNEL=by_channel, ROWS=grown, WIDTH=across,
-        num_warps=4 if across <= 4096 else 8, enable_fp_fusion=False,
+        OWN=own, MEASURES=low is not None, BY_CHANNEL=by_channel, **shape,
     )  # fmt: skip
     return flag == 0

@@ -1,7 +1,7 @@
-"""Products of 8-bit codes and int8 levels with their scales: linear layers and convolutions.
+"""Products of 8-bit codes and levels with their scales: linear layers and convolutions.
 
-One kernel for all that `int8_parts` defines: an implicit product over taps and groups, int32 within
-a part, float32 between parts.
+One kernel for all that `int8_parts` and `fp8` define: an implicit product over taps and groups, in
+int32 (e4m3: float32) within a part, in float32 between parts.
 """
 
 # pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -12,13 +12,14 @@ import triton
 import triton.language as tl
 
 from vqdq.kernels.int8_parts import DEPTH, Levels, Reading
+from vqdq.kernels.triton.codes import grid_steps
 
 
 @triton.jit
 def _product_kernel(
     codes,
     levels,
-    sums,
+    column_sums,
     edges,
     scales,
     zeros,
@@ -45,6 +46,7 @@ def _product_kernel(
     GROUPS: tl.constexpr,
     BY_GROUP: tl.constexpr,
     BIASED: tl.constexpr,
+    FLOATS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     DEEP: tl.constexpr,
@@ -68,27 +70,33 @@ def _product_kernel(
         source = (batch.to(tl.int64) * height * width + pixel) * channels
         first = tl.load(edges + part % GROUPS)
         last = tl.load(edges + part % GROUPS + 1)
-        exact = tl.zeros((ROWS, TILE), tl.int32)
+        sums = tl.zeros((ROWS, TILE), tl.float32 if FLOATS else tl.int32)
         for start in range(first, last, DEEP):
             at = start + deep
-            a = tl.load(
-                codes + source[:, None] + at[None, :],
-                mask=valid[:, None] & (at < last)[None, :],
-                other=128,
-            )
+            there = codes + source[:, None] + at[None, :]
+            known = valid[:, None] & (at < last)[None, :]
             near = column.to(tl.int64)[None, :] * (TAPS * channels) + (tap * channels + at)[:, None]
-            b = tl.load(levels + near, mask=(at < last)[:, None] & inside[None, :], other=0)
-            signed = (a ^ 128).to(tl.int8, bitcast=True)
-            exact = tl.dot(signed, b, exact, out_dtype=tl.int32)
+            shown = (at < last)[:, None] & inside[None, :]
+            if FLOATS:
+                a = tl.load(there, mask=known, other=0.0)
+                b = tl.load(levels + near, mask=shown, other=0.0)
+                # Hopper's units keep 14 bits of a sum: what they add up ends with the tile
+                sums = tl.dot(a, b, sums, max_num_imprecise_acc=DEEP)
+            else:
+                a = tl.load(there, mask=known, other=128)
+                b = tl.load(levels + near, mask=shown, other=0)
+                signed = (a ^ 128).to(tl.int8, bitcast=True)
+                sums = tl.dot(signed, b, sums, out_dtype=tl.int32)
         if BY_GROUP:
-            scale = tl.where(valid, tl.load(scales + part % GROUPS), 0.0)
-            zero = tl.where(valid, tl.load(zeros + part % GROUPS), 0.0)
+            grid = tl.where(valid, part % GROUPS, 0)
         else:
             grid = batch * scale_batch + pixel * scale_pixel
-            scale = tl.load(scales + grid, mask=valid, other=0.0)
+        scale = tl.load(scales + grid, mask=valid, other=0.0)
+        moved = sums.to(tl.float32)
+        if not FLOATS:
             zero = tl.load(zeros + grid, mask=valid, other=0.0)
-        whole = tl.load(sums + part * outputs + column, mask=inside, other=0.0)
-        moved = exact.to(tl.float32) - (zero - 128.0)[:, None] * whole[None, :]
+            whole = tl.load(column_sums + part * outputs + column, mask=inside, other=0.0)
+            moved -= (zero - 128.0)[:, None] * whole[None, :]
         total += scale[:, None] * moved
     by = tl.load(column_scales + column, mask=inside, other=0.0)
     total = total * by[None, :]
@@ -98,11 +106,11 @@ def _product_kernel(
     tl.store(at, total.to(out.dtype.element_ty), mask=held[:, None] & inside[None, :])
 
 
-def int8_product(
+def product(
     codes: torch.Tensor,
     levels: Levels,
     scale: torch.Tensor,
-    zero: torch.Tensor,
+    zero: torch.Tensor | None,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
@@ -110,7 +118,7 @@ def int8_product(
     *,
     by_group: bool = False,
 ) -> torch.Tensor:
-    """See `vqdq.kernels.int8_parts.int8_product`."""
+    """See `int8_parts.int8_product`, and `fp8.fp8_product` for e4m3, which has no zeros."""
     if codes.ndim == 3:
         batch, positions, channels = codes.shape
         height, width = 1, positions
@@ -120,12 +128,9 @@ def int8_product(
     taps = reading.kernel[0] * reading.kernel[1]
     outputs, rows = len(column_scales), batch * tall * wide
     out = torch.empty(rows, outputs, dtype=dtype, device=codes.device)
-    steps = (0, 0)
-    scale, zero = scale.float().contiguous(), zero.float().contiguous()
-    if not by_group and scale.ndim:
-        steps = (scale.stride(0) if len(scale) > 1 else 0, 0)
-        if scale.ndim == 2:
-            steps = (steps[0], scale.stride(1) if scale.shape[1] > 1 else 0)
+    scale = scale.float().contiguous()
+    zero = scale if zero is None else zero.float().contiguous()
+    steps = (0, 0) if by_group else grid_steps(scale)
     tile, high = (128, 128) if rows >= 1024 and outputs >= 128 else (64, 16 if rows <= 16 else 64)
     grid = (triton.cdiv(rows, high), triton.cdiv(outputs, tile))
     if rows:
@@ -135,7 +140,8 @@ def int8_product(
             outputs, rows, channels, height, width, tall, wide, *reading.stride, *reading.dilation,
             reading.border.top, reading.border.left, *steps, reading.kernel[1],
             TAPS=taps, GROUPS=len(levels.edges) - 1, BY_GROUP=by_group, BIASED=bias is not None,
-            ROWS=high, TILE=tile, DEEP=DEPTH, num_warps=8 if tile == 128 else 4, num_stages=3,
+            FLOATS=levels.levels.is_floating_point(), ROWS=high, TILE=tile, DEEP=DEPTH,
+            num_warps=8 if tile == 128 else 4, num_stages=3,
         )  # fmt: skip
     shape = (batch, tall * wide, outputs) if codes.ndim == 3 else (batch, tall, wide, outputs)
     return out.view(shape)

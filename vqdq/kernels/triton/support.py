@@ -1,8 +1,8 @@
 """What a card can do, and why something is not done on it. Imports Triton only when asked.
 
 On Turing (7.5) Triton's products of tiles do not compile: weights are un-rotated by butterflies
-there, which gives the same bits, and integer products are torch's own. Ampere (8.0) and later have
-everything that is used here. No kernel uses fp8: levels of 8 bits are not exact in it.
+there, which gives the same bits, and integer products are torch's own. Ampere (8.0) has everything
+but 8-bit floats, which come with Ada (8.9); before, the same values are multiplied in fp16.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 CARD = "card"
 OLDEST = (7, 5)
 PRODUCTS = (8, 0)  # from here on Triton multiplies tiles
+FLOATS = (8, 9)  # from here on the units multiply 8-bit floats
 OLDEST_TRITON = (3, 4)
 
 SEARCHES = ("trellis_encode", "trellis_feedback", "additive_encode", "additive_feedback")
@@ -32,7 +33,16 @@ OPERATIONS = (
     "row_codes",
     "own_codes",
     "int8_product",
+    "fp8_rows",
+    "fp8_product",
 )
+INSTEAD = {  # who computes on the card what has no kernel there; the processor does the rest
+    "int8_product": "torch",
+    "fp8_product": "torch",
+}
+LIBRARY = "fp8_product of many rows"
+LIBRARY_ROWS = 128  # from here on a product waits for arithmetic; not measured on a card yet
+_LIBRARY_RULE = f"torch's scaled_mm: linear layers in bfloat16, from {LIBRARY_ROWS} rows on"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +101,9 @@ def status() -> tuple[tuple[str, str, str], ...]:
     for op in OPERATIONS:
         why = refusal(op, found)
         how = f"compiled by Triton for {found.target}"
-        rows.append((f"{CARD} {op}", "cpu" if why else "triton", why or how))
+        rows.append((f"{CARD} {op}", INSTEAD.get(op, "cpu") if why else "triton", why or how))
+    fault = library_fault(torch.device("cuda", 0))
+    rows.append((f"{CARD} {LIBRARY}", "triton" if fault else "torch", fault or _LIBRARY_RULE))
     return tuple(rows)
 
 
@@ -111,4 +123,31 @@ def refusal(op: str, card: Card) -> str:
         return f"{card.name} ({card.target}) is older than Turing"
     if card.capability < PRODUCTS and op == "int8_product":
         return f"Triton has no products of tiles for {card.target}"
+    if card.capability < FLOATS and op == "fp8_product":
+        return f"{card.target} has no units for 8-bit floats: the same values in fp16, by torch"
     return ""
+
+
+@cache
+def library_fault(device: torch.device) -> str:
+    """Returns why torch's own product of 8-bit floats is not used; "" where it is.
+
+    Which cards it has been built for differs between versions, so it is tried once.
+    """
+    found = card(device.index or 0)
+    if found is None:
+        return absence()
+    if found.capability < FLOATS:
+        return refusal("fp8_product", found)
+    from torch.nn import functional
+
+    rows = torch.arange(1, 33, device=device)[:, None]
+    codes = ((rows + torch.arange(64, device=device)) % 5 - 2.0).to(torch.float8_e4m3fn)
+    scale = rows / 4
+    given = (scale, functional.ScalingType.RowWise, scale.T, functional.ScalingType.RowWise)
+    try:
+        sums = functional.scaled_mm(codes, codes.T, *given, output_dtype=torch.bfloat16)
+    except (RuntimeError, AttributeError) as error:
+        return f"torch's scaled_mm fails ({str(error).partition(chr(10))[0]})"
+    exact = (codes.double() @ codes.double().T * scale * scale.T).to(torch.bfloat16)
+    return "" if torch.equal(sums, exact) else "torch's scaled_mm is not exact on small numbers"
