@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import gpu_denoiser
-from vqdq.layers import execution
-from vqdq.layers.prefetch import prefetching_
+from vqdq.layers import execution, residency
 from vqdq.layers.quantized import QuantizedLayer
 
 if TYPE_CHECKING:
@@ -67,14 +66,13 @@ def denoiser(bench: Bench) -> None:
     if bench.is_late:
         return
     if not bench.tiny:
-        stream = prefetching_(model, bench.device)
+        residency.set_mode_(model, "streaming", offload=True)
         _measured(bench, "streaming from the processor, one ahead", lambda: model(*given), base)
+        source = residency.source_of(model)
         note = "weights on the card at once"
-        bench.add("denoiser", "one ahead, weights", stream.peak / 1e9, "GB", note=note)
-        stream.detach_()
-    for layer in model.modules():
-        if isinstance(layer, QuantizedLayer):
-            layer.residency = "resident"
+        peak = 0 if source is None else source.peak
+        bench.add("denoiser", "one ahead, weights", peak / 1e9, "GB", note=note)
+    residency.set_mode_(model, "resident")
     _measured(bench, "resident", lambda: model(*given), base)
     if bench.is_late:
         return

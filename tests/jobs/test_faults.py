@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from vqdq.jobs import faults
@@ -16,6 +18,25 @@ def test_a_full_card_says_what_was_missing_and_what_to_keep_less() -> None:
     assert found is not None
     assert "59.00 MiB more were needed, 12.50 MiB were free" in found.what
     assert "59.00 MiB fewer decoded weights" in found.remedy
+    assert faults.as_user_error(RuntimeError("shapes do not match"), "unet") is None
     plain = faults.as_user_error(MemoryError(), "unet")
     assert plain is not None
     assert plain.what == "there was not enough memory."
+
+
+def test_what_the_failed_work_held_is_let_go() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def work() -> None:
+        held = torch.zeros(3)
+        kept.append(weakref.ref(held))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    try:
+        work()
+    except torch.OutOfMemoryError as error:
+        assert kept[0]() is not None
+        told = faults.as_user_error(error, "unet")
+        assert kept[0]() is None
+        assert told is not None
+        assert told.what == "there was not enough memory."

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ import torch
 from vqdq.durable import atomic
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, certificate, run
-from vqdq.jobs.faults import disk_faults
+from vqdq.jobs.faults import card_faults, disk_faults
 from vqdq.jobs.requests import CompareRequest, GenerateRequest, InspectRequest
-from vqdq.jobs.results import Picture, VerdictResult
+from vqdq.jobs.results import CardResult, Picture, VerdictResult
 from vqdq.jobs.warm import Warm
 from vqdq.progress import Event, Report
 
@@ -59,7 +60,7 @@ def draw(
     Raises:
         UserError: the picture cannot be written.
     """
-    from vqdq.models import memory, modes, pipelines  # heavy: diffusers
+    from vqdq.models import memory, modes, pipelines, room  # heavy: diffusers
     from vqdq.models.denoisers import denoiser
 
     def on(event: Event) -> None:
@@ -67,15 +68,17 @@ def draw(
 
     before = psutil.Process().memory_info().rss
     memory.reset_peak()
-    drawn: GenerateResult = pipelines.generate(
-        warm.pipeline,
-        prompt=request.prompt,
-        seed=request.seed,
-        steps=request.steps,
-        guidance=request.guidance,
-        report=on,
-        capture=capture,
-    )
+    card = room.CardWatch.of(warm.pipeline)
+    with nullcontext() if card is None else card_faults(warm.label, card.advice):
+        drawn: GenerateResult = pipelines.generate(
+            warm.pipeline,
+            prompt=request.prompt,
+            seed=request.seed,
+            steps=request.steps,
+            guidance=request.guidance,
+            report=on,
+            capture=capture,
+        )
     growth = max(0, memory.peak_bytes() - before)
     save_png(path, drawn.image, recipe_of(warm, request))
     on(Event(stage="draw", done=request.steps, total=request.steps, preview=str(path)))
@@ -103,6 +106,11 @@ def draw(
         picture["mode"] = warm_setting.mode
         if warm_setting.cache_bytes is not None:
             picture["cache_bytes"] = warm_setting.cache_bytes
+    if card is not None:
+        picture["card"] = CardResult(
+            planned_bytes=card.planned_bytes(max(drawn.image.size)),
+            measured_bytes=card.measured_bytes,
+        )
     return Drawn(picture=picture, image=drawn.image, latents=drawn.latents, notice=drawn.notice)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import re
 import sqlite3
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,16 +68,15 @@ def as_user_error(error: BaseException, where: str | Path) -> UserError | None:
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         what, remedy = _REMEDIES[error.errno]
         return UserError(what, where=str(error.filename or where), remedy=remedy)
-    # torch says it in words on the CPU, and by a class of its own on a GPU
-    kind, text = type(error).__name__, str(error)
-    if kind == "OutOfMemoryError" and (asked := _ASKED.search(text)):
-        return _card_full(asked, text, where)
-    if (
-        isinstance(error, MemoryError)
-        or kind == "OutOfMemoryError"
-        or "allocate memory" in text
-        or "start new thread" in text  # its stack finds no room
-    ):
+    text = str(error)
+    full = _is_full(error)
+    if full and (asked := _ASKED.search(text)):
+        return _card_full(error, where, _FEWER.format(asked[1]))
+    # torch says it in words on the CPU
+    little = "allocate memory" in text or "start new thread" in text  # its stack finds no room
+    if full or isinstance(error, MemoryError) or little:
+        if full:
+            _let_go(error)
         return UserError(
             "there was not enough memory.",
             where=str(where),
@@ -85,23 +85,50 @@ def as_user_error(error: BaseException, where: str | Path) -> UserError | None:
     return None
 
 
+@contextmanager
+def card_faults(where: str, change: Callable[[BaseException], str]) -> Generator[None]:
+    """Raises `UserError` in place of a full card inside the block; the card is usable afterwards.
+
+    Args:
+        change: from the error to the smallest change that would fit, in a sentence; it is asked
+            while the card is as full as it was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_full(error):
+            raise
+        raise _card_full(error, where, change(error)) from error
+
+
 _ASKED = re.compile(r"Tried to allocate ([\d.]+ [KMG]iB)")
 _FREE = re.compile(r"of which ([\d.]+ [KMG]iB) is free")
+_FEWER = (
+    "Keep at least {} fewer decoded weights: the mode hybrid with a smaller cache, or streaming,"
+    " which keeps none. Or draw fewer or smaller pictures at once."
+)
 
 
-def _card_full(asked: re.Match[str], text: str, where: str | Path) -> UserError:
-    """Returns what torch says of a full card, and gives back what the card holds for later.
+def _is_full(error: BaseException) -> bool:
+    """Whether a card was full; without loading torch, which then had nothing to do with it."""
+    if "torch" not in sys.modules:
+        return False
+    from vqdq.layers import card_memory
 
-    The smallest change that helps: as many fewer bytes of decoded weights as were asked for.
-    """
-    import torch  # slow to load, and loaded where this happens
+    return card_memory.is_full(error)
 
-    torch.cuda.empty_cache()
-    free = _FREE.search(text)
-    left = "" if free is None else f", {free[1]} were free"
-    return UserError(
-        f"the card's memory is full: {asked[1]} more were needed{left}.",
-        where=str(where),
-        remedy=f"Keep at least {asked[1]} fewer decoded weights: the mode hybrid with a smaller "
-        "cache, or streaming, which keeps none. Or draw fewer or smaller pictures at once.",
-    )
+
+def _let_go(error: BaseException) -> None:
+    from vqdq.layers import card_memory
+
+    card_memory.let_go(error)
+
+
+def _card_full(error: BaseException, where: str | Path, remedy: str) -> UserError:
+    """Returns what torch says of a full card, after giving back what the failed work held."""
+    _let_go(error)
+    text = str(error)
+    asked, free = _ASKED.search(text), _FREE.search(text)
+    more = "" if asked is None else f": {asked[1]} more were needed"
+    left = "" if free is None or not more else f", {free[1]} were free"
+    return UserError(f"the card's memory is full{more}{left}.", where=str(where), remedy=remedy)

@@ -164,6 +164,15 @@ class Setting(TypedDict):
     environment: str
 
 
+class CardResult(TypedDict):
+    """The most memory of a card that a picture took: as planned (weights exact, activations
+    estimated; `vqdq.models.room`), and of all tensors as it was drawn.
+    """
+
+    planned_bytes: int
+    measured_bytes: int
+
+
 class Picture(TypedDict):
     """One drawn picture.
 
@@ -181,6 +190,7 @@ class Picture(TypedDict):
         extras: other measures by name ("clip"), where they were asked for.
         mode: how the model kept decoded weights ("hybrid" within `cache_bytes`); absent in pictures
             of versions that knew none, and of models that are not compressed.
+        card: where it was drawn on one.
     """
 
     variant: str
@@ -201,6 +211,7 @@ class Picture(TypedDict):
     extras: dict[str, float]
     mode: NotRequired[str]
     cache_bytes: NotRequired[int]
+    card: NotRequired[CardResult]
 
 
 class Distance(TypedDict):

@@ -86,21 +86,21 @@ class WarmPipelines:
         Raises:
             UserError: the model cannot be opened, or not run in that mode.
         """
-        from vqdq.models import modes, pipelines  # heavy: diffusers
+        from vqdq.models import pipelines  # heavy: diffusers
 
         place = self._locate(reference)
         key = (place, _changed(place))
         if key in self._kept:
             self._kept.move_to_end(key)
             kept = self._kept[key]
-            modes.set_mode_(kept.pipeline, setting.mode, setting.cache_bytes)
+            _set_mode_(kept.pipeline, setting)
             return _in_mode(_named(kept, reference, 0.0), setting)
         report(Event(stage="load", message=reference))
         info = pipelines.describe(place)
         self._make_room(4 * info.parameters)
         start = time.perf_counter()
         pipeline = pipelines.load(place, report=report)
-        modes.set_mode_(pipeline, setting.mode, setting.cache_bytes)
+        _set_mode_(pipeline, setting)
         seconds = time.perf_counter() - start
         folder = Path(place)
         facts = (read_json(folder / "vqdq.json") or {}) if folder.is_dir() else {}
@@ -154,6 +154,12 @@ def demo() -> Path:
 
 def _named(entry: Warm, reference: str, load_seconds: float) -> Warm:
     return dataclasses.replace(entry, reference=reference, load_seconds=load_seconds)
+
+
+def _set_mode_(pipeline: Any, setting: ModeSetting) -> None:
+    from vqdq.models import modes  # heavy: diffusers
+
+    modes.set_mode_(pipeline, setting.mode, setting.cache_bytes, offload=setting.offload)
 
 
 def _in_mode(entry: Warm, setting: ModeSetting) -> Warm:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import torch
@@ -21,71 +23,13 @@ from vqdq.codecs.base import Codec, Packed, WeightShape
 from vqdq.errors import UserError
 from vqdq.layers.inputs import LayerInput, fold_smoothing
 from vqdq.layers.matrix import from_matrix, kind_of, weight_shape
+from vqdq.layers.shown import DecodedWeight
 
 if TYPE_CHECKING:
+    from vqdq.layers.prefetch import Prefetch
     from vqdq.layers.text_cache import TextCache
 
 Residency = Literal["resident", "streaming"]
-
-
-class DecodedWeight(torch.Tensor):
-    """A decoded weight that can be read but not written: a write would be lost."""
-
-    @property
-    def data(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What tells shape, dtype and device and refuses all else: an adapter merged into
-
-        `weight.data` would vanish silently, and a weight fused from it would no longer be packed.
-        """
-        return self.as_subclass(_Sealed)
-
-    @data.setter
-    def data(self, value: torch.Tensor) -> None:
-        del value
-        raise _read_only()
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        inplace = (name.endswith("_") and not name.endswith("__")) or name in _WRITES
-        if inplace and args and isinstance(args[0], DecodedWeight):
-            raise _read_only()
-        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
-            return func(*args, **(kwargs or {}))
-
-
-class _Sealed(DecodedWeight):
-    """The `data` of a decoded weight: adapters ask it for its number of dimensions (DoRA)."""
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if getattr(func, "__name__", "") != "__get__":
-            raise _read_only()
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-_WRITES = ("__setitem__", "__set__", *(f"__i{op}__" for op in ("add", "sub", "mul", "truediv")))
-
-
-def _read_only() -> UserError:
-    return UserError(
-        "a packed weight cannot be changed in place: no adapter can be merged into it, and no other"
-        " weight fused with it.",
-        where="weight",
-        remedy="Keep it apart, or merge in the full-precision model and compress that.",
-    )
 
 
 class QuantizedLayer(nn.Module):
@@ -96,13 +40,15 @@ class QuantizedLayer(nn.Module):
         text_cache: keeps the last output of a layer that reads the text, or None.
         residency: "resident" decodes once, "streaming" at each forward; a whole model is told by
             `vqdq.layers.residency`.
-        source: gives the decoded weight where `vqdq.layers.prefetch` streams it, else None.
+        source: keeps the packed weight in the processor's memory while the layer computes on a
+            card, and brings it there (`vqdq.layers.prefetch`); None: it lies where it is used.
     """
 
     _untraced: ClassVar[Callable[..., Any] | None] = None
     input: LayerInput | None = None
     text_cache: TextCache | None = None
-    source: Callable[[torch.dtype], torch.Tensor] | None = None
+    source: Prefetch | None = None
+    _card: torch.device | None = None  # of a layer whose packed weight stays behind
     _codec: Codec[Any]
     _shape: WeightShape
     _names: tuple[str, ...]
@@ -154,6 +100,8 @@ class QuantizedLayer(nn.Module):
             given: how; it reads its parameters from this layer's buffers.
             stored: its tensors by their buffer names (`given.names`), not copied.
         """
+        if self.source is not None:
+            self.offload_(None)
         self.input = given
         for name in given.names:
             self.register_buffer(name, stored[name])
@@ -169,29 +117,64 @@ class QuantizedLayer(nn.Module):
         self._dtype = dtype
         self._dense = None
 
+    @property
+    def place(self) -> torch.device:
+        """Where the layer computes; its packed weight lies there unless it is `offloaded`."""
+        return self._card or self.get_buffer(self._names[0]).device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the packed weight stays in the processor's memory while a card computes."""
+        return self._card is not None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the decoded weight comes to a card anew at each forward."""
+        return self._card is not None and self.residency == "streaming"
+
+    def offload_(self, source: Prefetch | None) -> None:
+        """Lets `source` keep the packed weight from now on; None lets it lie where it is used.
+
+        A layer with a rounded input stays as it is: its kernels read the packed weight in place.
+        """
+        card = self.place
+        self.forget_weight()
+        self.source = source if self.input is None else None
+        away = self.source is not None and self.source.serves(card)
+        for name in self._names:
+            tensor = self.get_buffer(name)
+            kept = self.source.held(tensor, card) if self.source and away else tensor.to(card)
+            self.register_buffer(name, kept)
+        self._card = card if away else None
+
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Returns the decoded weight in the layer's own layout: decoded in float32, then cast.
 
         A compiled model is cut here, unless the weight is there: decoding cannot be traced.
         """
-        if self.source is not None:
-            return self.source(dtype)
-        kept = self._dense
-        device = self.get_buffer(self._names[0]).device
+        kept, device = self._dense, self.place
         if kept is not None and kept.dtype == dtype and kept.device == device:
             return kept
         if device.type == "meta":
             matrix = torch.empty(self._shape.out_features, self._shape.in_features, device="meta")
             return from_matrix(matrix, self).to(dtype)
+        return self._eagerly(QuantizedLayer._decoded_now, dtype)
+
+    def _eagerly(self, call: Callable[..., torch.Tensor], value: object) -> torch.Tensor:
+        """Returns `call(self, value)`, which is never traced."""
         run = QuantizedLayer._untraced
         if run is None:
-            run = QuantizedLayer._decoded_now
+            run = _called
             if "torch._dynamo" in sys.modules:  # slow to load, and loaded before anything compiles
                 run = QuantizedLayer._untraced = cast(Any, torch.compiler.disable)(run)
-        return cast(torch.Tensor, run(self, dtype))
+        return cast(torch.Tensor, run(call, self, value))
 
     def _decoded_now(self, dtype: torch.dtype) -> torch.Tensor:
-        weight = self.decoded(self.packed, dtype)
+        packed = self.packed
+        if self._card is not None:
+            there = {name: tensor.to(self._card) for name, tensor in packed.tensors.items()}
+            packed = replace(packed, tensors=there)
+        weight = self.decoded(packed, dtype)
         if self.residency == "resident" and not self._quantizes and not _moves_out(self):
             self._dense = weight
         return weight
@@ -216,6 +199,8 @@ class QuantizedLayer(nn.Module):
     def forget_weight(self) -> None:
         """Forgets the decoded weight; outputs that were made with it stay."""
         self._dense = None
+        if self.source is not None:
+            self.source.forget()
         if self.input is not None:
             self.input.forget_weight()
 
@@ -226,11 +211,26 @@ class QuantizedLayer(nn.Module):
 
     def unrounded(self, input: torch.Tensor) -> torch.Tensor:
         """Returns the output with the decoded weight, for inputs as they are."""
+        keeps = input.requires_grad and torch.is_grad_enabled()  # the weight, for its gradient
+        if self.streams and not keeps:
+            return self._eagerly(QuantizedLayer._streamed, input)
+        return self.multiplied(input, self.dense(input.dtype))
+
+    def _streamed(self, input: torch.Tensor) -> torch.Tensor:
+        assert self.source is not None
+        output = self.multiplied(input, self.source.weight(self, input.dtype))
+        self.source.done(self)
+        return output
+
+    def multiplied(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Returns the output with a weight in the layer's own layout."""
         raise NotImplementedError
 
     def release(self) -> None:
         """Forgets the decoded weight and what was made of it; the next forward decodes again."""
         self._dense = None
+        if self.source is not None:
+            self.source.forget()
         if self.input is not None:
             self.input.release()
         if self.text_cache is not None:
@@ -244,14 +244,18 @@ class QuantizedLayer(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         if "_codec" not in self.__dict__:
             return super()._apply(fn, recurse)
-        probe = fn(torch.empty(0, dtype=self._dtype, device=self.get_buffer(self._names[0]).device))
-        names = self.packed_names
-        moved = {name: uncast(self.get_buffer(name), fn) for name in names}
-        held = {name: self._buffers.pop(name) for name in names}
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self.place))
+        source = self.source
+        away = source is not None and source.serves(probe.device)
+        keep = partial(uncast, fn=fn)
+        if source is not None and away:
+            keep = partial(source.held, device=probe.device)
+        moved = {name: keep(self.get_buffer(name)) for name in self.packed_names}
+        held = {name: self._buffers.pop(name) for name in self.packed_names}
         try:
             super()._apply(fn, recurse)
-            held = cast(dict[str, torch.Tensor | None], moved)
-            self._dtype = probe.dtype
+            held |= moved
+            self._dtype, self._card = probe.dtype, probe.device if away else None
         finally:
             self._buffers.update(held)
             self.release()
@@ -260,6 +264,10 @@ class QuantizedLayer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.release()
+
+
+def _called(call: Callable[..., torch.Tensor], *values: object) -> torch.Tensor:
+    return call(*values)
 
 
 def uncast(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -301,9 +309,9 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
             return self.input.output(self, input)
         return self.unrounded(input)
 
-    def unrounded(self, input: torch.Tensor) -> torch.Tensor:
-        """Returns x Wᵀ + bias with the decoded weight, for inputs as they are."""
-        return functional.linear(input, self.dense(input.dtype), self.bias)
+    def multiplied(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Returns x Wᵀ + bias with a weight [out, in]."""
+        return functional.linear(input, weight, self.bias)
 
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
@@ -322,9 +330,9 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
             return self.input.output(self, input)
         return self.unrounded(input)
 
-    def unrounded(self, input: torch.Tensor) -> torch.Tensor:
-        """Returns the convolution with the decoded weight, for inputs as they are."""
-        return self._conv_forward(input, self.dense(input.dtype), self.bias)
+    def multiplied(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Returns the convolution with a weight [out, channels, kh, kw]."""
+        return self._conv_forward(input, weight, self.bias)
 
 
 def pack(

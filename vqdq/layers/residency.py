@@ -7,18 +7,21 @@ call. The picture is the same in every mode: a weight decodes to the same bits e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 
 from vqdq.errors import UserError
 from vqdq.layers import execution, integer
+from vqdq.layers.prefetch import Prefetch
 from vqdq.layers.quantized import QuantizedLayer
 
 Mode = Literal["resident", "streaming", "hybrid", "integer"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+OFFLOADING: tuple[Mode, ...] = ("streaming", "hybrid")
 
 # Weights a second that one core decodes to float32, as benchmarks/RESULTS.md measured them.
 _PACE = {"trellis": 2.1e9, "additive": 1.9e9, "int8": 2.0e9, "half": 2.0e9}
@@ -28,10 +31,17 @@ _SETTING = "_vqdq_mode"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModeSetting:
-    """What `set_mode_` was asked for; `cache_bytes` belongs to "hybrid" and is None elsewhere."""
+    """What `set_mode_` was asked for.
+
+    Attributes:
+        mode: see there.
+        cache_bytes: of "hybrid"; None elsewhere.
+        offload: packed weights stay in the processor's memory while a card computes.
+    """
 
     mode: Mode
     cache_bytes: int | None = None
+    offload: bool = False
 
 
 RESIDENT = ModeSetting(mode="resident")
@@ -46,19 +56,79 @@ class DecodedLayer:
         num_bytes: of its decoded weight.
         seconds: ESTIMATED, of decoding it once.
         reads_text: its output is kept for a whole picture, so that keeping its weight saves little.
+        packed_bytes: of its packed tensors; `waits`: they can stay in the processor's memory.
+        matrix_bytes: of the float32 matrix that is made on the way to the decoded weight; 0 where
+            that is the matrix itself.
     """
 
     name: str
     num_bytes: int
     seconds: float
     reads_text: bool = False
+    packed_bytes: int = 0
+    waits: bool = False
+    matrix_bytes: int = 0
 
 
-def checked(mode: str, cache_bytes: int | None) -> ModeSetting:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """What the packed layers of a model take in a mode, beside what is stored.
+
+    Attributes:
+        kept: names of the layers that stay decoded; held_bytes: of their decoded weights.
+        transient_bytes: the most that exists beside them while one layer decodes: a matrix, its
+            form for products unless that stays, and where packed weights wait in the processor's
+            memory their copy and the buffers.
+        buffer_bytes: of the two buffers of `vqdq.layers.prefetch`, which stay.
+        waiting: packed bytes, by layer, that are in the processor's memory and not on the card.
+    """
+
+    kept: frozenset[str]
+    held_bytes: int
+    transient_bytes: int
+    buffer_bytes: int
+    waiting: Mapping[str, int]
+
+
+def held_in(setting: ModeSetting, layers: Mapping[str, DecodedLayer], *, card: bool) -> Held:
+    """Returns what layers take in a mode.
+
+    Args:
+        card: they are computed on one; elsewhere nothing waits.
+    """
+    kept = _kept(setting, layers, layers.values)
+    leaves = card and setting.offload and setting.mode in OFFLOADING
+    waiting = {each.name: each.packed_bytes for each in layers.values() if leaves and each.waits}
+    buffers = 2 * max((layers[name].num_bytes for name in waiting if name not in kept), default=0)
+    passing = (
+        waiting.get(name, 0) + each.matrix_bytes + (0 if name in kept else each.num_bytes)
+        for name, each in layers.items()
+    )
+    return Held(
+        kept=kept,
+        held_bytes=sum(layers[name].num_bytes for name in kept),
+        transient_bytes=buffers + max(passing, default=0),
+        buffer_bytes=buffers,
+        waiting=waiting,
+    )
+
+
+def _kept(
+    setting: ModeSetting, names: Iterable[str], decoded: Callable[[], Iterable[DecodedLayer]]
+) -> frozenset[str]:
+    if setting.mode == "streaming":
+        return frozenset()
+    if setting.mode == "hybrid":
+        return chosen(decoded(), setting.cache_bytes or 0)
+    return frozenset(names)
+
+
+def checked(mode: str, cache_bytes: int | None, offload: bool = False) -> ModeSetting:
     """Returns the setting after checking that its parts belong together.
 
     Raises:
-        UserError: an unknown mode, "hybrid" without a budget, or a budget for another mode.
+        UserError: an unknown mode, "hybrid" without a budget, a budget for another mode, or packed
+            weights that are to stay behind where every weight is kept decoded.
     """
     known: Mode | None = next((each for each in MODES if each == mode), None)
     if known is None:
@@ -77,7 +147,13 @@ def checked(mode: str, cache_bytes: int | None) -> ModeSetting:
             where="cache",
             remedy="Leave the budget out, or choose hybrid.",
         )
-    return ModeSetting(mode=known, cache_bytes=cache_bytes)
+    if offload and known not in OFFLOADING:
+        raise UserError(
+            f"{known} decodes every weight once, and there is nothing to bring to a card later.",
+            where="offload",
+            remedy=f"Leave it out, or choose {' or '.join(OFFLOADING)}.",
+        )
+    return ModeSetting(mode=known, cache_bytes=cache_bytes, offload=offload)
 
 
 def decode_seconds(method: str, weights: int) -> float:
@@ -110,7 +186,9 @@ def chosen(layers: Iterable[DecodedLayer], cache_bytes: int) -> frozenset[str]:
     return frozenset(kept)
 
 
-def set_mode_(model: nn.Module, mode: Mode, cache_bytes: int | None = None) -> None:
+def set_mode_(
+    model: nn.Module, mode: Mode, cache_bytes: int | None = None, *, offload: bool = False
+) -> None:
     """Lets a model with packed layers keep its decoded weights as `mode` says, from now on.
 
     "resident": each layer is decoded once, at its first use; "streaming": at each use; "hybrid":
@@ -120,12 +198,15 @@ def set_mode_(model: nn.Module, mode: Mode, cache_bytes: int | None = None) -> N
 
     Args:
         cache_bytes: of the decoded weights of "hybrid".
+        offload: in "streaming" and "hybrid" packed weights stay in the processor's memory while the
+            model computes on a card, and come there one layer ahead (`vqdq.layers.prefetch`); not
+            those of layers with a rounded input. On the processor nothing changes.
 
     Raises:
         UserError: no packed layer, a setting that `checked` refuses, or "integer" where no layer
             multiplies integers; the model stays as it was.
     """
-    setting = checked(mode, cache_bytes)
+    setting = checked(mode, cache_bytes, offload)
     layers = packed_layers(model)
     if not layers and mode != "resident":
         raise UserError(
@@ -173,11 +254,20 @@ def kept_bytes(model: nn.Module) -> int:
     )
 
 
-def decoded_layer(name: str, layer: QuantizedLayer) -> DecodedLayer:
-    """Returns what keeping a packed layer takes and saves."""
-    shape, given = layer.packed.shape, layer.input
+def source_of(model: nn.Module) -> Prefetch | None:
+    """Returns what brings a model's packed weights to a card; None where they lie there."""
+    layers = packed_layers(model).values()
+    return next((layer.source for layer in layers if layer.source is not None), None)
+
+
+def decoded_layer(
+    name: str, layer: QuantizedLayer, dtype: torch.dtype | None = None
+) -> DecodedLayer:
+    """Returns what keeping a packed layer takes and saves, in its own dtype or another."""
+    packed, given, wide = layer.packed, layer.input, dtype or layer.shown_dtype
+    shape = packed.shape
     if given is None or not given.enabled:
-        size = shape.count * layer.shown_dtype.itemsize
+        size = shape.count * wide.itemsize
     elif execution.reason(layer, given):
         size = simulated_bytes(shape.count)
     else:
@@ -186,9 +276,17 @@ def decoded_layer(name: str, layer: QuantizedLayer) -> DecodedLayer:
     return DecodedLayer(
         name=name,
         num_bytes=size,
-        seconds=decode_seconds(layer.packed.codec, shape.count),
+        seconds=decode_seconds(packed.codec, shape.count),
         reads_text=layer.text_cache is not None,
+        packed_bytes=packed.storage.total_bytes,
+        waits=given is None,
+        matrix_bytes=matrix_bytes(shape.count, wide, rounded=given is not None),
     )
+
+
+def matrix_bytes(weights: int, dtype: torch.dtype, *, rounded: bool) -> int:
+    """Returns the bytes of the matrix that is decoded first; 0 where it is the weight itself."""
+    return 0 if dtype == torch.float32 and not rounded else 4 * weights
 
 
 def simulated_bytes(weights: int) -> int:
@@ -197,16 +295,28 @@ def simulated_bytes(weights: int) -> int:
 
 
 def _apply_(layers: dict[str, QuantizedLayer], setting: ModeSetting) -> None:
-    kept = frozenset(layers)
-    if setting.mode == "streaming":
-        kept = frozenset[str]()
-    elif setting.mode == "hybrid":
-        known = (decoded_layer(name, layer) for name, layer in layers.items())
-        kept = chosen(known, setting.cache_bytes or 0)
+    kept = _kept(
+        setting, layers, lambda: (decoded_layer(name, layer) for name, layer in layers.items())
+    )
     for name, layer in layers.items():
         layer.residency = "resident" if name in kept else "streaming"
         if name not in kept:
             layer.forget_weight()
+    _offload_(layers.values(), setting.offload)
+
+
+def _offload_(layers: Iterable[QuantizedLayer], offload: bool) -> None:
+    """Lets one source keep the packed weights of all layers, or lets each lie where it is used."""
+    every = list(layers)
+    known = (layer.source for layer in every if layer.source is not None)
+    source = next(known, None) or Prefetch() if offload else None
+    for layer in every:
+        wanted = source if layer.input is None else None
+        if layer.source is not wanted:
+            layer.offload_(wanted)
+    if source is not None:
+        streamed = (each for each in every if each.residency == "streaming" and each.input is None)
+        source.largest = max((each.packed.shape.count for each in streamed), default=0)
 
 
 def _require_integers(layers: dict[str, QuantizedLayer]) -> None:

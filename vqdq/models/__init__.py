@@ -16,7 +16,7 @@ calibration  moments of layers' inputs: input_groups, gathering, kept_calls, cal
 finetune     learning, batches
 budget       bits by layer: sensitivity, distortion
 inventory    what a model is made of, without weights      footprint: memory while it draws,
-             counted by live_memory
+             counted by live_memory     room: what a loaded pipeline takes of a card
 checkpoint   the format on disk, verify         weights, copying, card: its files
 hub          the plug-in with which diffusers opens the format, text_hub: transformers
              on_the_fly, text_loading: compressed while it loads        casting

@@ -78,8 +78,8 @@ def footprint(pipeline: DiffusionPipeline, resolution: int) -> Footprint:
         if kind_of(layer) is not None
     ]
     vae = others.get("vae")
-    decoder = 0 if vae is None else decoding_bytes(_config_of(vae), resolution)
-    drawing = drawing_bytes(_config_of(module), resolution // scale, resolution)
+    decoder = 0 if vae is None else decoding_bytes(config_of(vae), resolution)
+    drawing = drawing_bytes(config_of(module), resolution // scale, resolution)
     return Footprint(
         components=sum(_weights(part) for part in others.values()),
         activations=max(drawing, decoder),
@@ -195,7 +195,8 @@ def _coarse_drawing(config: Mapping[str, Any], side: int) -> int:
     return _GUIDED * _BYTES * _LIVE_TOKENS * int(heads) * int(width) * tokens
 
 
-def _config_of(part: nn.Module) -> dict[str, Any]:
+def config_of(part: nn.Module) -> dict[str, Any]:
+    """Returns the config of a component, its class in `_class_name`."""
     return {**cast(Any, part).config, "_class_name": type(part).__name__}
 
 

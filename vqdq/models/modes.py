@@ -44,6 +44,9 @@ class ModeEstimate:
         held_layers: layers that stay decoded, of those that are packed.
         decode_seconds: ESTIMATED, what decoding adds to each call of the component but the first.
         refusal: why the mode cannot be chosen; "" where it can.
+        waiting_bytes: packed tensors that stay in the processor's memory while a card computes;
+            they are not among `stored_bytes`.
+        buffer_bytes: of `transient_bytes`, what stays while others work: two buffers for weights.
     """
 
     mode: Mode
@@ -54,10 +57,12 @@ class ModeEstimate:
     held_layers: int
     decode_seconds: float
     refusal: str = ""
+    waiting_bytes: int = 0
+    buffer_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the weights at its highest."""
+        """Memory of the weights at its highest, where they are computed with."""
         return self.stored_bytes + self.held_bytes + self.transient_bytes
 
 
@@ -68,6 +73,7 @@ def mode_estimates(
     device: str = "cpu",
     cache_bytes: int | None = None,
     cores: int | None = None,
+    offload: bool = False,
 ) -> tuple[ModeEstimate, ...]:
     """Returns an estimate for each mode, in the order of `MODES`; loads no weights.
 
@@ -78,6 +84,8 @@ def mode_estimates(
             a kernel that decodes; whether it multiplies integers is known only where it is.
         cache_bytes: of "hybrid"; None is half of what all decoded weights take.
         cores: that decode; None is those of this computer.
+        offload: in "streaming" and "hybrid" packed weights come to the card one layer ahead
+            (`vqdq.layers.prefetch`); not those of layers with a rounded input.
     """
     texts = _texts(plan)
     layers = {item.layer.name: _decoded(item, dtype, device, texts) for item in plan.quantized}
@@ -88,39 +96,40 @@ def mode_estimates(
     stored = _stored(plan, dtype)
     found: list[ModeEstimate] = []
     for mode in MODES:
-        kept = frozenset(layers)
-        if mode == "streaming":
-            kept = frozenset[str]()
-        elif mode == "hybrid":
-            kept = residency.chosen(layers.values(), budget)
-        seconds = sum(
-            layer.seconds / paths + (layer.num_bytes / _TO_DEVICE if device != "cpu" else 0)
-            for name, layer in layers.items()
-            if name not in kept and name not in once
+        setting = ModeSetting(
+            mode=mode, cache_bytes=budget if mode == "hybrid" else None, offload=offload
         )
+        held = residency.held_in(setting, layers, card=device != "cpu")
+        seconds = sum(
+            layer.seconds / paths
+            + (layer.num_bytes + held.waiting.get(name, 0)) / _TO_DEVICE * (device != "cpu")
+            for name, layer in layers.items()
+            if name not in held.kept and name not in once
+        )
+        waiting = sum(held.waiting.values())
         found.append(
             ModeEstimate(
                 mode=mode,
-                cache_bytes=budget if mode == "hybrid" else None,
-                stored_bytes=stored,
-                held_bytes=sum(layers[name].num_bytes for name in kept),
-                transient_bytes=max(
-                    (
-                        _transient(item, layers[item.layer.name], dtype, item.layer.name in kept)
-                        for item in plan.quantized
-                    ),
-                    default=0,
-                ),
-                held_layers=len(kept),
+                cache_bytes=setting.cache_bytes,
+                stored_bytes=stored - waiting,
+                held_bytes=held.held_bytes,
+                transient_bytes=held.transient_bytes,
+                held_layers=len(held.kept),
                 decode_seconds=seconds,
                 refusal=_refusal(plan, device) if mode == "integer" else "",
+                waiting_bytes=waiting,
+                buffer_bytes=held.buffer_bytes,
             )
         )
     return tuple(found)
 
 
 def set_mode_(
-    model: DiffusionPipeline | nn.Module, mode: Mode, cache_bytes: int | None = None
+    model: DiffusionPipeline | nn.Module,
+    mode: Mode,
+    cache_bytes: int | None = None,
+    *,
+    offload: bool = False,
 ) -> None:
     """Lets the packed layers of a pipeline or a module keep decoded weights as `mode` says.
 
@@ -129,19 +138,21 @@ def set_mode_(
 
     Args:
         cache_bytes: of decoded weights in "hybrid".
+        offload: packed weights stay in the processor's memory while a card computes; see
+            `vqdq.layers.residency.set_mode_`.
 
     Raises:
         UserError: see `vqdq.layers.residency.set_mode_`; nothing is changed then.
     """
     if isinstance(model, nn.Module):
-        residency.set_mode_(model, mode, cache_bytes)
+        residency.set_mode_(model, mode, cache_bytes, offload=offload)
         return
     name, module = denoiser(model)
-    residency.set_mode_(module, mode, cache_bytes)
+    residency.set_mode_(module, mode, cache_bytes, offload=offload)
     rest: Mode = "streaming" if mode in ("streaming", "hybrid") else "resident"
     for key, part in _modules(model).items():
         if key != name and residency.packed_layers(part):
-            residency.set_mode_(part, rest)
+            residency.set_mode_(part, rest, offload=offload)
 
 
 def setting_of(pipeline: DiffusionPipeline) -> ModeSetting:
@@ -180,17 +191,10 @@ def _decoded(
         num_bytes=size,
         seconds=residency.decode_seconds(item.method or "", shape.count),
         reads_text=item.layer.name in texts,
+        packed_bytes=item.storage.total_bytes,
+        waits=quantizer is None,
+        matrix_bytes=residency.matrix_bytes(shape.count, dtype, rounded=quantizer is not None),
     )
-
-
-def _transient(item: PlannedLayer, layer: DecodedLayer, dtype: torch.dtype, kept: bool) -> int:
-    """Returns what exists beside the kept weights while a layer decodes: a float32 matrix first,
-    then its form for products, unless that form stays or is the matrix itself.
-    """
-    matrix = 4 * item.layer.shape.count
-    if item.activation is None and dtype == torch.float32:
-        return 0 if kept else matrix
-    return matrix + (0 if kept else layer.num_bytes)
 
 
 def _stored(plan: Plan, dtype: torch.dtype) -> int:

@@ -79,6 +79,7 @@ def load(
     base: str | Path | None = None,
     mode: Mode = "resident",
     cache_bytes: int | None = None,
+    offload: bool = False,
     report: Report = silent,
 ) -> DiffusionPipeline:
     """Returns the pipeline of a model, compressed or not: float32, on the CPU.
@@ -88,13 +89,15 @@ def load(
         base: what completes a single file.
         mode: how a compressed model keeps its decoded weights (`vqdq.layers.residency.set_mode_`);
             "hybrid" within `cache_bytes`.
+        offload: "streaming" and "hybrid" leave the packed weights in the processor's memory when
+            the pipeline is moved to a card.
 
     Raises:
         UserError: the model cannot be found, opened or trusted, or not run in that mode.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    checked(mode, cache_bytes)
+    checked(mode, cache_bytes, offload)
     report(Event(stage="load", done=0, total=2, message=str(model)))
     source = locate(model, base=base, report=report)
     source.check()  # a damaged file is named here, not deep inside a loader
@@ -117,7 +120,7 @@ def load(
         ) from error
     _require_packed(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    set_mode_(pipeline, mode, cache_bytes)
+    set_mode_(pipeline, mode, cache_bytes, offload=offload)
     report(Event(stage="load", done=2, total=2, message=source.title))
     return pipeline
 
