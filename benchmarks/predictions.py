@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
             pace.key(method, params): pace.measure(method, params, place)
             for method, params in pace.wanted([recipe])
         }
-        paces = pace.Paces(known=known)
+        paces = pace.Paces(known=known | {pace.SAVING: pace.measure_saving(place)})
         side = max(pipelines.describe(model).resolution or (0,))
         copied = sum(part.bytes for part in found.parts[1:])
         stages = costs.stages(plan, side, None, paces, copied_bytes=copied)
@@ -74,8 +74,8 @@ def main(arguments: list[str]) -> int:
     print(f"{'':12} {'expected':>14} {'measured':>14} {'off by':>8}")
     _row("bytes", plan.predicted_bytes, result["measured_bytes"])
     _row("memory", memory, result["peak_memory_bytes"])
-    for stage, seconds in stages.items():
-        _row(stage, seconds, result["stages"].get(stage, 0.0))
+    for stage in {**stages, **result["stages"]}:
+        _row(stage, stages.get(stage, 0.0), result["stages"].get(stage, 0.0))
     _row("all, wall", sum(stages.values()), wall)
     print(f"the processor worked {cpu:.1f} s; {os.getloadavg()[0]:.1f} others wanted it too")
     return 0

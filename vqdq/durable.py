@@ -6,6 +6,7 @@ written is synced first, then named, then the folder is synced, which makes the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Generator
@@ -77,6 +78,12 @@ def publish(part: Path, target: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable."""
     _sync(folder)
+
+
+def sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: str | Path) -> None:

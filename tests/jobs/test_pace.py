@@ -32,6 +32,16 @@ def test_a_plan_takes_the_sum_of_its_layers(plan: Plan, tmp_path: Path) -> None:
     assert pace.read(tmp_path) == Paces()
 
 
+def test_saving_costs_a_start_and_each_byte(plan: Plan, tmp_path: Path) -> None:
+    assert "save" not in costs.stages(plan, 0)
+    slow = Paces(known={pace.SAVING: Pace(layer_seconds=2.0, weight_seconds=1e-6)})
+    saved = costs.stages(plan, 0, None, slow, copied_bytes=10**6)["save"]
+    assert saved == pytest.approx(2.0 + 1.0 + 1e-6 * plan.total_bytes)
+    found = pace.measure_saving(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert 0 < found.seconds(0) < found.seconds(10**9)
+
+
 def test_the_faster_measurement_counts() -> None:
     slow, quick = (Pace(layer_seconds=t, weight_seconds=t) for t in (2.0, 1.0))
     assert pace.faster(None, slow) == slow
@@ -41,6 +51,6 @@ def test_the_faster_measurement_counts() -> None:
 def test_memory_is_the_program_and_the_largest_layer(plan: Plan) -> None:
     largest = max(item.layer.shape.count for item in plan.quantized)
     taken = costs.memory_bytes(plan, 10**9, 10**6)
-    assert taken == 10**9 + 50 * 10**6 + 43 * largest
+    assert taken == 10**9 + 50 * 10**6 + 22 * largest
     tuned = compressor.plan("demo", "trellis-3bit-tuned")
     assert costs.memory_bytes(tuned, 10**9, 10**6) > taken + 4 * 10**6

@@ -10,14 +10,14 @@ from vqdq.errors import UserError
 from vqdq.kernels.threads import one_thread
 
 LARGEST = torch.finfo(torch.float16).max
-_BLOCK = 1 << 22  # weights of which a float64 copy exists at a time, 32 MB
+_BLOCK = 1 << 19  # weights of which a float64 copy exists at a time, 4 MB: cached
 _UNSEEN = 1e-6  # share of an average direction's power, near the rounding of float32 products
 
 
 def row_blocks(weight: torch.Tensor) -> Iterator[slice]:
     """Yields runs of rows that cover a matrix, so that no float64 copy of all of it is needed."""
     rows, columns = weight.shape
-    step = max(64, _BLOCK // max(1, columns))
+    step = max(16, _BLOCK // max(1, columns))
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
-from vqdq.jobs.pace import Paces
+from vqdq.jobs.pace import Pace, Paces
 from vqdq.recipe import Component, Plan, PlannedLayer
 
 # Million weights a second on two cores.
@@ -34,11 +34,13 @@ _PIXELS_A_LATENT = 8
 _FLOPS = 100e9  # a second, of the products that calibration and error feedback consist of
 _LEARNING = 4.0  # calls that one learnt call costs: forward, backward, and decoding the codes
 _WATCHED = 3.0  # calls that one costs whose extremes are taken; on a busy machine, so coarse
-_START = 1.5
-_START_SAVING = 0.4
-_SAVED = 150e6  # bytes a second: written, made durable, read again for their checksums
-# For each weight of the layer that is encoded, measured on layers of 4 to 17 million weights.
-_ENCODED_BYTES = {"trellis": 43.0}
+_START = 1.5  # of what runs the model: the first call
+_START_PLANNING = 0.4
+_CHECKED = 1.2e9  # bytes a second of the model's weights: read, and searched for what is no number
+_START_SAVING = 0.05
+_SAVED = 400e6  # bytes a second: written, made durable, read again for their checksums
+# For each weight of the layer that is encoded, measured on layers of 4 to 30 million weights.
+_ENCODED_BYTES = {"trellis": 22.0}
 _ENCODED_BYTES_OTHER = 25.0
 _WORK_BYTES = 50_000_000  # kernels, their threads, what an allocator keeps
 _KEPT_BYTES = 8.0  # of one that is only rounded to 16 bits
@@ -63,7 +65,8 @@ def stages(
         copied_bytes: of what is copied beside the compressed weights; None leaves saving out.
     """
     recipe = plan.recipe
-    seconds: dict[str, float] = {}
+    checked = sum(each.reference_bytes for each in (plan, *plan.others))
+    seconds = {"plan": _START_PLANNING + checked / _CHECKED}
     if recipe.calibration is not None:
         seconds |= calibrate_seconds(plan, recipe.calibration, pixels)
     seconds["encode"] = sum(encode_seconds(each, paces, measured) for each in (plan, *plan.others))
@@ -74,7 +77,10 @@ def stages(
         known = "record" in seconds  # the calibration's pictures serve, where they are the same
         seconds |= ranges_seconds(plan, recipe.ranges, pixels, drawn=known)
     if copied_bytes is not None:
-        seconds["save"] = _START_SAVING + (copied_bytes + plan.total_bytes) / _SAVED
+        written = copied_bytes + sum(each.total_bytes for each in (plan, *plan.others))
+        saving = None if measured is None else measured.saving
+        saving = saving or Pace(layer_seconds=_START_SAVING, weight_seconds=1 / _SAVED)
+        seconds["save"] = saving.seconds(written)
     return seconds
 
 
@@ -83,7 +89,7 @@ def encode_seconds(
 ) -> float:
     """Returns the seconds of encoding a component; see `stages`."""
     known = paces or {}
-    seconds = _START
+    seconds = 0.0
     for layer in plan.quantized:
         method, weights = layer.method or "", layer.storage.num_weights
         own = None if measured is None else measured.of(layer)
@@ -92,7 +98,7 @@ def encode_seconds(
         if plan.recipe.calibration is not None:
             width, height = layer.layer.shape.in_features, layer.layer.shape.out_features
             seconds += width**2 * (4 * width + 2 * height) / _FLOPS
-    return seconds + sum(encode_seconds(other, paces) - _START for other in plan.others)
+    return seconds
 
 
 def memory_bytes(plan: Plan, program: int, parameters: int) -> int:

@@ -92,7 +92,7 @@ def cost(
             problems[drawer.recipe.name] = str(error)
             continue
         compressions += 1
-        make += costs.encode_seconds(found)
+        make += sum(costs.stages(found, pixels, copied_bytes=other_bytes).values())
         made += found.predicted_bytes + other_bytes
     draw, used = _OPEN_SECONDS * len(drawers), set[str]()
     side = pixels or _PIXELS

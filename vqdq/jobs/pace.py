@@ -21,6 +21,7 @@ import torch
 
 from vqdq import codecs
 from vqdq.codecs.base import InputStats, WeightShape
+from vqdq.durable import sha256
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.run import read_json, write_json
 from vqdq.params import Params
@@ -30,6 +31,10 @@ from vqdq.rules import Rule
 from vqdq.tensors import TensorSpec
 
 FILE = "paces.json"
+SAVING = "save"
+"""The name under which the pace of writing is known; its seconds are of a byte, not of a weight."""
+_FILES = 12  # of a pipeline's folder, each written durably
+_WRITTEN = 32_000_000  # bytes
 _SMALL, _LARGE = 128, 1280  # sides of the two layers; the larger one is typical of SDXL
 _TIMES = 3  # the fastest counts: the others waited for somebody else
 _LONG = 0.3  # seconds of a layer that is measured once
@@ -62,6 +67,11 @@ class Paces:
     """
 
     known: Mapping[str, Pace] = field(default_factory=dict[str, Pace])
+
+    @property
+    def saving(self) -> Pace | None:
+        """What putting a finished folder together costs: a start, and seconds of each byte."""
+        return self.known.get(SAVING)
 
     def of(self, planned: PlannedLayer) -> Pace | None:
         """Returns the pace of a planned layer's method: with its settings, or with others."""
@@ -151,6 +161,26 @@ def measure(method: str, params: Params, folder: Path) -> Pace:
         layer_seconds=max(small - few * each, 0.0),
         weight_seconds=each,
     )
+
+
+def measure_saving(folder: Path) -> Pace:
+    """Returns the pace of writing weights durably and reading them again for their checksums."""
+    from vqdq.models.weights import write_weights
+
+    def seconds(count: int, name: str) -> float:
+        values = torch.zeros(count, dtype=torch.uint8)
+        start = time.perf_counter()
+        path = place / f"{name}.safetensors"
+        write_weights(path, [TensorSpec.of(_KEY, values)], {}, lambda _: values)
+        sha256(path)
+        return time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".pace-") as scratch:
+        place = Path(scratch)
+        small = min(seconds(1, f"small{turn}") for turn in range(_TIMES))
+        large = min(seconds(_WRITTEN, f"large{turn}") for turn in range(_TIMES))
+    each = max(large - small, 0.0) / _WRITTEN
+    return Pace(layer_seconds=_FILES * small, weight_seconds=each)
 
 
 def _encode(method: str, params: Params, side: int, folder: Path) -> float:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from vqdq.durable import write_text
+from vqdq.durable import sha256, write_text
 from vqdq.jobs.requests import CompressRequest, Request
 from vqdq.jobs.results import CompressResult
 from vqdq.jobs.run import read_json
@@ -52,7 +52,7 @@ def kept(folder: Path, request: Request) -> CompressResult | None:
 
 def _sums(model: Path) -> str:
     """The digest of a model's list of checksums; "" for what is no finished model."""
-    from vqdq.models.checkpoint import SUMS, sha256  # heavy: diffusers
+    from vqdq.models.checkpoint import SUMS  # heavy: diffusers
 
     path = model / SUMS
     return sha256(path) if path.is_file() else ""

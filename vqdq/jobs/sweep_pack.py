@@ -7,8 +7,9 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from vqdq.durable import sha256
 from vqdq.errors import UserError
-from vqdq.jobs.sweep_store import Store, sha256
+from vqdq.jobs.sweep_store import Store
 
 
 def pack(folder: Path, target: Path, *, leave: Sequence[str] = ()) -> None:

@@ -12,7 +12,6 @@ the same work one wins, and the other one says so (`again`).
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import posixpath
@@ -26,6 +25,7 @@ from typing import Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from vqdq.durable import sha256
 from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 
@@ -230,12 +230,6 @@ def _parsed(content: bytes, place: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError("is damaged.", where=place, remedy="Remove it; it is made again.")
     return cast(dict[str, Any], values)
-
-
-def sha256(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_local(path: Path, content: bytes, *, first: bool) -> bool:

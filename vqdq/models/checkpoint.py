@@ -14,7 +14,6 @@ Nothing in it depends on the time, the machine or on how often the work was inte
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from vqdq.codecs.base import Packed
-from vqdq.durable import write_text
+from vqdq.durable import sha256, write_text
 from vqdq.errors import UserError
 from vqdq.models.packed_config import FORMAT_VERSION, Method, VqdqConfig
 from vqdq.models.parts import parts
@@ -208,15 +207,6 @@ def write_sums(folder: Path) -> None:
     """Writes `SHA256SUMS` over every file below `folder`."""
     lines = [f"{sha256(folder / name)}  {name}\n" for name in _files(folder)]
     write_text(folder / SUMS, "".join(lines))
-
-
-def sha256(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def require_numbers(tensor: torch.Tensor, name: str) -> None:

@@ -17,9 +17,10 @@ from torch import nn
 
 from vqdq.calibration import CalibrationParams, RangeParams
 from vqdq.codecs.base import Packed
+from vqdq.durable import sha256
 from vqdq.models import checkpoint
 from vqdq.models.assembly import finished_layers, finished_work, write_final
-from vqdq.models.checkpoint import MOST_DB, LayerResult, Learnt, sha256
+from vqdq.models.checkpoint import MOST_DB, LayerResult, Learnt
 from vqdq.models.denoisers import denoiser
 from vqdq.models.hub import attach_
 from vqdq.models.input_ranges import (

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqdq.durable import sha256
 from vqdq.errors import UserError
-from vqdq.models.checkpoint import SUMS, packed_config, sha256, verify
+from vqdq.models.checkpoint import SUMS, packed_config, verify
 from vqdq.models.sources import locate
 from vqdq.progress import Event, Report, silent
 

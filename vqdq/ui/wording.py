@@ -15,7 +15,7 @@ UNKNOWN = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 STAGES = {
     "queued": "Waiting for its turn",
-    "plan": "Planning",
+    "plan": "Reading the model",
     "load": "Loading the model",
     "record": "Drawing on prompts",
     "weigh": "Weighing the steps",
