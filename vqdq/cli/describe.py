@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
                         part.kind,
                         f"{part.census.parameters / 1e6:,.1f} M",
                         f"{100 * part.census.convolution_share:.1f} %",
-                        f"{part.dtype}, {part.quantized}" if part.quantized else part.dtype,
+                        ", ".join(filter(None, (part.dtype or "missing", part.quantized))),
                         size(part.bytes),
                     )
                     for part in found.parts
@@ -57,6 +57,8 @@ def run(options: argparse.Namespace, output: Output) -> int:
             ]
         ),
     ]
+    if found.missing:
+        lines += ["", f"Missing: {', '.join(found.missing)}. {found.to_complete}"]
     output.result(found.to_json(), lines)
     return 0
 

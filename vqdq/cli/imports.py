@@ -23,8 +23,19 @@ def run(options: argparse.Namespace, output: Output) -> int:
             source = sources.locate(options.file, base=options.completing, report=output.report)
         folder, completed_by = source.folder, source.completed_by
     whole = sum(item.stat().st_size for item in folder.rglob("*") if item.is_file())
-    values = {"folder": str(folder), "bytes": whole, "completed_by": completed_by}
+    missing = sources.locate(folder).missing
+    values = {
+        "folder": str(folder),
+        "bytes": whole,
+        "completed_by": completed_by,
+        "missing": list(missing),
+    }
     lines = [f"{folder}: {size(whole)}, completed by {completed_by}."]
+    if missing:
+        lines.append(
+            f"  To draw it needs {', '.join(missing)}: name a folder or a hub id of the same family"
+            " with --base."
+        )
     if not options.output:
         lines.append(f"  Every command takes {options.file} as a model now.")
     output.result(values, lines)

@@ -154,6 +154,12 @@ def run_compress(options: argparse.Namespace, output: Output) -> int:
     lines.append(
         f"  {duration(result['seconds'])}, at most {size(result['peak_memory_bytes'])} of memory"
     )
+    if lacking := result.get("missing"):
+        folders = " and ".join(f"{name}/" for name in lacking)
+        lines.append(
+            f"  Missing to draw: {', '.join(lacking)}. Copy {folders} of a model of the same family"
+            " into it, or name one with --base when you compress."
+        )
     output.result(cast(dict[str, Any], result), lines)
     return 0
 

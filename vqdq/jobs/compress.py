@@ -78,6 +78,8 @@ def _compressed(request: CompressRequest, folder: Path | None, report: Report) -
 def _result(
     request: CompressRequest, result: CompressionResult, stages: dict[str, float]
 ) -> CompressResult:
+    from vqdq.models.sources import locate  # heavy: diffusers
+
     return CompressResult(
         output=str(result.output),
         recipe=request.recipe.name,
@@ -98,6 +100,7 @@ def _result(
             )
             for other in result.plan.others
         ],
+        missing=list(locate(request.model).missing),
         learnt=None
         if result.learnt is None
         else cast(LearntResult, dataclasses.asdict(result.learnt)),

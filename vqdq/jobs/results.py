@@ -76,6 +76,8 @@ class CompressResult(TypedDict):
         calibrated: some layer was encoded for the inputs that calibration saw.
         other_components: what else was compressed; the sizes above are the denoiser's alone.
             Absent from runs of before it was possible.
+        missing: components that the model needs to draw and that neither it nor its source has.
+            Absent from runs of before it was possible.
         learnt: what fine-tuning did, or None.
         stages: seconds of each stage as they were.
         forecast: what was expected before it began (`vqdq.jobs.forecast.Forecast`), or None.
@@ -92,6 +94,7 @@ class CompressResult(TypedDict):
     peak_memory_bytes: int
     calibrated: bool
     other_components: NotRequired[list[OtherRow]]
+    missing: NotRequired[list[str]]
     learnt: LearntResult | None
     activations: str
     arithmetic: ArithmeticResult | None

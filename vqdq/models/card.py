@@ -63,6 +63,7 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
         "Without `import vqdq` diffusers refuses the folder. `vqdq verify` checks its checksums",
         "and decodes every layer; the error of each layer stands in `vqdq.json`.",
         *(_TEXT_ENCODERS if any(other.component.guarded for other in plan.others) else ()),
+        *_lacking(source),
         "",
         "Everything but the listed layers is as in the base model, whose terms of use apply.",
     ]
@@ -74,6 +75,21 @@ _TEXT_ENCODERS = (
     "empty tensor that is there for this: transformers would only warn of a quantization it does",
     "not know, and fill the layers with random numbers. `ignore_mismatched_sizes` takes that away.",
 )
+
+
+def _lacking(source: Source) -> list[str]:
+    """What of the pipeline is not in the folder, and how it gets there."""
+    if not source.missing:
+        return []
+    names = " and ".join(f"`{name}/`" for name in source.missing)
+    return [
+        "",
+        "## What is missing",
+        "",
+        f"The model was made from a single file without {', '.join(source.missing)}: copy {names}",
+        "from a model of the same family into this folder before you open it, or pass those",
+        "components to `from_pretrained`.",
+    ]
 
 
 def _at(source: Source) -> str:

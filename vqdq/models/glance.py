@@ -94,8 +94,8 @@ def _path(path: Path) -> Glance:
         return _denied(PermissionError(str(path)), str(path))
     return Glance(
         kind="file",
-        words="A single-file checkpoint. What it lacks comes from its family's folder on the hub,"
-        " or from what follows an @.",
+        words="A single-file checkpoint. What it lacks comes from what follows an @, else from its"
+        " family's folder on the hub; without either it can be compressed, but not draw.",
         ready=True,
     )
 

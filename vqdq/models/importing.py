@@ -2,7 +2,9 @@
 
 A single file has no tokenizer, no configs and often no text encoder. A base, a folder or a hub id
 of the same family, gives those; of its weights only the components that the file does not hold are
-used. Each component appears by one rename, so an interrupted import goes on with the next one.
+used. The built-in configs of a published family (`builtin`) are a base without tokenizers and
+weights: what neither has is missing then, and said. Each component appears by one rename, so an
+interrupted import goes on with the next one.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import nn
 from vqdq.durable import atomic, write_text
 from vqdq.errors import UserError
 from vqdq.models import single_file, tracing
+from vqdq.models.builtin import NAME as BUILT_IN
 from vqdq.models.component_files import text_files, weight_files
 from vqdq.models.denoisers import skeleton
 from vqdq.models.links import require_inside
@@ -55,6 +58,7 @@ class Base:
         denoiser: name of the denoiser's component.
         config: the values of the denoiser's `config.json`.
         fetch: returns the folder with the weights of the components that it is given.
+        built_in: it has configs alone; what lacks in it and in the file is left out.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Base:
     denoiser: str
     config: Mapping[str, Any]
     fetch: Callable[[Collection[str], Report], Path]
+    built_in: bool = False
 
 
 def key_of(file: SingleFile) -> str:
@@ -84,9 +89,13 @@ def imports_folder() -> Path:
 
 
 def kept_imports(file: SingleFile) -> list[Path]:
-    """Returns the finished imports of a file, whatever completed them."""
+    """Returns the finished imports of a file, whatever completed them: those in which nothing is
+    missing, where there are such.
+    """
     stem = glob.escape(f"{file.path.stem[:60]}-{key_of(file)}-")
-    return [path.parent for path in sorted(imports_folder().glob(f"{stem}*/{FACTS}"))]
+    found = [path.parent for path in sorted(imports_folder().glob(f"{stem}*/{FACTS}"))]
+    whole = [folder for folder in found if read_object(folder / FACTS).get("base") != BUILT_IN]
+    return whole or found
 
 
 def import_folder(file: SingleFile, base: Base) -> Path:
@@ -105,7 +114,7 @@ def write_import(file: SingleFile, base: Base, target: Path, report: Report) -> 
     Raises:
         UserError: file and base do not fit, a base without what is missing, or a full disk.
     """
-    parts = _parts(file, base)
+    parts = parts_of(file, base)
     names = [name for name, value in base.index.items() if is_component(value)]
     folder = base.fetch([name for name in names if name not in parts], report)
     sizes = {name: safetensors_bytes(single_file.specs_of(parts[name]), METADATA) for name in parts}
@@ -113,7 +122,8 @@ def write_import(file: SingleFile, base: Base, target: Path, report: Report) -> 
     target.mkdir(parents=True, exist_ok=True)
     with _full_disk(target, total), _alone(target, report):
         for name in names:
-            if not (target / name).is_dir():
+            lacking = base.built_in and not (folder / name).is_dir()
+            if not lacking and not (target / name).is_dir():
                 part = target / f".{name}.{os.getpid()}.part"
                 try:
                     part.mkdir()
@@ -136,8 +146,12 @@ def write_import(file: SingleFile, base: Base, target: Path, report: Report) -> 
     report(Event(stage="import", done=total, total=total, message=file.path.name))
 
 
-def _parts(file: SingleFile, base: Base) -> dict[str, Tensors]:
-    """Returns the components that the file holds, by name, traced."""
+def parts_of(file: SingleFile, base: Base) -> dict[str, Tensors]:
+    """Returns the components that the file holds, by name, traced.
+
+    Raises:
+        UserError: file and base do not fit.
+    """
     where = f"{base.name}/{base.denoiser}/config.json"
     ghost = skeleton(base.config, where=where)
     config = {**dict(getattr(ghost, "config", {})), **base.config}
@@ -225,7 +239,7 @@ def _copy(base: Base, folder: Path, name: str, part: Path, *, weights: bool) -> 
         raise unreadable(source, error) from error
     except UnicodeDecodeError as error:
         raise UserError("is not text.", where=str(source), remedy=_ANOTHER) from error
-    if weights and not chosen and _is_model(base.index[name]):
+    if weights and not chosen and not base.built_in and _is_model(base.index[name]):
         raise UserError(
             f"has no weights for {name}, and the checkpoint has none either.",
             where=base.name,

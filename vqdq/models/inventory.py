@@ -21,7 +21,7 @@ from torch import nn
 from vqdq.errors import UserError
 from vqdq.models.denoisers import skeleton
 from vqdq.models.parts import Part as OtherPart
-from vqdq.models.parts import part_component
+from vqdq.models.parts import ghost_of, part_component
 from vqdq.models.parts import parts as others
 from vqdq.models.pipelines import describe, source_component
 from vqdq.models.sources import Source, locate
@@ -77,7 +77,8 @@ class Part:
     Attributes:
         name: in the pipeline ("unet", "text_encoder_2"); `kind`: its class.
         census: parameters, as if nothing were compressed.
-        dtypes: bytes on the disk by the dtype of the stored tensors, the most first.
+        dtypes: bytes on the disk by the dtype of the stored tensors, the most first; empty where
+            the weights are missing and the config alone is there.
         bytes: of its weight files on the disk, headers included.
         quantized: by what ("vqdq", "bitsandbytes", …), or "".
         config: the values of its `config.json`.
@@ -119,6 +120,7 @@ class Inventory:
         denoiser: name of the component that is compressed first.
         parts: every component with weights, the denoiser first.
         component: the denoiser's layers and tensors.
+        missing: components that the model needs and does not have; `to_complete`: how to add them.
         openers: what reads the layers and tensors of each other component that can be compressed,
             by name; raises `UserError` like `parts.part_component`.
         resolution: width and height of a picture at its default size, or None.
@@ -131,6 +133,8 @@ class Inventory:
     parts: tuple[Part, ...]
     component: Component
     resolution: tuple[int, int] | None
+    missing: tuple[str, ...] = ()
+    to_complete: str = ""
     openers: Mapping[str, Callable[[], Component]] = field(
         default_factory=dict[str, Callable[[], Component]], repr=False
     )
@@ -165,6 +169,7 @@ class Inventory:
             "resolution": None if self.resolution is None else list(self.resolution),
             "parameters": self.parameters,
             "bytes": self.bytes,
+            "missing": list(self.missing),
             "components": [
                 {
                     "name": part.name,
@@ -209,6 +214,8 @@ def inventory(model: str | Path) -> Inventory:
         parts=tuple(parts),
         component=source_component(source),
         resolution=info.resolution,
+        missing=source.missing,
+        to_complete=source.to_complete if source.missing else "",
         openers={name: partial(_opened, each) for name, each in others(source).items()},
     )
 
@@ -233,10 +240,10 @@ def _part(source: Source, name: str) -> Part | None:
     if not isinstance(value, list) or len(cast(list[Any], value)) != 2 or not folder.is_dir():
         return None
     files = source.weights() if name == source.denoiser else _files(folder)
-    if not files:
-        return None
     library, kind = (str(word) for word in cast(list[Any], value))
     config = source.config if name == source.denoiser else _config(folder)
+    if not files:
+        return _weightless(name, library, kind, config, folder) if name in source.missing else None
     packing = config.get("quantization_config") or {}
     specs = {key: spec for file in files for key, spec in file.tensors.items()}
     counted = None
@@ -252,6 +259,21 @@ def _part(source: Source, name: str) -> Part | None:
         config=config,
         layers=_largest(name, specs, _packed_shapes(packing)),
     )
+
+
+def _weightless(
+    name: str, library: str, kind: str, config: Mapping[str, Any], folder: Path
+) -> Part | None:
+    """A component of which the config alone is there; None for one without parameters."""
+    if not config:
+        return None
+    try:
+        ghost = ghost_of(
+            OtherPart(name=name, folder=folder, library=library, kind=kind, config=dict(config))
+        )
+    except UserError:
+        return None
+    return Part(name=name, kind=kind, census=census(ghost), dtypes={}, bytes=0, config=config)
 
 
 def _built(config: Mapping[str, Any], kind: str, folder: Path) -> Census | None:

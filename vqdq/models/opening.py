@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 from vqdq.durable import publish
 from vqdq.errors import UserError
+from vqdq.models.builtin import NAME, configs_folder
 from vqdq.models.denoisers import DENOISERS
 from vqdq.models.download import download, is_hub_id
 from vqdq.models.importing import (
@@ -17,6 +19,7 @@ from vqdq.models.importing import (
     import_folder,
     is_component,
     kept_imports,
+    parts_of,
     write_import,
 )
 from vqdq.models.single_file import SingleFile, open_single_file
@@ -30,7 +33,8 @@ def imported(path: Path, base: str, report: Report) -> tuple[Path, str]:
     """Returns the folder of a single file, and what completed it; imports it when it is not there.
 
     Args:
-        base: a folder or a hub id; "" takes the import that exists, else the family's hub id.
+        base: a folder or a hub id; "" takes the import that exists, else the family's hub id, else
+            the built-in configs.
 
     Raises:
         UserError: a fault of the file, no base, or one that does not fit.
@@ -90,7 +94,10 @@ def _base(file: SingleFile, given: str, report: Report) -> Base:
         except UserError as error:
             if given:
                 raise
-            raise _incomplete(file) from error
+            built_in, why = _built_in(file)
+            if built_in is None:
+                raise _incomplete(file, why) from error
+            return built_in
         local, name, revision = snapshot.folder, snapshot.name, snapshot.revision
 
         def fetch(weights_of: Collection[str], told: Report) -> Path:
@@ -105,6 +112,35 @@ def _base(file: SingleFile, given: str, report: Report) -> Base:
             del weights_of, told
             return local
 
+    return _checked(local, name, revision, fetch)
+
+
+def _built_in(file: SingleFile) -> tuple[Base | None, str]:
+    """Returns the built-in configs as a base, or None and why they are none for this file."""
+    folder = configs_folder(file.family, file.weights.tensors)
+    if folder is None:
+        return None, f"no configs of {file.family} are built in"
+
+    def fetch(weights_of: Collection[str], told: Report) -> Path:
+        del weights_of, told
+        return folder
+
+    base = replace(_checked(folder, NAME, "", fetch), built_in=True)
+    try:
+        parts_of(file, base)
+    except UserError as error:
+        return None, f"the built-in configs are of another size ({error.what.rstrip('.')})"
+    return base, ""
+
+
+def _checked(
+    local: Path, name: str, revision: str, fetch: Callable[[Collection[str], Report], Path]
+) -> Base:
+    """Returns a folder as a base.
+
+    Raises:
+        UserError: it is no model, or a fault of its texts.
+    """
     remedy = "Name the folder of a diffusers pipeline of the same family, or a hub id, with --base."
     try:
         index = read_object(local / INDEX, remedy=remedy)
@@ -131,11 +167,15 @@ def _base(file: SingleFile, given: str, report: Report) -> Base:
     )
 
 
-def _incomplete(file: SingleFile) -> UserError:
-    """Returns what to say of a file that nothing completes."""
+def _incomplete(file: SingleFile, why: str) -> UserError:
+    """Returns what to say of a file that nothing completes.
+
+    Args:
+        why: the built-in configs do not, either.
+    """
     return UserError(
         f"holds {', '.join(file.contents)} of a {file.family} model; tokenizers, scheduler and "
-        f"configs are missing, and {file.hub_id} is neither in the cache nor in reach.",
+        f"configs are missing, {file.hub_id} is neither in the cache nor in reach, and {why}.",
         where=str(file.path),
         remedy=f"Type `vqdq import {file.path.name} --base FOLDER` with a diffusers folder of the "
         f"same family, or run `hf download {file.hub_id}` where there is a connection.",

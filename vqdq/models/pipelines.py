@@ -100,6 +100,7 @@ def load(
     checked(mode, cache_bytes, offload)
     report(Event(stage="load", done=0, total=2, message=str(model)))
     source = locate(model, base=base, report=report)
+    _require_whole(source)
     source.check()  # a damaged file is named here, not deep inside a loader
     _refuse_code(source)
     report(Event(stage="load", done=1, total=2, message=source.title))
@@ -250,6 +251,15 @@ def _vae_scale(source: Source) -> int | None:
         return None
     widths = values.get("block_out_channels")
     return 2 ** (len(widths) - 1) if isinstance(widths, list) and 0 < len(widths) < 16 else None
+
+
+def _require_whole(source: Source) -> None:
+    if source.missing:
+        raise UserError(
+            f"cannot draw without {', '.join(source.missing)}: not there.",
+            where=str(source.file or source.folder),
+            remedy=source.to_complete,
+        )
 
 
 def _require_packed(pipeline: DiffusionPipeline) -> None:

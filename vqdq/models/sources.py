@@ -16,6 +16,7 @@ from vqdq.progress import Report, silent
 
 DEMO = "demo"
 DEMO_TITLE = "Embedded demo model"
+_WEIGHTS = (".safetensors", *PICKLES, ".msgpack", ".h5", ".onnx")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -69,6 +70,30 @@ class Source:
     def is_quantized(self) -> bool:
         """True when the denoiser is already compressed (by whatever program)."""
         return self.config.get("quantization_config") is not None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Components that the index names and the folder does not have, in the index's order.
+
+        Of a text encoder, for one, the config can be there without weights. Without them the
+        denoiser can be planned and compressed; nothing can be drawn.
+        """
+        return tuple(
+            name
+            for name, value in self.index.items()
+            if is_plain(name) and _is_component(value) and not _is_whole(self.folder / name)
+        )
+
+    @property
+    def to_complete(self) -> str:
+        """How to add what is missing, a sentence."""
+        words = " and ".join(f"{name}/" for name in self.missing)
+        if self.file is None:
+            return f"Copy {words} of the model it was made from into {self.folder}."
+        return (
+            f"Type `vqdq import {self.file.name} --base BASE` with a diffusers folder or a hub id"
+            f" of the same family, or copy its {words} into what was written."
+        )
 
     def weights(self) -> tuple[WeightFile, ...]:
         """Returns the denoiser's weight files, headers checked, shards in order.
@@ -195,6 +220,16 @@ def is_plain(name: str) -> bool:
 
 def _is_component(value: object) -> bool:
     return isinstance(value, list) and bool(cast(list[Any], value)) and value[0] is not None
+
+
+def _is_whole(folder: Path) -> bool:
+    """True for a component's folder with what it needs: something, and weights beside a config."""
+    try:
+        if not (folder / "config.json").is_file():
+            return folder.is_dir()
+        return any(path.suffix in _WEIGHTS for path in folder.iterdir())
+    except OSError:
+        return True  # what hinders us is said when it is opened
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:

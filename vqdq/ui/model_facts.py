@@ -112,11 +112,18 @@ def facts(found: Inventory) -> str:
         )
     )
     rows = "".join(map(_row, found.parts))
+    lacking = (
+        f"<p>Missing: <b>{escape(', '.join(found.missing))}</b>. The denoiser can be planned and"
+        f' compressed; to draw, they are needed. <span class="vq-muted">'
+        f"{escape(found.to_complete)}</span></p>"
+        if found.missing
+        else ""
+    )
     columns = ("Component", "Parameters", "Convolutions", "Stored as", "Size")
     cells = "".join(f'<th scope="col">{name}</th>' for name in columns)
     return (
         f'<section class="vq-model-facts"><h3>{escape(found.title)} {chip("exact", how)}</h3>'
-        f'<p class="vq-muted">{escape(head)}</p>'
+        f'<p class="vq-muted">{escape(head)}</p>{lacking}'
         '<div class="vq-scroll" tabindex="0" role="region" aria-label="Components">'
         f'<table class="vq-numbers"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
         f"</div>{_largest(found)}</section>"
@@ -126,7 +133,7 @@ def facts(found: Inventory) -> str:
 def _row(part: Part) -> str:
     share = 100 * part.census.convolution_share
     bar = f'<i class="vq-error" style="--share:{share:.0f}%" aria-hidden="true"></i>'
-    stored = _STORED.get(part.dtype, part.dtype)
+    stored = _STORED.get(part.dtype, part.dtype) or "missing"
     if part.quantized:
         stored = f"{part.quantized}"
     name = f"<b>{escape(part.name)}</b><br><small>{escape(part.kind)}</small>"

@@ -224,7 +224,7 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
         '<div class="vq-progress vq-result" role="status">'
         f"<p class='vq-large'>{size(after)} <span>instead of {size(before)}</span></p>"
         f"<p class='vq-muted'>{' · '.join(escape(fact) for fact in facts if fact)} {measured}</p>"
-        f"{_measured(values)}{_foretold(values)}"
+        f"{_lacking(values)}{_measured(values)}{_foretold(values)}"
         '<div class="vq-actions">'
         f'<button type="button" class="vq-button" data-act="compare"'
         f' data-name="{name}">Compare with FP16'
@@ -232,6 +232,18 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
         f'<button type="button" class="vq-button vq-button-quiet"'
         f' data-copy="{folder}">Copy folder path</button>'
         f'<span class="vq-code vq-path" title="{folder}">{brief}</span></div></div>'
+    )
+
+
+def _lacking(values: dict[str, Any]) -> str:
+    """What the new model needs before it can draw."""
+    names: list[str] = values.get("missing") or []
+    if not names:
+        return ""
+    return (
+        f"<p>Missing to draw: <b>{escape(', '.join(names))}</b>. Copy"
+        f" {escape(' and '.join(f'{name}/' for name in names))} of a model of the same family into"
+        " its folder.</p>"
     )
 
 
