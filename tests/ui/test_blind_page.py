@@ -101,7 +101,9 @@ def test_a_vote_from_the_name_to_the_results(browser, desk, port, server) -> Non
     tab.goto(url)
     tab.wait_for_selector("[data-blind-name]")
     assert test in tab.locator(".vq-blind-test").inner_text()  # before the first vote
-    tab.on("requestfinished", lambda request: answers.append(request))
+    begun: list[Any] = []  # from now on: what opened the page may still be on its way
+    tab.on("request", lambda request: begun.append(request))
+    tab.on("requestfinished", lambda request: request in begun and answers.append(request))
     tab.on("request", lambda request: heard.append(request.url + (request.post_data or "")))
     enter(tab, "Ana")
     assert tab.evaluate("document.querySelectorAll('.vq-blind-pair img').length") == 2

@@ -136,7 +136,12 @@ def test_a_batch_is_sorted_and_opens_on_the_light_table(tab, studio) -> None:
     visit(tab, studio, width=390, height=844)
     open_tab(tab, "Compare")
     tab.get_by_role("button", name="Many prompts").click()
-    tab.locator("#vq-prompts textarea").fill(f"{PROMPT}\n\na small blue star, plain\n{PROMPT}\n")
+    asked = f"{PROMPT}\n\na small blue star, plain\n{PROMPT}\n"
+    prompts = tab.locator("#vq-prompts textarea")
+    wait_until(tab, lambda: prompts.input_value() != "")  # the examples are there
+    prompts.fill(asked)
+    tab.wait_for_timeout(300)
+    assert prompts.input_value() == asked
     tab.locator("#vq-seeds input, #vq-seeds textarea").fill("1, x")
     tab.locator("#vq-draw-all").click()
     fault = tab.locator("#vq-compare-fault .vq-fault")
