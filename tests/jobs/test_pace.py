@@ -36,7 +36,7 @@ def test_saving_costs_a_start_and_each_byte(plan: Plan, tmp_path: Path) -> None:
     assert "save" not in costs.stages(plan, 0)
     slow = Paces(known={pace.SAVING: Pace(layer_seconds=2.0, weight_seconds=1e-6)})
     saved = costs.stages(plan, 0, None, slow, copied_bytes=10**6)["save"]
-    assert saved == pytest.approx(2.0 + 1.0 + 1e-6 * plan.total_bytes)
+    assert saved == pytest.approx(0.1 + 2.0 + 1.0 + 1e-6 * plan.total_bytes)
     found = pace.measure_saving(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert 0 < found.seconds(0) < found.seconds(10**9)

@@ -35,9 +35,9 @@ _FLOPS = 100e9  # a second, of the products that calibration and error feedback 
 _LEARNING = 4.0  # calls that one learnt call costs: forward, backward, and decoding the codes
 _WATCHED = 3.0  # calls that one costs whose extremes are taken; on a busy machine, so coarse
 _START = 1.5  # of what runs the model: the first call
-_START_PLANNING = 0.4
-_CHECKED = 1.2e9  # bytes a second of the model's weights: read, and searched for what is no number
-_START_SAVING = 0.05
+_START_PLANNING = 0.2
+_CHECKED = 2.5e9  # bytes a second of the model's weights: read, and searched for what is no number
+_START_SAVING = 0.1  # what is not writing: copies opened, the card, the config
 _SAVED = 400e6  # bytes a second: written, made durable, read again for their checksums
 # For each weight of the layer that is encoded, measured on layers of 4 to 30 million weights.
 _ENCODED_BYTES = {"trellis": 22.0}
@@ -79,8 +79,8 @@ def stages(
     if copied_bytes is not None:
         written = copied_bytes + sum(each.total_bytes for each in (plan, *plan.others))
         saving = None if measured is None else measured.saving
-        saving = saving or Pace(layer_seconds=_START_SAVING, weight_seconds=1 / _SAVED)
-        seconds["save"] = saving.seconds(written)
+        saving = saving or Pace(layer_seconds=0.0, weight_seconds=1 / _SAVED)
+        seconds["save"] = _START_SAVING + saving.seconds(written)
     return seconds
 
 
