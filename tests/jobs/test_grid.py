@@ -170,3 +170,8 @@ def test_models_are_made_once_inside_the_run(place, cache, tmp_path):
     assert json.loads(chunk)["recipe_digest"] == digest
     assert str(tmp_path) not in chunk
     assert len({row["initial_latent_sha256"] for row in rows}) == 1
+    left = tmp_path / "models" / f"{result['made'][0]}.partial"  # killed after the model was named
+    left.mkdir()
+    (tmp_path / rows[2]["image"]).unlink()
+    assert grid.execute(request, tmp_path, cache=cache)["drawn"] == 1
+    assert not left.exists()

@@ -243,6 +243,7 @@ def test_a_grid_on_an_engine_has_the_rows_and_pictures_of_a_grid_here(model, tmp
         with here, there:
             assert here.tobytes() == there.tobytes()
     assert {event.stage for event in events} == {"load", "cells"}
+    assert {event.total for event in events if event.stage == "cells"} == {2}
     again = request_from_json(replace(request, engine="ray").to_json())
     assert again == replace(request, engine="ray")
     assert "engine" not in request.to_json()  # folders of earlier versions stay the same grid

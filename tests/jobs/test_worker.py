@@ -4,6 +4,7 @@ test.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,6 +25,12 @@ ROOT = Path(__file__).parents[2]
 
 def contents(folder):
     return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+
+
+def gone(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def test_runs_in_order_and_reports(workspace, worker):
@@ -67,9 +74,11 @@ def test_cancel_of_a_call_that_never_reports(workspace, worker):
     stuck = worker.submit(draw("stuck"))
     waiting = worker.submit(draw())
     wait_for(lambda: workspace.run(stuck).stage == "stuck")
+    started = psutil.Process(int(workspace.run(stuck).message))
     asked = time.monotonic()
     workspace.cancel(stuck)
     wait_state(workspace, stuck, "cancelled")
+    wait_for(lambda: gone(started))
     assert time.monotonic() - asked < 300  # the call itself takes an hour
     assert wait_state(workspace, waiting, "done").error is None
 

@@ -2,7 +2,8 @@
 one does.
 
 The model's name says how it behaves: `toy-<layers>-<milliseconds a layer>`, `stuck` (one long
-call that never reports), `crash` (kill -9 of itself), `fault`, `refuse`, `full`.
+call that never reports, beside a process of its own), `crash` (kill -9 of itself), `fault`,
+`refuse`, `full`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import hashlib
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -39,7 +41,7 @@ class Engine:
 
 def behave(model, report):
     if model == "stuck":
-        report(Event(stage="stuck"))
+        report(Event(stage="stuck", message=str(subprocess.Popen(["sleep", "3600"]).pid)))
         time.sleep(3600)
     if model == "crash":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from vqdq.errors import UserError
 from vqdq.jobs import grid_records as records
+from vqdq.jobs import models
 from vqdq.jobs.draw import draw
 from vqdq.jobs.faults import as_user_error
 from vqdq.jobs.grid_cells import Drawer, Grid, Picture, expand
@@ -148,13 +149,18 @@ class _Work:
         def failed(picture: Picture, fault: UserError) -> None:
             self._keep(_failed(picture, fault))
 
+        def counted(event: Event) -> None:  # pictures of the grid, not pieces of the cluster's work
+            total = len(self.grid.pictures)
+            mine = dataclasses.replace(event, done=min(self.finished, total), total=total)
+            self.report(mine if event.stage == STAGE else event)
+
         grid_cluster.draw(
             pictures,
             self.folder,
             locate=self.cache.locate,
             keep=self._keep,
             failed=failed,
-            report=self.report,
+            report=counted,
         )
 
     def compare_rest(self) -> None:
@@ -175,7 +181,9 @@ class _Work:
             except UserError:  # it was deleted meanwhile: the same recipe makes it again
                 pass
         target = model_folder(self.folder, drawer)
-        if not (target / "model_index.json").is_file():
+        if (target / "model_index.json").is_file():
+            models.discard(models.partial(target))  # stopped after the model had its name
+        else:
             from vqdq.models.compressor import compress_folder  # heavy: diffusers
 
             target.parent.mkdir(exist_ok=True)

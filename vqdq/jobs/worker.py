@@ -116,7 +116,7 @@ class Worker:
             try:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                _kill(process.pid)
                 process.wait()
         self._process = None
         with contextlib.suppress(UserError):  # a full disk, say: the next start does it
@@ -212,7 +212,7 @@ class Worker:
             self._replace(process.returncode, run, error)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        process.kill()
+        _kill(process.pid)
         process.wait()
         _hang_up(process)
 
@@ -271,8 +271,19 @@ class Worker:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(Lock.holder(self.workspace.path, LOCK) or -1)
             if CHILD in process.cmdline():
-                process.kill()
+                _kill(process.pid)
                 process.wait(GRACE_SECONDS)
+
+
+def _kill(pid: int) -> None:
+    """Ends a process with all that it started: a cluster, say, that was just coming up."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        started = process.children(recursive=True)
+        process.kill()
+        for child in started:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
 
 
 def _hang_up(process: subprocess.Popen[bytes]) -> None:
