@@ -170,6 +170,7 @@ def checks(bench: Bench) -> None:
     gpu_kernels.checks(bench)
     gpu_products.integers_check(bench)
     gpu_products.floats_check(bench)
+    gpu_products.few_check(bench)
 
 
 def table(bench: Bench, where: dict[str, Any]) -> str:
@@ -233,6 +234,7 @@ def main(arguments: list[str]) -> int:
         ("ceilings", 15, gpu_kernels.ceilings),
         ("decode", 45, gpu_kernels.decoding),
         ("products", 60, gpu_products.products),
+        ("few rows", 15, gpu_products.few),
         ("encode", 60, gpu_kernels.encoding),
         ("denoiser", 200, gpu_model.denoiser),
         ("compiled", 80, gpu_model.compiled),

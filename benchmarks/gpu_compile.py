@@ -9,7 +9,7 @@ from benchmarks.compiling import Compiled, compiling
 from benchmarks.gpu import Bench
 from vqdq import kernels
 from vqdq.codecs import tables
-from vqdq.kernels import int8_parts
+from vqdq.kernels import few_rows, int8_parts
 from vqdq.kernels.backend import interpreted
 from vqdq.kernels.int8 import Border, Lines
 from vqdq.kernels.triton import support
@@ -39,6 +39,9 @@ def compile_all(capabilities: tuple[int, ...]) -> int:
 def _everything(bench: Bench) -> None:
     for run in (gpu_kernels.decoding, gpu_products.compiled_integers, gpu_kernels.encoding):
         run(bench)
+    for rows in (3, 32):
+        given = gpu_products.packed_weight(300, 512, 3, 12, 128, torch.device("cpu"))
+        few_rows.trellis_product(torch.zeros(rows, 512).bfloat16(), *given)
     table, codes = tables.trellis(3, 16), torch.zeros(113, 512, dtype=torch.uint8)
     for block in (1, 256):
         given = (codes, table, 3, torch.ones(300), torch.ones(512), block, torch.float16)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from benchmarks.gpu_kernels import check
-from vqdq import kernels
-from vqdq.kernels import backend, fp8, int8_parts
+from vqdq import kernels, packing
+from vqdq.codecs import tables
+from vqdq.kernels import backend, few_rows, fp8, int8_parts, reference
 from vqdq.kernels.int8 import Border, Lines
 from vqdq.kernels.triton import support
 
@@ -94,6 +95,55 @@ def floats_check(bench: Bench) -> None:
         maps.to(device), there, scale.to(device), columns.to(device), None, torch.float32, reading
     )
     check(bench, "fp8_product convolution", found, sums, off)
+
+
+def few_check(bench: Bench) -> None:
+    """Compares few rows times a weight that is decoded on the way with decoding first."""
+    device, (rows, columns) = bench.device, (70, 128) if bench.tiny else (773, 768)
+    for count, block in ((5, 64), (32, 128)):
+        given = packed_weight(rows, columns, 3, 12, block, torch.device("cpu"))
+        x, bias = torch.randn(count, columns), torch.randn(rows)
+        weight = reference.trellis_weight(*given)
+        there = (part.to(device) if isinstance(part, torch.Tensor) else part for part in given)
+        found = few_rows.trellis_product(x.to(device), *there, bias.to(device))  # pyright: ignore[reportArgumentType]
+        plain = functional.linear(x.double(), weight.double(), bias.double())
+        check(bench, f"trellis_product of {count} rows, block {block}", found, plain, 1e-5)
+
+
+def packed_weight(
+    rows: int, columns: int, bits: int, state_bits: int, block: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor, int]:
+    """Returns random codes, a table, bits, scales, signs and the block of a trellis weight."""
+    size = (packing.packed_bytes(rows, bits), columns)
+    codes = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
+    table, scales = tables.trellis(bits, state_bits, device), torch.rand(rows, device=device)
+    signs = torch.randint(0, 2, (columns,), device=device) * 2.0 - 1
+    return codes, table, bits, scales, signs, block
+
+
+def few(bench: Bench) -> None:
+    """Measures few rows times a 3-bit weight, decoded as it is multiplied and decoded first, beside
+    bf16: what the time embedding and the modulations of a transformer ask for.
+    """
+    device = torch.device(bench.device)
+    for outputs, columns in ((64, 128),) if bench.tiny else ((1280, 1280), (18432, 3072)):
+        given = packed_weight(outputs, columns, 3, 8 if bench.tiny else 12, 128, device)
+        dense = torch.randn(outputs, columns, device=device).bfloat16()
+        for rows in (2,) if bench.tiny else (1, 2, 8, 32):
+            x = torch.randn(rows, columns, device=device).bfloat16()
+            name = f"{rows} × {columns} × {outputs}"
+            plain = bench.timed("few rows", f"bf16 {name}", partial(functional.linear, x, dense))
+            work = partial(few_rows.trellis_product, x, *given)
+            fused = bench.timed("few rows", f"3 bits, fused {name}", work)
+            bench.add("few rows", f"fused over bf16 {name}", fused / plain, "×", note="same run")
+            first = partial(_decoded_first, x, given)
+            bench.timed("few rows", f"3 bits, decoded first {name}", first)
+            if bench.is_late:
+                return
+
+
+def _decoded_first(x: torch.Tensor, given: tuple[Any, ...]) -> torch.Tensor:
+    return functional.linear(x, kernels.trellis_weight(*given, x.dtype))
 
 
 def products(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -128,3 +128,12 @@ _ORDER: tuple[torch.dtype, ...] = (
     torch.float64,
     torch.int64,
 )
+
+
+def uncast(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Returns `tensor` after the move in `fn` but never its cast: `fn` only sees its bytes."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    moved = fn(flat)
+    if moved.dtype != torch.uint8:  # module.type(...) casts integers too
+        moved = flat.to(moved.device)
+    return moved.view(tensor.dtype).reshape(tensor.shape)

@@ -53,6 +53,45 @@ def test_a_packed_layer_decodes_on_the_card_to_the_same_weight(
             assert torch.equal(there.dense(torch.float16).cpu(), half)
 
 
+def test_few_rows_on_the_card_are_multiplied_with_the_weight_as_it_decodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the weight is not kept, and nothing else wants it."""
+    from vqdq.kernels.triton import few_rows
+
+    calls: list[int] = []
+    product = few_rows.level_product
+
+    def counted(rows: torch.Tensor, *args: object) -> torch.Tensor:
+        calls.append(len(rows))
+        return product(rows, *args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(few_rows, "level_product", counted)
+    torch.manual_seed(2)
+    dense, x = nn.Linear(64, 64), torch.randn(2, 20, 64)
+    plain, turned = (
+        packed(dense, "trellis", bits=3, state_bits=8, output_rotation=block).requires_grad_(False)
+        for block in (0, 64)
+    )
+    for layer in (plain, turned):
+        assert isinstance(layer, QuantizedLinear)
+        there = copy.deepcopy(layer).to(DEVICE)
+        for residency, few, grad, expected in (
+            ("streaming", 16, False, [32]),
+            ("streaming", 20, False, []),  # 40 rows
+            ("resident", 16, False, []),
+            ("streaming", 1, True, []),
+        ):
+            calls.clear()
+            there.residency = residency  # pyright: ignore[reportAttributeAccessIssue]
+            rows = x[:, :few].to(DEVICE).requires_grad_(grad)
+            with backend.interpreted():
+                found = there(rows)
+            assert found.shape == (2, few, 64)
+            assert torch.allclose(found.cpu(), layer(x[:, :few]), atol=1e-4)
+            assert calls == (expected if layer is plain else [])
+
+
 def both(
     layer: QuantizedLinear | QuantizedConv2d, inputs: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:

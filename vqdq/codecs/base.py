@@ -188,6 +188,15 @@ class Codec(ABC, Generic[P]):
         """
         return self.decode(packed).to(dtype)
 
+    def product(
+        self, packed: Packed, rows: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Returns rows [..., in] times the weight, plus bias, by a kernel that decodes the weight
+        as it multiplies; None where there is none. In the dtype of the rows, with float32 sums.
+        """
+        del packed, rows, bias
+        return None
+
     def eight_bit(self, packed: Packed) -> EightBit | None:
         """Returns the weight as int8 without any loss, perhaps in a rotated basis; None if none."""
         del packed

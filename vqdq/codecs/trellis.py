@@ -19,6 +19,7 @@ from vqdq import kernels, packing
 from vqdq.codecs import feedback, register, rotation, scales, tables
 from vqdq.codecs.base import Codec, EightBit, InputStats, Packed, WeightShape
 from vqdq.errors import UserError
+from vqdq.kernels import few_rows
 from vqdq.params import Params, param
 from vqdq.tensors import TensorSpec
 
@@ -180,14 +181,26 @@ class TrellisCodec(Codec[TrellisParams]):
             scaled = values * row_scales[:, None]
             whole = rotation.unrotate(scaled, tensors["signs"], block) if block else scaled
             return whole.to(dtype)
-        columns, codes = packed.shape.in_features, tensors["codes"]
+        return kernels.trellis_weight(*self._coded(packed), dtype)
+
+    def product(
+        self, packed: Packed, rows: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if self._row_block(packed.shape) or not few_rows.takes(rows):
+            return None
+        return few_rows.trellis_product(rows, *self._coded(packed), bias)
+
+    def _coded(
+        self, packed: Packed
+    ) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor, int]:
+        """Returns codes, table, bits, scales, signs and block, as `kernels.trellis_weight` asks."""
+        columns, codes = packed.shape.in_features, packed.tensors["codes"]
+        block = self._block(packed.shape)
         ones = torch.ones(0 if block else columns, device=codes.device)
-        signs = rotation.signs(tensors["signs"], columns) if block else ones
+        signs = rotation.signs(packed.tensors["signs"], columns) if block else ones
         table = tables.trellis(self.params.bits, self.params.state_bits, codes.device)
-        steps = tensors["scales"].float() * tables.TRELLIS_STEP
-        return kernels.trellis_weight(
-            codes, table, self.params.bits, steps, signs, max(block, 1), dtype
-        )
+        steps = packed.tensors["scales"].float() * tables.TRELLIS_STEP
+        return codes, table, self.params.bits, steps, signs, max(block, 1)
 
 
 def _turned(shape: WeightShape) -> WeightShape:

@@ -21,8 +21,8 @@ from vqdq.activations.attention import AttentionParams
 from vqdq.activations.base import ActivationQuantizer, fake_quantize
 from vqdq.errors import UserError
 from vqdq.layers.inputs import NoiseLevel
-from vqdq.layers.quantized import uncast
 from vqdq.layers.score_blocks import attended, not_finite
+from vqdq.tensors import uncast
 
 Part = Literal["q", "k", "v"]
 PARTS: tuple[Part, ...] = ("q", "k", "v")

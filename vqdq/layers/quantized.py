@@ -21,9 +21,11 @@ from torch.nn import functional
 from vqdq.codecs import create
 from vqdq.codecs.base import Codec, Packed, WeightShape
 from vqdq.errors import UserError
+from vqdq.layers import fused
 from vqdq.layers.inputs import LayerInput, fold_smoothing
 from vqdq.layers.matrix import from_matrix, kind_of, weight_shape
 from vqdq.layers.shown import DecodedWeight
+from vqdq.tensors import uncast
 
 if TYPE_CHECKING:
     from vqdq.layers.prefetch import Prefetch
@@ -270,15 +272,6 @@ def _called(call: Callable[..., torch.Tensor], *values: object) -> torch.Tensor:
     return call(*values)
 
 
-def uncast(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Returns `tensor` after the move in `fn` but never its cast: `fn` only sees its bytes."""
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    moved = fn(flat)
-    if moved.dtype != torch.uint8:  # module.type(...) casts integers too
-        moved = flat.to(moved.device)
-    return moved.view(tensor.dtype).reshape(tensor.shape)
-
-
 def _moves_out(layer: nn.Module) -> bool:
     """Whether accelerate takes a layer off the device after each use: what was decoded goes too.
 
@@ -290,7 +283,8 @@ def _moves_out(layer: nn.Module) -> bool:
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A linear layer with a packed weight: y = F.linear(x, decode(packed), bias), bit for bit,
 
-    unless its input is quantized (`vqdq.layers.inputs`).
+    unless its input is quantized (`vqdq.layers.inputs`) or the weight is not kept and there are few
+    rows on a card (`vqdq.layers.fused`).
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -308,6 +302,11 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
                 self._dense = None
             return self.input.output(self, input)
         return self.unrounded(input)
+
+    def unrounded(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns x Wᵀ + bias with the decoded weight, for inputs as they are."""
+        found = fused.product(self, self._codec, input)
+        return super().unrounded(input) if found is None else found
 
     def multiplied(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Returns x Wᵀ + bias with a weight [out, in]."""

@@ -1,8 +1,9 @@
 """What a card can do, and why something is not done on it. Imports Triton only when asked.
 
-On Turing (7.5) Triton's products of tiles do not compile: weights are un-rotated by butterflies
-there, which gives the same bits, and integer products are torch's own. Ampere (8.0) has everything
-but 8-bit floats, which come with Ada (8.9); before, the same values are multiplied in fp16.
+On Turing (7.5) Triton's products of tiles of bytes do not compile: weights are un-rotated by
+butterflies there, which gives the same bits, and integer products are torch's own. Ampere (8.0) has
+everything but 8-bit floats, which come with Ada (8.9); before, the same values are multiplied in
+fp16.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ OPERATIONS = (
     "int8_product",
     "fp8_rows",
     "fp8_product",
+    "trellis_product",
 )
 INSTEAD = {  # who computes on the card what has no kernel there; the processor does the rest
     "int8_product": "torch",
@@ -122,7 +124,7 @@ def refusal(op: str, card: Card) -> str:
     if card.capability < OLDEST:
         return f"{card.name} ({card.target}) is older than Turing"
     if card.capability < PRODUCTS and op == "int8_product":
-        return f"Triton has no products of tiles for {card.target}"
+        return f"Triton has no products of tiles of bytes for {card.target}"
     if card.capability < FLOATS and op == "fp8_product":
         return f"{card.target} has no units for 8-bit floats: the same values in fp16, by torch"
     return ""
