@@ -167,6 +167,11 @@ def follow(regions: list[Region], session: Session) -> list[Any]:
     return updates
 
 
+def changed(regions: list[Region], session: Session) -> bool:
+    """Returns True when `follow` would send something."""
+    return any(session.sent.get(each.name) != each.render(session)[0] for each in regions)
+
+
 def grown(session: Session, region: str, known: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Returns what to change in a list of models whose region has `repr(known)` as signature.
 

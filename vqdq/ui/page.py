@@ -32,7 +32,17 @@ from vqdq.ui import (
 from vqdq.ui.blame_look import BlameLook
 from vqdq.ui.desk import ASSETS, DEFAULT_GOAL, Desk
 from vqdq.ui.guard import Guard
-from vqdq.ui.live import ACTION, PRIVATE, Region, Session, clicked, follow, html, markup
+from vqdq.ui.live import (
+    ACTION,
+    PRIVATE,
+    Region,
+    Session,
+    changed,
+    clicked,
+    follow,
+    html,
+    markup,
+)
 from vqdq.ui.login import Users
 from vqdq.ui.look import Look
 from vqdq.ui.wording import escape, shorten
@@ -64,6 +74,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
     desk = desk or Desk(workspace, model)
     with gr.Blocks(title="VQDQ", analytics_enabled=False, fill_width=True) as page:
         session = gr.State(Session())
+        news = gr.Number(0, visible="hidden", elem_id="vq-news")
         with gr.Row(elem_id="vq-header"):
             identity = html(model_panel.identity_html(desk), "vq-identity")
             pill = html("", "vq-pill")
@@ -107,6 +118,17 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             except UserError:  # the index is busy: the clock asks again in a moment
                 return [gr.skip()] * len(regions)
 
+        def peek(state: Session, told: int) -> int:
+            """The clock asks about all regions at once and mostly hears the number that it knows.
+
+            Updating a component costs the server and the browser much more than its rendering,
+            even where it stays as it is.
+            """
+            try:
+                return told + int(state.arrived and changed(regions, state))
+            except UserError:  # the index is busy: the clock asks again in a moment
+                return told
+
         restore, inputs, settings = made["restore"]
 
         def arrive(state: Session, request: gr.Request, *values: Any) -> list[Any]:
@@ -136,7 +158,8 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             )
         outputs = [tabs, *settings, *targets, session, clock]
         page.load(arrive, [session, *inputs], outputs, **ACTION)
-        clock.tick(refresh, session, targets, trigger_mode="once", **PRIVATE)
+        clock.tick(peek, [session, news], news, trigger_mode="once", **PRIVATE)
+        news.change(refresh, session, targets, trigger_mode="multiple", **PRIVATE)
 
         def then_refresh(event: Any) -> None:
             event.then(refresh, session, targets, **PRIVATE)
