@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 510.0
+NOTHING = "–"  # the unit of what is not measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +115,11 @@ class Bench:
         self.rows.append(row)
         print(f"  {name}: {value:.4g} {unit} {note}", flush=True)
 
+    def absent(self, section: str, name: str, why: str) -> None:
+        """Adds a row for what is not measured, and why."""
+        self.rows.append(Row(section=section, name=name, value=0.0, unit=NOTHING, note=why))
+        print(f"  {name}: {why}", flush=True)
+
 
 @contextmanager
 def section(bench: Bench, name: str, seconds: float) -> Iterator[None]:
@@ -135,7 +141,8 @@ def environment(bench: Bench) -> dict[str, Any]:
 
     import torch
 
-    names = ("torch", "triton", "numba", "numpy", "diffusers", "torchao", "bitsandbytes", "hqq")
+    names = ("torch", "triton", "numba", "numpy", "diffusers")
+    names += ("sdnq", "torchao", "bitsandbytes", "hqq")
     found: dict[str, str] = {}
     for name in names:
         try:
@@ -179,7 +186,7 @@ def table(bench: Bench, where: dict[str, Any]) -> str:
     lines += ["| section | what | median (least–most) | unit | notes |", "| - | - | - | - | - |"]
     for row in bench.rows:
         spread = f" ({row.low:.4g}–{row.high:.4g})" if row.high else ""
-        value = f"{row.value:.4g}{spread}"
+        value = NOTHING if row.unit == NOTHING else f"{row.value:.4g}{spread}"
         lines.append(f"| {row.section} | {row.name} | {value} | {row.unit} | {row.note} |")
     checks = [row for row in bench.rows if row.section == "checks"]
     passed = sum(row.value == 1 for row in checks)
@@ -222,7 +229,7 @@ def main(arguments: list[str]) -> int:
     if not options.interpret and not torch.cuda.is_available():
         print("no card: torch finds none. --interpret runs on a processor.", file=sys.stderr)
         return 2
-    from benchmarks import gpu_kernels, gpu_model, gpu_products
+    from benchmarks import gpu_kernels, gpu_model, gpu_peers, gpu_products
     from vqdq.kernels.backend import interpreted
 
     device = torch.device("cpu" if options.interpret else "cuda")
@@ -230,14 +237,15 @@ def main(arguments: list[str]) -> int:
     start = time.perf_counter()
     where = environment(bench)
     sections: tuple[tuple[str, float, Callable[[Bench], None]], ...] = (
-        ("checks", 90, checks),
+        ("checks", 70, checks),
         ("ceilings", 15, gpu_kernels.ceilings),
         ("decode", 45, gpu_kernels.decoding),
         ("products", 60, gpu_products.products),
         ("few rows", 15, gpu_products.few),
-        ("encode", 60, gpu_kernels.encoding),
-        ("denoiser", 200, gpu_model.denoiser),
-        ("compiled", 80, gpu_model.compiled),
+        ("encode", 50, gpu_kernels.encoding),
+        ("denoiser", 160, gpu_model.denoiser),
+        ("peers", 60, gpu_peers.peers),
+        ("compiled", 60, gpu_model.compiled),
     )
     torch.manual_seed(0)
     with interpreted() if options.interpret else nullcontext():

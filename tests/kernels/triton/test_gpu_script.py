@@ -8,24 +8,38 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_denoiser
+from benchmarks import gpu, gpu_denoiser, gpu_peers
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a card the script itself is run")
 def test_the_script_measures_prints_a_table_last_and_writes_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def broken(_: torch.nn.Module) -> torch.nn.Module:
+        raise ValueError("no card")
+
+    peers = (
+        gpu_peers.Peer(library="torch", name="same", make=lambda model: model),
+        gpu_peers.Peer(library="torch", name="broken", make=broken),
+        gpu_peers.Peer(library="no_such_library", name="absent", make=broken),
+    )
+    monkeypatch.setattr(gpu_peers, "PEERS", peers)
+    monkeypatch.setattr(gpu_peers, "SMALL", gpu_denoiser.TINY)
     path = tmp_path / "gpu.json"
-    sections = ["ceilings", "products", "denoiser"]
+    sections = ["ceilings", "products", "few rows", "denoiser", "peers"]
     assert gpu.main(["--interpret", "--output", str(path), "--only", *sections]) == 0
     stored = json.loads(path.read_text(encoding="utf-8"))
     assert stored["faults"] == []
     assert {row["section"] for row in stored["rows"]} == set(sections)
     named = {row["name"]: row for row in stored["rows"]}
     assert named["W3A8, layers in integers"]["value"] == 1
+    assert named["same"]["value"] > 0
+    for name, why in (("broken", "fails here: ValueError: no card"), ("absent", "not installed")):
+        assert (named[name]["unit"], named[name]["note"]) == (gpu.NOTHING, why)
     assert "interpreter" in stored["environment"]["card"]
     printed = capsys.readouterr().out.strip().splitlines()
     assert printed[-1] == "0 of 0 checks pass; 0 sections failed"
+    assert "| peers | absent | – | – | not installed |" in printed
     assert sum(line.startswith("| denoiser |") for line in printed) == sum(
         row["section"] == "denoiser" for row in stored["rows"]
     )
