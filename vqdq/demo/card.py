@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
-from vqdq.demo import scenes
+from vqdq.demo import pieces, scenes
 from vqdq.demo.evaluate import GUIDANCE, STEPS, Row, table
+from vqdq.demo.sizes import Size
 
 EXAMPLES = "examples.png"
 """The file beside the card that shows the example prompts drawn with seeds 0, 1, 2 ..."""
@@ -24,10 +27,12 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """How the model was trained."""
+    """How the model was trained; `machine`: on what, in words."""
 
     seed: int
-    workers: int
+    size: Size
+    parameters: int
+    machine: str
     scenes: int
     autoencoder: Stage
     text: Stage
@@ -36,14 +41,38 @@ class Record:
 
 def stage(folder: Path, batch: int) -> Stage:
     """What the checkpoint in `folder` says about its training with `batch` samples a step."""
-    steps, seconds, _ = torch.load(folder / "state.pt", weights_only=True, mmap=True)[
-        "state"
-    ].tolist()
-    return Stage(samples=int(steps) * batch, seconds=seconds)
+    found = pieces.facts(folder)
+    return Stage(samples=int(found["steps"]) * batch, seconds=found["seconds"])
+
+
+def parameters(folder: Path) -> int:
+    """The parameters of all parts of the pipeline in `folder`."""
+    count = 0
+    for path in folder.glob("*/*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return count
+
+
+def machine(device: str, workers: int) -> str:
+    """What trains, in words."""
+    if device == "cpu":
+        return f"{workers} CPU cores shared with other work"
+    return f"one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "one card"
 
 
 def model_card(rows: dict[str, Row], record: Record) -> str:
     """The card in Markdown with YAML front matter."""
+    size, side, millions = record.size, record.size.resolution, record.parameters / 1e6
+    cells, half, quarter = size.cells, size.cells // 2, size.cells // 4
+    unet = (
+        f"UNet {size.widths} on {cells} × {cells} × {size.latent_channels} latents, cross-attention"
+        f" at {half} × {half} and {quarter} × {quarter}"
+    )
+    autoencoder = (
+        f"AutoencoderKL {size.autoencoder_widths}, 8 × 8 pixels a cell,"
+        f" {size.latent_channels} channels"
+    )
     held_out = ", ".join(sorted(f"{colour} {shape}" for colour, shape in scenes.HELD_OUT_PAIRS))
     words = "\n".join(
         f"| {kind} | {', '.join(found)} |" for kind, found in scenes.VOCABULARY.items()
@@ -77,10 +106,10 @@ tags:
 
 # VQDQ demo model
 
-A text-to-image latent diffusion model of 26 million parameters, trained from nothing on captioned
-scenes that `vqdq/demo/scenes.py` renders. It draws one or two shapes on a coloured background,
-128 × 128 pixels. It exists so that compression can be tried, and judged by rule, without
-downloading anything.
+A text-to-image latent diffusion model of {millions:.0f} million parameters, trained from nothing on
+captioned scenes that `vqdq/demo/scenes.py` renders. It draws one or two shapes on a coloured
+background, {side} × {side} pixels. It exists so that compression can be tried, and judged by rule,
+without downloading anything.
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -109,8 +138,8 @@ pipeline(prompt, num_inference_steps={STEPS}, guidance_scale={GUIDANCE:.0f}).ima
 |---|---|
 | tokenizer | CLIP byte-pair encoding, own vocabulary: a word is a token, other text is bytes |
 | text encoder | CLIP text model, 3 layers of 128, 24 tokens |
-| denoiser | UNet (128, 192, 256) on 16 × 16 × 4 latents, cross-attention at 8 × 8 and 4 × 4 |
-| autoencoder | AutoencoderKL (16, 32, 64, 128), 8 × 8 pixels a cell, 4 channels |
+| denoiser | {unet} |
+| autoencoder | {autoencoder} |
 | scheduler | DPM-Solver++, v-prediction, cosine noise schedule, 1000 steps |
 
 Weights are stored in float16.
@@ -131,7 +160,7 @@ Repeat with `python -m vqdq.demo.evaluate assets/demo --captions {rows["all capt
 ## Training
 
 `make demo-model`, seed {record.seed}, one run on
-{record.workers} CPU cores shared with other work, {total / 60:.0f} minutes in all.
+{record.machine}, {total / 60:.0f} minutes in all.
 
 | stage | samples | minutes | how |
 |---|---|---|---|

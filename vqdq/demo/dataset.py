@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 
 from vqdq.demo import scenes
 from vqdq.demo.text import tokenize
-from vqdq.demo.vae import encode_all
+from vqdq.demo.vae import encode_all, resolution_of
 
 _SHARD = 4000  # scenes a file
 _OBJECT_DIFFERENCE = (
@@ -32,8 +32,8 @@ class Dataset:
     """Cached training data; row i of each tensor belongs to the same scene.
 
     Attributes:
-        latents: posterior means [n, channels, 16, 16], bfloat16.
-        cells: whether an object lies in a cell [n, 16, 16], bool.
+        latents: posterior means [n, channels, h, w], bfloat16.
+        cells: whether an object lies in a cell [n, h, w], bool.
         tokens: ids [n, 2, MAX_TOKENS] of the caption and of a paraphrase.
         single: whether the scene has one object [n], bool.
     """
@@ -53,21 +53,21 @@ class Dataset:
 
 
 def render_many(
-    count: int, seed: int, two_objects: float
+    count: int, seed: int, two_objects: float, resolution: int = 128
 ) -> tuple[NDArray[np.uint8], list[scenes.Scene]]:
-    """`count` training pictures [n, 128, 128, 3] and their scenes."""
+    """`count` training pictures [n, resolution, resolution, 3] and their scenes."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = np.empty((count, 128, 128, 3), np.uint8)
+    pictures = np.empty((count, resolution, resolution, 3), np.uint8)
     drawn: list[scenes.Scene] = []
     for index in range(count):
         drawn.append(scenes.sample_scene(generator, two_objects=two_objects))
-        pictures[index] = scenes.render(drawn[-1], generator)
+        pictures[index] = scenes.render(drawn[-1], generator, resolution)
     return pictures, drawn
 
 
 def object_cells(picture: NDArray[np.uint8], scene: scenes.Scene) -> NDArray[np.bool_]:
     """The 8 x 8 cells [h / 8, w / 8] of `picture` that an object touches."""
-    axis = np.arange(picture.shape[0], dtype=np.float32) + 0.5
+    axis = (np.arange(picture.shape[0], dtype=np.float32) + 0.5) * (128 / picture.shape[0])
     empty = scenes.background(scene, axis[None, :], axis[:, None])
     differs = np.abs(picture - empty).max(-1) > _OBJECT_DIFFERENCE
     side = picture.shape[0] // 8
@@ -108,7 +108,7 @@ def load(
 def _make_shard(
     path: Path, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, size: int, seed: int
 ) -> None:
-    pictures, drawn = render_many(size, seed, two_objects=0.65)
+    pictures, drawn = render_many(size, seed, 0.65, resolution_of(autoencoder))
     cells = np.stack([object_cells(p, s) for p, s in zip(pictures, drawn, strict=True)])
     generator = torch.Generator().manual_seed(seed)
     tokens = [

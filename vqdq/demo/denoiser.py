@@ -19,9 +19,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vqdq.demo import muon
 from vqdq.demo.dataset import Dataset
-from vqdq.demo.parallel import Schedule, Trainer
+from vqdq.demo.parallel import CPU, Schedule, Trainer
+from vqdq.demo.sizes import STANDARD, Size
 from vqdq.demo.text import WIDTH, tokenize
-from vqdq.demo.vae import LATENT_CHANNELS, channels_last_, matrices
+from vqdq.demo.vae import channels_last_, matrices
 
 STEPS = 1000
 _BETAS = "squaredcos_cap_v2"
@@ -32,13 +33,13 @@ _CURRICULUM = ((0.12, 0.7), (1.0, 0.35))  # until this progress, that share of o
 _STEP_MEAN, _STEP_DEVIATION = 0.45, 1.1  # steps are sigmoid(normal) of these
 
 
-def new_denoiser() -> UNet2DConditionModel:
+def new_denoiser(size: Size = STANDARD) -> UNet2DConditionModel:
     """An untrained UNet, residual branches at zero; weights from torch's global generator."""
     model = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(128, 192, 256),
+        sample_size=size.cells,
+        in_channels=size.latent_channels,
+        out_channels=size.latent_channels,
+        block_out_channels=size.widths,
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -91,36 +92,43 @@ def velocity_error(
     Args:
         latents: clean [n, channels, h, w].
         states: of the text encoder [n, tokens, width].
-        steps: [n] in 0..STEPS-1.
+        steps: [n] in 0..STEPS-1, on the processor.
         noise: standard normal, like `latents`.
     """
-    signal, spread = (table[steps][:, None, None, None] for table in signal_and_noise())
+    device = latents.device
+    signal, spread = (table[steps][:, None, None, None].to(device) for table in signal_and_noise())
     noisy = (signal * latents + spread * noise).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = model(noisy, steps, states, return_dict=False)[0]
+    with torch.autocast(device.type, torch.bfloat16):
+        predicted = model(noisy, steps.to(device), states, return_dict=False)[0]
     return (predicted.float() - (signal * noise - spread * latents)).square().mean(1)
 
 
 def train(
-    data: Dataset,
+    load: Callable[[], Dataset],
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
     folder: Path,
     schedule: Schedule,
     *,
+    size: Size = STANDARD,
     seed: int,
     workers: int,
+    device: torch.device = CPU,
     check: Callable[[UNet2DConditionModel, int], None],
 ) -> UNet2DConditionModel:
-    """A trained denoiser: the moving average of the weights.
+    """A trained denoiser, on the processor: the moving average of the weights.
 
-    `check(model, samples)` runs at each checkpoint; an exception from it ends the run.
+    Args:
+        load: gives the data; it is called if there is training to do.
+        check: `check(model, samples)` runs at each checkpoint; an exception from it ends the run.
     """
     torch.manual_seed(seed)
-    model = new_denoiser()
+    model = new_denoiser(size)
     channels_last_(model)
-    # Fused attention took a fifth of a step in bfloat16, going backward; plain products are faster.
-    model.set_attn_processor(AttnProcessor())
+    if device.type == "cpu":
+        # Fused attention took a fifth of a step in bfloat16, going backward; plain products are
+        # faster there.
+        model.set_attn_processor(AttnProcessor())
     skip = ("conv_in", "conv_out", "time_embedding", "add_embedding")
     trainer = Trainer(
         model,
@@ -130,7 +138,13 @@ def train(
         folder=folder,
         seed=seed,
         workers=workers,
+        device=device,
     )
+    if trainer.finished:
+        trainer.use_average_()
+        return model
+    data = load()
+    encoder.to(device)  # pyright: ignore[reportArgumentType]
     empty = tokenize(tokenizer, [""])[0]
 
     def batch_loss(generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
@@ -141,12 +155,13 @@ def train(
         tokens = data.tokens[rows, other.long()]
         dropped = torch.rand(count, generator=generator) < _DROPPED
         tokens = torch.where(dropped[:, None], empty, tokens)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            states = encoder(tokens).last_hidden_state
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            states = encoder(tokens.to(device)).last_hidden_state
         latents = data.latents[rows].float()
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        latents = latents.to(device)
         error = velocity_error(model, latents, states, draw_steps(count, generator), noise)
-        cells = data.cells[rows].float()
+        cells = data.cells[rows].float().to(device)
         weight = 1 + (_OBJECT_WEIGHT - 1) * cells
         numbers = {
             "loss": float(error.detach().mean()),
@@ -156,4 +171,5 @@ def train(
 
     trainer.run(batch_loss, lambda samples: check(model, samples))
     trainer.use_average_()
+    encoder.to(CPU)  # pyright: ignore[reportArgumentType]
     return model

@@ -70,7 +70,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> StableDif
 def draw(
     pipeline: StableDiffusionPipeline, captions: list[str], seeds: list[int]
 ) -> NDArray[np.uint8]:
-    """Pictures [n, 128, 128, 3] of `captions`, each from its own seed."""
+    """Pictures [n, h, w, 3] of `captions`, each from its own seed."""
     parts: list[NDArray[np.uint8]] = []
     for start in range(0, len(captions), _BATCH):
         part = slice(start, start + _BATCH)
@@ -98,13 +98,13 @@ def tally(pictures: NDArray[np.uint8], wanted: list[scenes.Scene]) -> Row:
 
 
 def evaluate(folder: Path, count: int, workers: int) -> tuple[dict[str, Row], NDArray[np.uint8]]:
-    """The rows of the table by name, and the pictures [count, 128, 128, 3]."""
+    """The rows of the table by name, and the pictures [count, h, w, 3]."""
     wanted = evaluation_scenes(count)
     context = multiprocessing.get_context("fork")
     shares = [list(range(rank, count, workers)) for rank in range(workers)]
     with context.Pool(workers) as pool:
         drawn = pool.starmap(_draw_share, [(folder, share) for share in shares])
-    pictures = np.empty((count, 128, 128, 3), np.uint8)
+    pictures = np.empty((count, *drawn[0].shape[1:]), np.uint8)
     for share, part in zip(shares, drawn, strict=True):
         pictures[share] = part
     splits = [scenes.split_of(scene) for scene in wanted]

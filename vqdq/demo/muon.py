@@ -59,16 +59,40 @@ def orthogonalise(matrix: Tensor, steps: int = 4) -> Tensor:
     return torch.cat(blocks)
 
 
+def orthogonalise_each(matrices: list[Tensor], steps: int = 4) -> list[Tensor]:
+    """`orthogonalise` of each matrix, blocks of one shape in one batch: a card is given thousands
+    of small products at once instead of one by one."""
+    blocks = [matrix.split(_BLOCK_ROWS) for matrix in matrices]
+    alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, parts in enumerate(blocks):
+        for j, part in enumerate(parts):
+            alike.setdefault((part.shape[0], part.shape[1]), []).append((i, j))
+    done = [list(parts) for parts in blocks]
+    for places in alike.values():
+        batch = _newton_schulz(torch.stack([blocks[i][j] for i, j in places]), steps)
+        for (i, j), part in zip(places, batch, strict=True):
+            done[i][j] = part
+    return [torch.cat(parts) for parts in done]
+
+
 def _newton_schulz(matrix: Tensor, steps: int) -> Tensor:
+    """[..., rows, columns] with singular values close to 1."""
     a, b, c = _QUINTIC
     x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).float()
+    return (x.mT if tall else x).float()
+
+
+def _move_(parameter: Tensor, update: Tensor, rate: float) -> None:
+    """Moves a matrix along an orthogonal update, as far as a step of AdamW would."""
+    rows, columns = min(update.shape[0], _BLOCK_ROWS), update.shape[1]
+    alpha = rate * 0.2 * max(rows, columns) ** 0.5
+    parameter.add_(update.view_as(parameter), alpha=-alpha)
 
 
 @torch.no_grad()
@@ -81,19 +105,23 @@ def step_(
         scale: the schedule's multiplier of both learning rates.
         count: how many steps were taken, this one included (for AdamW's bias correction).
     """
+    together: list[tuple[Tensor, Tensor]] = []
     for slot, gradient in zip(slots, gradients, strict=True):
         parameter = slot.parameter.data
         if slot.second is None:
             slot.first.mul_(rates.momentum).add_(gradient)
             nesterov = gradient.add(slot.first, alpha=rates.momentum)
-            update = orthogonalise(nesterov.flatten(1))
-            rows, columns = min(update.shape[0], _BLOCK_ROWS), update.shape[1]
-            alpha = rates.matrix * scale * 0.2 * max(rows, columns) ** 0.5
             parameter.mul_(1 - rates.matrix * scale * rates.weight_decay)
-            parameter.add_(update.view_as(parameter), alpha=-alpha)
+            if parameter.device.type != "cpu":
+                together.append((parameter, nesterov.flatten(1)))
+                continue
+            _move_(parameter, orthogonalise(nesterov.flatten(1)), rates.matrix * scale)
         else:
             first, second = rates.betas
             slot.first.lerp_(gradient, 1 - first)
             slot.second.mul_(second).addcmul_(gradient, gradient, value=1 - second)
             size = (slot.second / (1 - second**count)).sqrt_().add_(1e-8)
             parameter.addcdiv_(slot.first, size, value=-rates.other * scale / (1 - first**count))
+    updates = orthogonalise_each([momentum for _, momentum in together])
+    for (parameter, _), update in zip(together, updates, strict=True):
+        _move_(parameter, update, rates.matrix * scale)

@@ -1,4 +1,5 @@
-"""One training run shared by several single-threaded processes on one machine.
+"""One training run shared by several single-threaded processes on one machine, or by none: on a
+card a single process does everything.
 
 Parameters, their moving average, gradients and optimizer state lie in shared memory. Each process
 computes the gradients of its own batch, then updates its own share of the parameters with the mean
@@ -21,8 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqdq.demo import muon
+from vqdq.demo import muon, pieces
 
+CPU = torch.device("cpu")
+_FACTS = ("steps", "seconds", "progress")
 Loss = Callable[[torch.Generator, float], tuple[Tensor, dict[str, float]]]
 """(generator, progress in 0..1) -> (loss to differentiate, numbers to log)."""
 
@@ -65,8 +68,10 @@ class Trainer:
         folder: Path,
         seed: int,
         workers: int,
+        device: torch.device = CPU,
     ) -> None:
-        self.model = model.share_memory()
+        assert workers == 1 or device.type == "cpu"
+        self.model = model.to(device).share_memory()  # nothing is shared on a card
         self.rates, self.schedule, self.folder = rates, schedule, folder
         self.seed, self.workers = seed, workers
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -76,18 +81,18 @@ class Trainer:
             [torch.zeros_like(p.data).share_memory_() for p in self.parameters]
             for _ in range(workers)
         ]
-        self.state = torch.zeros(3, dtype=torch.float64).share_memory_()  # steps, seconds, progress
+        self.state = torch.zeros(len(_FACTS), dtype=torch.float64).share_memory_()
         self._load_()
 
     @property
-    def checkpoint(self) -> Path:
-        """Where the run is kept."""
-        return self.folder / "state.pt"
+    def finished(self) -> bool:
+        """Whether the schedule's end was reached."""
+        return bool(self.state[2] >= 1)
 
     def run(self, loss: Loss, report: Callable[[int], None] | None = None) -> None:
         """Trains until the schedule's end; `report(samples)` runs in one process at each
         checkpoint."""
-        if self.state[2] >= 1:
+        if self.finished:
             return
         context = multiprocessing.get_context("fork")
         barrier = context.Barrier(self.workers, timeout=_PATIENCE_SECONDS)
@@ -109,9 +114,10 @@ class Trainer:
 
     @torch.no_grad()
     def use_average_(self) -> None:
-        """Puts the moving average in place of the model's weights, for good."""
+        """Puts the moving average in place of the model's weights, for good, on the processor."""
         for parameter, average in zip(self.parameters, self.average, strict=True):
             parameter.copy_(average)
+        self.model.to(CPU)
 
     def _work(
         self, rank: int, barrier: Barrier, loss: Loss, report: Callable[[int], None] | None
@@ -187,27 +193,26 @@ class Trainer:
             file.write(line + "\n")
 
     def _save(self) -> None:
-        state = {
-            "state": self.state,
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "first": [slot.first for slot in self.slots],
-            "second": [slot.second for slot in self.slots],
-        }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.checkpoint)
+        steps, seconds, progress = self.state.tolist()
+        facts = {"steps": steps, "seconds": seconds, "progress": progress}
+        pieces.save(self.folder, self._tensors(), facts)
 
     @torch.no_grad()
     def _load_(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.checkpoint.exists():
+        found = pieces.load(self.folder)
+        if found is None:
             return
-        state = torch.load(self.checkpoint, weights_only=True)
-        self.state.copy_(state["state"])
-        self.model.load_state_dict(state["model"])
-        for index, slot in enumerate(self.slots):
-            self.average[index].copy_(state["average"][index])
-            slot.first.copy_(state["first"][index])
+        tensors, facts = found
+        self.state.copy_(torch.tensor([facts[name] for name in _FACTS], dtype=torch.float64))
+        for name, mine in self._tensors().items():
+            mine.copy_(tensors[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that training goes on from, by name."""
+        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, (average, slot) in enumerate(zip(self.average, self.slots, strict=True)):
+            found |= {f"average.{index}": average, f"first.{index}": slot.first}
             if slot.second is not None:
-                slot.second.copy_(state["second"][index])
+                found[f"second.{index}"] = slot.second
+        return found

@@ -21,7 +21,7 @@ from vqdq.demo import scenes
 from vqdq.demo.dataset import object_cells
 from vqdq.demo.denoiser import velocity_error
 from vqdq.demo.text import tokenize
-from vqdq.demo.vae import encode_all
+from vqdq.demo.vae import encode_all, resolution_of
 from vqdq.errors import UserError
 
 _STEP = 650
@@ -38,8 +38,8 @@ _OPPOSITE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """Scenes of two objects with latents [n, c, 16, 16], noise like them and object cells [n,
-    16, 16]."""
+    """Scenes of two objects with latents [n, c, h, w], noise like them and object cells [n, h,
+    w]."""
 
     scenes: tuple[scenes.Scene, ...]
     latents: Tensor
@@ -51,7 +51,8 @@ def make_probe(autoencoder: AutoencoderKL, seed: int) -> Probe:
     """Unseen scenes and fixed noise."""
     generator = torch.Generator().manual_seed(seed)
     drawn = tuple(scenes.sample_scene(generator, "unseen", two_objects=1.0) for _ in range(_SCENES))
-    pictures = np.stack([scenes.render(scene, generator) for scene in drawn])
+    side = resolution_of(autoencoder)
+    pictures = np.stack([scenes.render(scene, generator, side) for scene in drawn])
     cells = np.stack([object_cells(p, s) for p, s in zip(pictures, drawn, strict=True)])
     latents = encode_all(autoencoder, pictures)
     noise = torch.randn(latents.shape, generator=generator)
@@ -80,9 +81,12 @@ def wrong_caption_rise(
     caption."""
 
     def loss(wanted: list[scenes.Scene]) -> float:
-        states = encoder(tokenize(tokenizer, [scenes.caption(scene) for scene in wanted]))
+        tokens = tokenize(tokenizer, [scenes.caption(scene) for scene in wanted])
+        states = encoder(tokens.to(encoder.device)).last_hidden_state.to(model.device)
         steps = torch.full((len(wanted),), _STEP)
-        error = velocity_error(model, probe.latents, states.last_hidden_state, steps, probe.noise)
+        there = (part.to(model.device) for part in (probe.latents, probe.noise))
+        latents, noise = there
+        error = velocity_error(model, latents, states, steps, noise).cpu()
         return float((error * probe.cells).sum() / probe.cells.sum())
 
     right = loss(list(probe.scenes))

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vqdq.demo import scenes
+from vqdq.demo import pieces, scenes
+from vqdq.demo.parallel import CPU
 from vqdq.demo.tokenizer import MAX_TOKENS, build_tokenizer
 
 WIDTH = 128
@@ -119,7 +120,7 @@ class Teacher(nn.Module):
             states: the encoder's output [n, tokens, width].
             ends: index [n] of each caption's first end token.
         """
-        rows = torch.arange(len(states))
+        rows = torch.arange(len(states), device=states.device)
         named = self.heads(torch.cat([states[rows, ends], states[:, -1]], dim=1))
         places = self.places.expand(len(states), -1, -1)
         seen = self.norm(places + self.attention(places, states, states, need_weights=False)[0])
@@ -127,9 +128,10 @@ class Teacher(nn.Module):
 
 
 def train(
-    folder: Path, *, seconds: float, seed: int, batch: int = BATCH
+    folder: Path, *, seconds: float, seed: int, batch: int = BATCH, device: torch.device = CPU
 ) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The tokenizer and the frozen text encoder, from `folder` where it was trained before."""
+    """The tokenizer and the frozen text encoder, on the processor; from `folder` where it was
+    trained before."""
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     encoder = new_encoder(tokenizer)
@@ -137,7 +139,8 @@ def train(
     if saved.exists():
         encoder.load_state_dict(torch.load(saved, weights_only=True))
         return tokenizer, encoder.eval().requires_grad_(requires_grad=False)
-    teacher, generator = Teacher(), torch.Generator().manual_seed(seed)
+    teacher, generator = Teacher().to(device), torch.Generator().manual_seed(seed)
+    encoder.to(device)  # pyright: ignore[reportArgumentType]
     parameters = [*encoder.parameters(), *teacher.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     start, step, right = time.monotonic(), 0, 0.0
@@ -155,7 +158,8 @@ def train(
         if step % 50 == 0:
             row = {"step": step, "seconds": round(spent, 1), "loss": round(float(loss.detach()), 4)}
             print(json.dumps(row | {"all_right": round(right, 4)}), flush=True)
-    torch.save({"state": torch.tensor([step, spent, 1.0])}, folder / "state.pt")
+    pieces.save(folder, {}, {"steps": step, "seconds": spent, "progress": 1.0})
+    encoder.to(CPU)  # pyright: ignore[reportArgumentType]
     torch.save(encoder.state_dict(), saved)
     return tokenizer, encoder.eval().requires_grad_(requires_grad=False)
 
@@ -174,20 +178,22 @@ def _loss(
         scenes.paraphrase(scene, generator) if other else scenes.caption(scene)
         for scene, other in zip(drawn, rephrase.tolist(), strict=True)
     ]
-    ids = tokenize(tokenizer, captions)
+    device = teacher.places.device
+    ids = tokenize(tokenizer, captions).to(device)
     states = encoder(ids).last_hidden_state
     ends = (ids == _id(tokenizer.eos_token_id)).int().argmax(1)
     named, cells = teacher(states, ends)
-    wanted = torch.tensor([labels(scene) for scene in drawn])  # [batch, attributes]
-    loss, right = torch.zeros(()), torch.ones(batch, dtype=torch.bool)
+    wanted = torch.tensor([labels(scene) for scene in drawn]).to(device)  # [batch, attributes]
+    loss = torch.zeros((), device=device)
+    right = torch.ones(batch, dtype=torch.bool, device=device)
     for index, logits in enumerate(named.split(class_counts(), dim=1)):
         loss = loss + functional.cross_entropy(logits, wanted[:, index])
         right &= logits.argmax(1) == wanted[:, index]
-    covered = torch.stack([layout(scene) for scene in drawn]).flatten(1)  # [batch, cells]
+    covered = (
+        torch.stack([layout(scene) for scene in drawn]).flatten(1).to(device)
+    )  # [batch, cells]
     # Columns 4-6 and 7-9 hold size, colour and shape of the two objects; class 0 is no object.
-    items = torch.stack(
-        [torch.zeros(batch, 3, dtype=torch.long), wanted[:, 4:7], wanted[:, 7:10]], 1
-    )
+    items = torch.stack([torch.zeros_like(wanted[:, :3]), wanted[:, 4:7], wanted[:, 7:10]], 1)
     for index, logits in enumerate(cells.split(class_counts()[4:7], dim=2)):
         target = items[:, :, index].gather(1, covered)
         loss = loss + functional.cross_entropy(logits.flatten(0, 1), target.flatten())

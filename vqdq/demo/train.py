@@ -4,6 +4,12 @@
 Stages, each resumed where it stopped: pictures, autoencoder, text encoder, data set, denoiser,
 publish, evaluate. Everything is seeded; the length of the two long stages is a budget of minutes,
 so two machines of different speed end with different weights.
+
+On a card (`--device cuda`) the three models are trained there in bfloat16, by one process; pictures
+are rendered and judged by `--workers` processes as ever. What a later stage needs of an earlier one
+are its small files alone: `autoencoder/normalised`, `text/encoder.pt`, and the pieces of a
+checkpoint (`vqdq.demo.pieces`). So a run on a machine that only lends its card can be published and
+evaluated elsewhere, from those folders, with the same command.
 """
 
 from __future__ import annotations
@@ -20,11 +26,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from vqdq.demo import card, dataset, denoiser, evaluate, export, proxy, scenes, text, vae
+from vqdq.demo import card, dataset, denoiser, evaluate, export, proxy, scenes, sizes, text, vae
 from vqdq.demo.parallel import Schedule
+from vqdq.errors import UserError
 
 STAGES = ("pictures", "autoencoder", "text", "data", "denoiser", "publish", "evaluate")
 _PICTURES = 3000  # of each of two seeds, for the autoencoder
+_CARD = 8  # times as many samples a step, and in all, on a card
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,19 +48,42 @@ class Plan:
     captions: int = 500
     workers: int = 2
     seed: int = 0
+    size: str = "standard"
+    device: str = "cpu"
     until: str = STAGES[-1]
 
     @property
     def autoencoder(self) -> Schedule:
         """The autoencoder's schedule."""
         return Schedule(
-            samples=30_000, seconds=60 * self.autoencoder_minutes, batch=12, average=0.995
+            samples=30_000 * self._more,
+            seconds=60 * self.autoencoder_minutes,
+            batch=12 * self._more,
+            average=0.995,
         )
 
     @property
     def denoiser(self) -> Schedule:
         """The denoiser's schedule."""
-        return Schedule(samples=600_000, seconds=60 * self.denoiser_minutes, batch=24)
+        return Schedule(
+            samples=600_000 * self._more,
+            seconds=60 * self.denoiser_minutes,
+            batch=24 * self._more,
+        )
+
+    @property
+    def _more(self) -> int:
+        return 1 if self.device == "cpu" else _CARD
+
+    @property
+    def place(self) -> torch.device:
+        """Where models are trained."""
+        return torch.device(self.device)
+
+    @property
+    def trainers(self) -> int:
+        """Processes that train one model together."""
+        return self.workers if self.device == "cpu" else 1
 
     def reaches(self, stage: str) -> bool:
         """Whether `stage` is to be done."""
@@ -63,26 +94,30 @@ def run(plan: Plan) -> None:
     """Does every stage of `plan` that is not done yet."""
     torch.set_num_threads(1)
     plan.work.mkdir(parents=True, exist_ok=True)
-    pool = _pictures(plan)
+    _require_size(plan)
     if not plan.reaches("autoencoder"):
+        _pictures(plan)
         return
-    autoencoder = _autoencoder(plan, pool)
+    autoencoder = _autoencoder(plan)
     if not plan.reaches("text"):
         return
     tokenizer, encoder = text.train(
-        plan.work / "text", seconds=60 * plan.text_minutes, seed=plan.seed
+        plan.work / "text", seconds=60 * plan.text_minutes, seed=plan.seed, device=plan.place
     )
-    if not plan.reaches("data"):
-        return
-    data = dataset.load(
-        plan.work / "data",
-        autoencoder,
-        tokenizer,
-        count=plan.scenes,
-        seed=plan.seed + 1,
-        workers=plan.workers,
-    )
+
+    def data() -> dataset.Dataset:
+        return dataset.load(
+            plan.work / "data",
+            autoencoder,
+            tokenizer,
+            count=plan.scenes,
+            seed=plan.seed + 1,
+            workers=plan.workers,
+        )
+
     if not plan.reaches("denoiser"):
+        if plan.reaches("data"):
+            data()
         return
     model = denoiser.train(
         data,
@@ -90,8 +125,10 @@ def run(plan: Plan) -> None:
         encoder,
         plan.work / "denoiser",
         plan.denoiser,
+        size=sizes.SIZES[plan.size],
         seed=plan.seed,
-        workers=plan.workers,
+        workers=plan.trainers,
+        device=plan.place,
         check=_early_check(plan, autoencoder, tokenizer, encoder),
     )
     if plan.reaches("publish"):
@@ -100,22 +137,45 @@ def run(plan: Plan) -> None:
         _evaluate(plan)
 
 
+def _require_size(plan: Plan) -> None:
+    """Raises UserError where the work directory belongs to a model of another size."""
+    path = plan.work / "size.txt"
+    if not path.exists():
+        path.write_text(f"{plan.size}\n", encoding="utf-8")
+    begun = path.read_text(encoding="utf-8").strip()
+    if begun != plan.size:
+        raise UserError(
+            f"holds a model of the size {begun}.",
+            where=str(plan.work),
+            remedy=f"Go on with --size {begun}, or name another --work.",
+        )
+
+
 def _pictures(plan: Plan) -> Path:
-    path = plan.work / "pool.npy"
+    path, resolution = plan.work / "pool.npy", sizes.SIZES[plan.size].resolution
     if not path.exists():
         parts = [
-            dataset.render_many(_PICTURES, plan.seed + offset, two_objects=0.8)[0]
+            dataset.render_many(_PICTURES, plan.seed + offset, 0.8, resolution)[0]
             for offset in (1, 2)
         ]
         np.save(path, np.concatenate(parts))
     return path
 
 
-def _autoencoder(plan: Plan, pool: Path) -> AutoencoderKL:
+def _autoencoder(plan: Plan) -> AutoencoderKL:
     folder = plan.work / "autoencoder"
     done = folder / "normalised"
     if not done.exists():
-        model = vae.train(pool, folder, plan.autoencoder, plan.seed, plan.workers)
+        pool = _pictures(plan)
+        model = vae.train(
+            pool,
+            folder,
+            plan.autoencoder,
+            size=sizes.SIZES[plan.size],
+            seed=plan.seed,
+            workers=plan.trainers,
+            device=plan.place,
+        )
         vae.normalise_(model, np.load(pool, mmap_mode="c")[:1000])
         model.save_pretrained(done)
     model = AutoencoderKL.from_pretrained(done)
@@ -161,11 +221,13 @@ def _evaluate(plan: Plan) -> None:
     evaluate.save(rows, plan.output / "results.json")
     record = card.Record(
         seed=plan.seed,
-        workers=plan.workers,
+        size=sizes.SIZES[plan.size],
+        parameters=card.parameters(plan.output),
+        machine=card.machine(plan.device, plan.workers),
         scenes=plan.scenes,
-        autoencoder=card.stage(plan.work / "autoencoder", plan.autoencoder.batch * plan.workers),
+        autoencoder=card.stage(plan.work / "autoencoder", plan.autoencoder.batch * plan.trainers),
         text=card.stage(plan.work / "text", text.BATCH),
-        denoiser=card.stage(plan.work / "denoiser", plan.denoiser.batch * plan.workers),
+        denoiser=card.stage(plan.work / "denoiser", plan.denoiser.batch * plan.trainers),
     )
     (plan.output / "README.md").write_text(card.model_card(rows, record))
     examples = evaluate.draw(
@@ -177,7 +239,7 @@ def _evaluate(plan: Plan) -> None:
     Image.fromarray(sheet).save(plan.output / card.EXAMPLES)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and trains."""
     default = Plan(output=Path("assets/demo"), work=Path(".demo-work"))
     parser = argparse.ArgumentParser(description=__doc__)
@@ -190,8 +252,15 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=default.captions, help="to evaluate on")
     parser.add_argument("--workers", type=int, default=default.workers, help="processes")
     parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--size", choices=list(sizes.SIZES), default=default.size)
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the models are trained: a card where there is one",
+    )
     parser.add_argument("--until", choices=STAGES, default=default.until, help="the last stage")
-    run(Plan(**vars(parser.parse_args())))
+    run(Plan(**vars(parser.parse_args(arguments))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The autoencoder: pictures of 128 pixels to latents 16 cells wide and back.
+"""The autoencoder: pictures to latents, a cell for 8 x 8 pixels, and back.
 
 Narrow, because it runs at full resolution; two norm groups, because eight or more channels a group
 learned much faster. The loss weighs outlines, for a plain pixel loss ignores the corners that tell
@@ -19,28 +19,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqdq.demo import muon
-from vqdq.demo.parallel import Schedule, Trainer
+from vqdq.demo.parallel import CPU, Schedule, Trainer
+from vqdq.demo.sizes import STANDARD, Size
 
-LATENT_CHANNELS = 4
 _EDGE_WEIGHT = 8.0
 _KL_WEIGHT = 1e-3  # on the mean divergence of a latent element, in nats
 
 
-def new_autoencoder(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+def new_autoencoder(size: Size = STANDARD) -> AutoencoderKL:
     """An untrained autoencoder, 8 x 8 pixels a cell; weights from torch's global generator."""
-    widths, down, up = (16, 32, 64, 128), ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     return AutoencoderKL(
         # diffusers annotates tuples of one.
-        block_out_channels=widths,  # pyright: ignore[reportArgumentType]
+        block_out_channels=size.autoencoder_widths,  # pyright: ignore[reportArgumentType]
         down_block_types=down,  # pyright: ignore[reportArgumentType]
         up_block_types=up,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
-        latent_channels=latent_channels,
+        latent_channels=size.latent_channels,
         norm_num_groups=2,
         mid_block_add_attention=False,
-        sample_size=128,
+        sample_size=size.resolution,
         scaling_factor=1.0,
     )
+
+
+def resolution_of(model: AutoencoderKL) -> int:
+    """Pixels a side of the pictures that an autoencoder is made for."""
+    return int(model.config["sample_size"])
 
 
 def to_model(pictures: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -86,10 +91,10 @@ def loss(
     model: AutoencoderKL, batch: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """The training loss of `batch` [n, 3, h, w] in -1..1, and its parts."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(batch.device.type, torch.bfloat16):
         posterior = encoded(model, batch)
         mean, log_variance = posterior.mean.float(), posterior.logvar.float().clamp(-20, 10)
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         latents = mean + (0.5 * log_variance).exp() * noise
         decoded = decode(model, latents)
     error = decoded - batch
@@ -110,10 +115,23 @@ def matrices(model: nn.Module, skip: tuple[str, ...]) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith(skip)]
 
 
-def train(pool: Path, folder: Path, schedule: Schedule, seed: int, workers: int) -> AutoencoderKL:
-    """A trained autoencoder; `pool` is a .npy file of uint8 pictures [n, 128, 128, 3]."""
+def train(
+    pool: Path,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    size: Size = STANDARD,
+    seed: int,
+    workers: int,
+    device: torch.device = CPU,
+) -> AutoencoderKL:
+    """A trained autoencoder, on the processor.
+
+    Args:
+        pool: a .npy file of uint8 pictures [n, h, w, 3]; it is read if there is training to do.
+    """
     torch.manual_seed(seed)
-    model = new_autoencoder()
+    model = new_autoencoder(size)
     channels_last_(model)
     skip = ("encoder.conv_in", "decoder.conv_out", "quant", "post_quant", "encoder.conv_out")
     trainer = Trainer(
@@ -124,12 +142,16 @@ def train(pool: Path, folder: Path, schedule: Schedule, seed: int, workers: int)
         folder=folder,
         seed=seed,
         workers=workers,
+        device=device,
     )
+    if trainer.finished:
+        trainer.use_average_()
+        return model
     pictures = np.load(pool, mmap_mode="c")
 
     def batch_loss(generator: torch.Generator, _: float) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(pictures), (schedule.batch,), generator=generator)
-        return loss(model, to_model(pictures[chosen.numpy()]), generator)
+        return loss(model, to_model(pictures[chosen.numpy()]).to(device), generator)
 
     trainer.run(batch_loss)
     trainer.use_average_()
