@@ -18,7 +18,9 @@ def wait_until(tab, condition, seconds: float = 60) -> None:
     """Waits while the browser lives on; `condition` is a function without arguments."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        if time.monotonic() > end:
+            status = tab.locator("#vq-status").all_inner_texts()
+            raise AssertionError(f"it did not happen in time: {tab.title()!r}, {status}")
         tab.wait_for_timeout(100)
 
 

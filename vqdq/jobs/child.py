@@ -35,6 +35,7 @@ BEAT_SECONDS = 0.5
 LOCK = "worker"  # held by the one process that owns the device
 IDLE_SECONDS = 0.25
 RETRY_SECONDS = 1.0
+NICENESS = 5  # the page answers first; where nothing else wants the processor it costs nothing
 
 
 class Engine(Protocol):
@@ -121,6 +122,7 @@ def _unexpected(record: RunRecord, fault: BaseException) -> dict[str, str]:
 def main(arguments: list[str]) -> int:
     """Returns 0 after a stop was asked for; serves the workspace until then."""
     folder, module, *warm = arguments
+    os.nice(NICENESS)
     orders = _Orders()
     workspace = Workspace.open(folder)
     try:

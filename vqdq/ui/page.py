@@ -47,7 +47,8 @@ from vqdq.ui.login import Users
 from vqdq.ui.look import Look
 from vqdq.ui.wording import escape, shorten
 
-TICK_SECONDS = 0.7
+IDLE_SECONDS = 2.0  # between two questions of a page whether anything is new
+BUSY_SECONDS = 0.7  # while a job of this person runs
 TABS = ("compress", "compare", "inspect", "blind", "grid", "runs")
 HOMES = {
     "compress": "compress",
@@ -99,12 +100,14 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             with gr.Tab("Runs", id="runs", render_children=True) as past:
                 parts += runs.build(desk, session, past)
         html(header.HELP, "vq-help")
-        clock = gr.Timer(TICK_SECONDS, active=False)  # it starts when the page has arrived
+        clock = gr.Timer(IDLE_SECONDS, active=False)  # it starts when the page has arrived
+        quick = gr.Timer(BUSY_SECONDS, active=False)
         api.build(desk)
 
         regions = [
             Region("pill", pill, markup(lambda _: _pill(desk))),
             Region("first look", first, markup(lambda _: _first(desk))),
+            Region("quick", quick, lambda _: _busy(desk)),
             *chooser.part.regions,
             *parts.regions,
         ]
@@ -158,7 +161,8 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             )
         outputs = [tabs, *settings, *targets, session, clock]
         page.load(arrive, [session, *inputs], outputs, **ACTION)
-        clock.tick(peek, [session, news], news, trigger_mode="once", **PRIVATE)
+        for timer in (clock, quick):
+            timer.tick(peek, [session, news], news, trigger_mode="once", **PRIVATE)
         news.change(refresh, session, targets, trigger_mode="multiple", **PRIVATE)
 
         def then_refresh(event: Any) -> None:
@@ -320,6 +324,12 @@ def _put_on_desk(desk: Desk, model: str) -> None:
         escape(f"{shorten(model, 80)} was not opened here yet. Choose it by its name above."),
         title="Another model",
     )
+
+
+def _busy(desk: Desk) -> tuple[str, Any]:
+    run = desk.workspace.active()
+    busy = run is not None and run.state == "running"
+    return str(busy), gr.Timer(active=busy)
 
 
 def _pill(desk: Desk) -> str:
