@@ -33,6 +33,7 @@ from vqdq.jobs.store import Workspace
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+WINDOW = 300.0  # seconds
 SETTLED = 1 / 6  # of the time, five minutes of thirty, before memory is compared
 
 
@@ -76,7 +77,8 @@ def _visit(
 ) -> dict[str, Any]:
     chance = random.Random(wanted.seed)
     _wait_for(url, server)
-    busy: list[float] = []
+    busy: list[tuple[float, float]] = []  # when, and how long
+    loads: list[tuple[float, float]] = []
     samples: list[tuple[float, int, int, int]] = []
     own: dict[str, set[str]] = {name: set() for name in names}
     strangers = 0
@@ -107,6 +109,7 @@ def _visit(
             until = time.monotonic() + chance.uniform(2.0, 6.0)
             while time.monotonic() < until:
                 pages[0].wait_for_timeout(200)  # lets all pages' events arrive
+            loads.append((time.time(), os.getloadavg()[0]))
             with server.oneshot():
                 samples.append(
                     (passed, server.memory_info().rss, server.num_fds(), server.num_threads())
@@ -116,10 +119,31 @@ def _visit(
             strangers += sum(run["id"] not in own[other] for run in listed)
         for client in clients.values():
             client.close()
-    return _told(samples, busy, 60 * wanted.minutes) | {"strangers": strangers}
+    told = _told(samples, [took for _, took in busy], 60 * wanted.minutes)
+    return told | {"windows": _windows(busy, loads), "strangers": strangers}
 
 
-def _page(context: BrowserContext, url: str, name: str, times: list[float]) -> Page:
+def _windows(
+    busy: list[tuple[float, float]], loads: list[tuple[float, float]]
+) -> list[dict[str, float]]:
+    """The same times by five minutes, each with the load of the machine in them."""
+    told: list[dict[str, float]] = []
+    begin = loads[0][0]
+    while begin < loads[-1][0]:
+        end = begin + WINDOW
+        took = [value for when, value in busy if begin <= when < end]
+        load = [value for when, value in loads if begin <= when < end]
+        if len(took) > 20:
+            p95 = statistics.quantiles(took, n=20)[-1]
+            told.append({
+                "requests": len(took), "ms_median": round(statistics.median(took), 1),
+                "ms_p95": round(p95, 1), "load": round(statistics.median(load), 1),
+            })  # fmt: skip
+        begin = end
+    return told
+
+
+def _page(context: BrowserContext, url: str, name: str, times: list[tuple[float, float]]) -> Page:
     context.request.post(f"{url}login", form={"username": name, "password": f"secret of {name}"})
     page = context.new_page()
 
@@ -127,7 +151,7 @@ def _page(context: BrowserContext, url: str, name: str, times: list[float]) -> P
         if request.method == "POST":
             timing = request.timing
             if timing["responseEnd"] > 0:
-                times.append(timing["responseEnd"] - timing["requestStart"])
+                times.append((time.time(), timing["responseEnd"] - timing["requestStart"]))
 
     page.on("requestfinished", finished)
     page.goto(url, timeout=180_000)
