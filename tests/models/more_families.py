@@ -24,6 +24,8 @@ from diffusers import (
     HiDreamImageTransformer2DModel,
     Kandinsky3Pipeline,
     Kandinsky3UNet,
+    Kandinsky5T2IPipeline,
+    Kandinsky5Transformer3DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     QwenImagePipeline,
@@ -104,6 +106,23 @@ def kandinsky_3() -> Built:
     return pipe, {
         "prompt_embeds": words(128, 24), "negative_prompt_embeds": words(128, 24).flip(1),
         "attention_mask": mask, "negative_attention_mask": mask,
+    }  # fmt: skip
+
+
+def kandinsky_5() -> Built:
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=4, out_visual_dim=4, in_text_dim=24, in_text_dim2=16, time_dim=16,
+        model_dim=32, ff_dim=48, num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 6, 6),
+    )  # fmt: skip
+    for name, weight in transformer.named_parameters():
+        if "modulation" in name:  # zeros at first, so that no block would matter
+            torch.nn.init.normal_(weight, std=0.1)
+    lengths = torch.tensor([0, 5], dtype=torch.int32)
+    pipe = _pipe(Kandinsky5T2IPipeline, transformer, text_encoder_2=None, tokenizer_2=None)
+    return pipe, {
+        "prompt_embeds_qwen": words(5, 24), "negative_prompt_embeds_qwen": words(5, 24).flip(1),
+        "prompt_embeds_clip": words(1, 16)[0], "negative_prompt_embeds_clip": -words(1, 16)[0],
+        "prompt_cu_seqlens": lengths, "negative_prompt_cu_seqlens": lengths,
     }  # fmt: skip
 
 
@@ -208,8 +227,8 @@ def flux_2() -> Built:
 MORE: dict[str, Callable[[], Built]] = {
     made.__name__: made
     for made in (
-        stable_cascade_prior, stable_cascade_decoder, kandinsky_3, lumina_2, qwen_image, hidream,
-        chroma, cogview_4, z_image, flux_2,
+        stable_cascade_prior, stable_cascade_decoder, kandinsky_3, kandinsky_5, lumina_2,
+        qwen_image, hidream, chroma, cogview_4, z_image, flux_2,
     )
 }  # fmt: skip
 
@@ -229,5 +248,8 @@ def draw(pipe: Any, call: dict[str, Any], *, seed: int = 7) -> torch.Tensor:
     """Returns the latent of one picture."""
     if hasattr(pipe, "default_sample_size"):
         pipe.default_sample_size = 8  # HiDream draws as many pixels, whatever is asked
+    if hasattr(pipe, "resolutions"):
+        pipe.resolutions = [(64, 64)]  # Kandinsky 5 draws the nearest of its own sizes
     found = pipe(**call, generator=torch.Generator().manual_seed(seed))
-    return found.images if hasattr(found, "images") else found.image_embeddings
+    names = ("images", "image_embeddings", "image")
+    return next(getattr(found, name) for name in names if hasattr(found, name))
