@@ -58,6 +58,7 @@ class Disk:
             (os, "fsync", self._fsync),
             (os, "rename", self._rename),
             (os, "replace", self._rename),
+            (os, "link", self._rename),  # a second name
             (os, "mkdir", self._mkdir),
             (sqlite3, "connect", self._connect),
         ):

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 # removal of what is already thrown away (shutil.rmtree) is one point for each file: enough
-OPERATIONS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"})
+OPERATIONS = frozenset(
+    {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+)
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 

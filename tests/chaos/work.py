@@ -16,17 +16,20 @@ import torch
 import transformers  # noqa: F401
 
 from tests.jobs.test_protocol import protocol
+from tests.jobs.test_sweep import RECIPES, asked
 from tests.models import tiny  # noqa: F401 - imports the classes of the pipeline
 from vqdq import kernels
 from vqdq.calibration import CalibrationParams
-from vqdq.jobs import child, grid_records
+from vqdq.jobs import child, grid_records, sweep_run
 from vqdq.jobs import compress as compressing
 from vqdq.jobs import generate as generating
 from vqdq.jobs import grid as gridding
+from vqdq.jobs import sweep as sweeping
 from vqdq.jobs.engine import Engine
 from vqdq.jobs.faults import as_user_error
 from vqdq.jobs.requests import Axis, CompressRequest, GenerateRequest, GridRequest
 from vqdq.jobs.store import Workspace
+from vqdq.jobs.sweep_store import RECEIPTS, Store, sha256
 from vqdq.jobs.votes import VoteStore
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.models import calibration_folder, pipelines  # noqa: F401
@@ -102,6 +105,22 @@ def grid(points, model, place, *, tell=None):
     gridding.execute(request, folder, report=points.passed, cache=WarmPipelines())
 
 
+def sweep(points, model, place, *, tell=None):
+    """A recipe beside the original in one process, as the command does it, into `place/out`."""
+    del tell
+    store = Store(str(Path(place) / "out"))
+    wanted = asked(Path(model), recipes=RECIPES[1:2], prompts=[PROMPT], seeds=[1, 2])
+    sweep_run.check_same(store, wanted)
+    with sweep_run.alone(store):
+        engine = sweeping.LocalEngine(store, report=points.passed)
+        plan = sweep_run.planned(wanted.pictures, engine, store, metrics=wanted.metrics)
+        result = sweeping.drive(plan, engine, report=points.passed)
+        sweep_run.write_tables(store, wanted, plan)
+        if not result.finished:
+            raise sweeping.fault_of(result, plan.problems, sweeping.SAME_WAY)
+        store.tidy()
+
+
 def limited(points, model, place, room_bytes, *, tell=None):
     """`compress` with so much more address space than is used now; the fault in plain words."""
     kernels.status()  # numba's own library is mapped before the limit: no layer can lack it
@@ -151,17 +170,21 @@ def history(points, place, count, *, tell):
     space.close()
 
 
-RESUMABLE = {each.__name__: each for each in (compress, calibrate, generate, grid)}
+RESUMABLE = {each.__name__: each for each in (compress, calibrate, generate, grid, sweep)}
 """Work that gives the same files however often it is killed on the way."""
 
 
 def fingerprint(place: Path) -> dict[str, str]:
     """Returns the digest of every file of what a work has made, by its name.
 
-    What a grid says about its pictures holds times: of its latest words, the rest counts.
+    What a grid says about its pictures holds times: of its latest words, the rest counts. Of a
+    sweep its results count, by their receipts: those that hold no times bit for bit.
     """
     out = place / "out"
     found: dict[str, str] = {}
+    if (out / RECEIPTS).is_dir() or (out / sweep_run.ASKED).exists():
+        store = Store(str(out))
+        return {name: _result(name, store) for name in store.known()}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
         if not path.is_file():
@@ -176,6 +199,15 @@ def fingerprint(place: Path) -> dict[str, str]:
             content = path.read_bytes()
         found[name] = hashlib.sha256(content).hexdigest()
     return found
+
+
+def _result(name: str, store: Store) -> str:
+    receipt = store.receipt(name)
+    assert receipt is not None, name
+    if name.partition("/")[0] in ("picture", "model", "record", "moments"):
+        assert sha256(store.folder / receipt["object"]) == receipt["sha256"], name
+        return receipt["sha256"]
+    return json.dumps(receipt.get("score"))
 
 
 def _timed(key: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vqdq.durable import sha256
+from vqdq.durable import make_folder, sha256, sync_folder
 from vqdq.errors import UserError
 from vqdq.jobs.faults import disk_faults
 
@@ -58,7 +58,7 @@ class Store:
         self.folder = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
         if self.folder is not None:
             with disk_faults(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
 
     def known(self) -> set[str]:
         """Returns the names, "<kind>/<key>", of all results that are there."""
@@ -188,11 +188,12 @@ class Store:
             return
         target = Path(place)
         with disk_faults(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             with file.open("rb") as source, target.open("xb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
                 copy.flush()
                 os.fsync(copy.fileno())
+            sync_folder(target.parent)  # before a receipt names it
 
     def _write(self, place: str, content: bytes, *, first: bool) -> bool:
         """Whether the whole content took its name; with `first`, False if the name was taken."""
@@ -235,24 +236,33 @@ def _parsed(content: bytes, place: str) -> dict[str, Any]:
 def _write_local(path: Path, content: bytes, *, first: bool) -> bool:
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with part.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            if not first:
-                part.replace(path)
-                return True
-            os.link(part, path)  # fails where the name is taken, which a rename does not
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            if path.exists():
+            if not _named(part, path, first=first):
                 return False
-            part.replace(path)
+            sync_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
+    return True
+
+
+def _named(part: Path, path: Path, *, first: bool) -> bool:
+    """Whether a file took its name; with `first`, False if the name was taken."""
+    if not first:
+        part.replace(path)
+        return True
+    try:
+        os.link(part, path)  # fails where the name is taken, which a rename does not
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        part.replace(path)
     return True
