@@ -249,6 +249,26 @@ def test_a_grid_on_an_engine_has_the_rows_and_pictures_of_a_grid_here(model, tmp
     assert "engine" not in request.to_json()  # folders of earlier versions stay the same grid
 
 
+def test_a_cancelled_grid_on_an_engine_goes_on_where_it_was(model, tmp_path, monkeypatch):
+    seeds = Axis(name="seed", values=(1, 2, 3))
+    request = GridRequest(
+        model=str(model), axes=(seeds,), prompt="a red circle", steps=1, engine="ray"
+    )
+    monkeypatch.setattr(grid_cluster, "RayEngine", sweep.LocalEngine)
+
+    def stop(event):
+        if event.preview:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        grid.execute(request, tmp_path, cache=WarmPipelines(), report=stop)
+    (first,) = tmp_path.glob("*.png")
+    drawn = first.stat().st_mtime_ns
+    made = grid.execute(request, tmp_path, cache=WarmPipelines())
+    assert (made["drawn"], made["kept"], len(made["rows"])) == (2, 1, 3)
+    assert first.stat().st_mtime_ns == drawn
+
+
 def test_of_two_that_do_the_same_one_counts_and_the_other_says_so(tmp_path):
     for store in (Store(str(tmp_path)), Store("memory://twice")):
         one, two = tmp_path / "one", tmp_path / "two"

@@ -28,7 +28,6 @@ LOOPBACK = "127.0.0.1"
 _HERE = (LOOPBACK, "localhost")
 _WAIT_SECONDS = 0.25
 _ANSWER_SECONDS = 5.0
-_GRACE_SECONDS = 2.0  # for units that are asked to stop
 _STORE_BYTES = 80_000_000  # the least that Ray takes; units are small
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,7 +63,6 @@ class RayEngine:
         self._url = store.url
         self._expected: Environment | None = None
         self._flying: dict[Any, Unit] = {}
-        self._own = not address
         if address:
             _require_answer(address)
         try:
@@ -119,14 +117,13 @@ class RayEngine:
         return [self._outcome(ref, self._flying.pop(ref)) for ref in done]
 
     def close(self) -> None:
-        """Stops what is under way; ends the cluster if it was started here."""
-        flying, self._flying = list(self._flying), {}
-        if not self._own and flying:
-            for ref in flying:
-                self._ray.cancel(ref, force=False)
-            self._ray.wait(flying, num_returns=len(flying), timeout=_GRACE_SECONDS)
-            for ref in flying:
-                self._ray.cancel(ref, force=True)  # results are whole or not there
+        """Leaves the cluster, or ends it if it was started here.
+
+        Ray ends the workers of a driver that leaves; results are whole or not there. Cancelling
+        each unit first would be kinder, but a unit that ends at that moment makes Ray abort the
+        whole process (its task_manager.cc: "Tried to complete task that was not pending").
+        """
+        self._flying.clear()
         self._ray.shutdown()
 
     def _outcome(self, ref: Any, unit: Unit) -> Outcome:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 import time
 import traceback
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from vqdq.errors import Cancelled, UserError
 from vqdq.jobs.faults import as_user_error
 from vqdq.jobs.grid_records import Fault
 from vqdq.jobs.requests import GenerateRequest
+from vqdq.jobs.scratch import Scratch
 from vqdq.jobs.sweep_pack import pack, shared_files, unpack
 from vqdq.jobs.sweep_store import Store
 from vqdq.jobs.sweep_units import Environment, Outcome, Unit, here, worker_name
@@ -31,7 +31,6 @@ from vqdq.recipe import Recipe
 
 _EXPECTED = (UserError, OSError, MemoryError, RuntimeError)
 _KEPT_MODELS = 2  # made by recipes, open in each worker
-_SCRATCH = "vqdq-sweep-"
 
 
 def _unexpected(error: BaseException, unit: Unit) -> UserError:
@@ -55,6 +54,7 @@ class Bench:
         self.store = store
         self._environment = environment
         self._warm = WarmPipelines()
+        self._scratch = Scratch()
         self._variants: OrderedDict[str, Warm] = OrderedDict()
         self._checked: set[tuple[str, str]] = set()
 
@@ -84,7 +84,7 @@ class Bench:
             try:
                 with (
                     _threads(self._environment.threads),
-                    tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch,
+                    self._scratch.place() as scratch,
                 ):
                     self._check(unit)
                     task = _Task(self, unit.work, Path(scratch), left, keep, failed, report)
@@ -115,8 +115,7 @@ class Bench:
         if name not in self._variants:
             while len(self._variants) >= _KEPT_MODELS:
                 self._variants.popitem(last=False)
-            # what is open needs no folder any more: a worker that is killed leaves none behind
-            with tempfile.TemporaryDirectory(prefix=_SCRATCH) as place:
+            with self._scratch.place() as place:  # what is open needs no folder any more
                 folder = unpack(self.store, name, work["model"], Path(place))
                 warm = WarmPipelines().get(str(folder), report=report)
             self._variants[name] = dataclasses.replace(warm, reference=str(work["recipe"]))
