@@ -147,9 +147,10 @@ PARTS = {
     ),
     "gpu": (
         "On a card",
-        "Kernels in Triton against their references, decoding, products, the encoders' searches "
-        "and a denoiser of SDXL's size with random weights: what one run of `benchmarks/gpu.py` "
-        "found. Under Triton's interpreter on a processor every kernel equals its reference.",
+        "Kernels in Triton against their references, decoding, products, few rows, the encoders' "
+        "searches, a denoiser of SDXL's size with random weights, and other libraries' layers "
+        "where they are installed: what one run of `benchmarks/gpu.py` found. Under Triton's "
+        "interpreter on a processor every kernel equals its reference.",
         gpu.results,
     ),
 }

@@ -67,6 +67,17 @@ class Reading:
         across = wide - (self.kernel[1] - 1) * self.dilation[1] - 1
         return down // self.stride[0] + 1, across // self.stride[1] + 1
 
+    def sides(self, codes: torch.Tensor) -> tuple[int, int, int, int]:
+        """Returns height and width of codes and of the output; rows are a map of one line."""
+        height, width = codes.shape[1:3] if codes.ndim == 4 else (1, codes.shape[1])
+        return height, width, *self.size(height, width)
+
+    def output(self, codes: torch.Tensor, outputs: int) -> tuple[int, ...]:
+        """Returns the output's shape, of the form of the codes."""
+        tall, wide = self.sides(codes)[2:]
+        places = (tall, wide) if codes.ndim == 4 else (tall * wide,)
+        return len(codes), *places, outputs
+
 
 def prepared(levels: torch.Tensor, taps: int, index: torch.Tensor | None = None) -> Levels:
     """Returns int8 levels [out, taps * channels] as `int8_product` reads them.
@@ -166,9 +177,8 @@ def reference_product(
         wide: what parts are summed in: float64, where sums of bytes are exact, or on a card
             float16, which holds e4m3 and is summed in float32.
     """
-    maps = codes if codes.ndim == 4 else codes[:, None]
-    batch, height, width, _ = maps.shape
-    tall, across = reading.size(height, width)
+    batch, (height, width, tall, across) = len(codes), reading.sides(codes)
+    maps = codes.reshape(batch, height, width, -1)
 
     def placed(grid: torch.Tensor, group: int) -> torch.Tensor:
         """Returns what stands for a pixel, [batch, height, width, 1]."""
@@ -187,7 +197,7 @@ def reference_product(
             total += _read(placed(scale, group), tap, reading) * sums.float()
     found = total * column_scales
     found = (found if bias is None else found + bias).to(dtype)
-    return found.reshape(batch, -1, len(column_scales)) if codes.ndim == 3 else found
+    return found.reshape(reading.output(codes, len(column_scales)))
 
 
 def _summed(read: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:

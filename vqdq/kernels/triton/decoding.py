@@ -7,6 +7,8 @@ int8 levels are exact, whatever their order. So the weight is the reference's to
 # pyright: basic, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -54,19 +56,49 @@ def _store(out, sums, factors, signs, row, column, rows, columns):
 
 
 @triton.jit
-def _turned_sums(sums, matrix):
-    """Returns the Hadamard sums, int32, of sums of codewords in units of 1/128 as float32.
-
-    14 bits in two bytes: each product is exact.
+def _found(
+    codes,
+    table,
+    first,
+    column,
+    rows,
+    columns,
+    BITS: tl.constexpr,
+    STATE_BITS: tl.constexpr,
+    COUNT: tl.constexpr,
+    WORDS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Returns a tile before it is un-rotated: levels of a trellis, int8, or (BITS 0) sums of
+    codewords, float32.
     """
-    whole = (sums * 128.0).to(tl.int32)
-    high = tl.dot((whole >> 7).to(tl.int8), matrix, out_dtype=tl.int32)
-    low = tl.dot((whole & 127).to(tl.int8), matrix, out_dtype=tl.int32)
-    return high * 128 + low
+    if BITS > 0:
+        found = trellis_levels(codes, table, first, column, rows, columns, BITS, STATE_BITS, ROWS)
+    else:
+        row = first + tl.arange(0, ROWS)
+        found = additive_sums(codes, table, row, column, rows, columns, COUNT, WORDS, DIM)
+    return found
 
 
 @triton.jit
-def _trellis_kernel(
+def _turned_sums(found, matrix):
+    """Returns the Hadamard sums of a tile, exact in float32: whole numbers below 2**24.
+
+    Sums of codewords are in units of 1/128, 14 bits in two bytes: each product is exact.
+    """
+    if found.dtype == tl.int8:
+        sums = tl.dot(found, matrix, out_dtype=tl.int32).to(tl.float32)
+    else:
+        whole = (found * 128.0).to(tl.int32)
+        high = tl.dot((whole >> 7).to(tl.int8), matrix, out_dtype=tl.int32)
+        low = tl.dot((whole & 127).to(tl.int8), matrix, out_dtype=tl.int32)
+        sums = (high * 128 + low).to(tl.float32) * 0.0078125
+    return sums
+
+
+@triton.jit
+def _weight_kernel(
     codes,
     table,
     turn,
@@ -77,6 +109,9 @@ def _trellis_kernel(
     columns,
     BITS: tl.constexpr,
     STATE_BITS: tl.constexpr,
+    COUNT: tl.constexpr,
+    WORDS: tl.constexpr,
+    DIM: tl.constexpr,
     TURNS: tl.constexpr,
     TWICE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -92,66 +127,33 @@ def _trellis_kernel(
         first = (tl.program_id(1) * STEPS + step) * ROWS
         if first < rows:
             row = first + tl.arange(0, ROWS)
-            found = trellis_levels(
-                codes, table, first, column, rows, columns, BITS, STATE_BITS, ROWS
-            )
+            found = _found(
+                codes, table, first, column, rows, columns,
+                BITS, STATE_BITS, COUNT, WORDS, DIM, ROWS,
+            )  # fmt: skip
             if TWICE:
-                other = trellis_levels(
-                    codes, table, first, column + TILE, rows, columns, BITS, STATE_BITS, ROWS
-                )
-                near = tl.dot(found, matrix, out_dtype=tl.int32)
-                far = tl.dot(other, matrix, out_dtype=tl.int32)
+                other = _found(
+                    codes, table, first, column + TILE, rows, columns,
+                    BITS, STATE_BITS, COUNT, WORDS, DIM, ROWS,
+                )  # fmt: skip
+                near, far = _turned_sums(found, matrix), _turned_sums(other, matrix)
                 _store(out, near + far, factors, signs, row, column, rows, columns)
                 _store(out, near - far, factors, signs, row, column + TILE, rows, columns)
             elif TURNS:
-                sums = tl.dot(found, matrix, out_dtype=tl.int32)
+                sums = _turned_sums(found, matrix)
                 _store(out, sums, factors, signs, row, column, rows, columns)
             else:
                 _store(out, found, factors, signs, row, column, rows, columns)
 
 
-@triton.jit
-def _additive_kernel(
-    codes,
-    books,
-    turn,
-    factors,
-    signs,
-    out,
-    rows,
-    columns,
-    COUNT: tl.constexpr,
-    WORDS: tl.constexpr,
-    DIM: tl.constexpr,
-    TURNS: tl.constexpr,
-    TWICE: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    """As `_trellis_kernel`, for sums of codewords."""
-    width: tl.constexpr = 2 * TILE if TWICE else TILE
-    column = tl.program_id(0) * width + tl.arange(0, TILE)
-    line = tl.arange(0, TILE)
-    matrix = tl.load(turn + line[:, None] * TILE + line[None, :])
-    for step in range(STEPS):
-        first = (tl.program_id(1) * STEPS + step) * ROWS
-        if first < rows:
-            row = first + tl.arange(0, ROWS)
-            sums = additive_sums(codes, books, row, column, rows, columns, COUNT, WORDS, DIM)
-            if TWICE:
-                other = additive_sums(
-                    codes, books, row, column + TILE, rows, columns, COUNT, WORDS, DIM
-                )
-                near, far = _turned_sums(sums, matrix), _turned_sums(other, matrix)
-                whole, rest = (near + far).to(tl.float32), (near - far).to(tl.float32)
-                _store(out, whole * 0.0078125, factors, signs, row, column, rows, columns)
-                _store(out, rest * 0.0078125, factors, signs, row, column + TILE, rows, columns)
-            elif TURNS:
-                whole = _turned_sums(sums, matrix).to(tl.float32) * 0.0078125
-                _store(out, whole, factors, signs, row, column, rows, columns)
-            else:
-                _store(out, sums, factors, signs, row, column, rows, columns)
+class _Form(NamedTuple):
+    """What a decoder is compiled for: a trellis, or (bits 0) codebooks."""
+
+    bits: int = 0
+    state_bits: int = 0
+    count: int = 0
+    words: int = 0
+    dim: int = 0
 
 
 def trellis_decode(
@@ -187,16 +189,8 @@ def trellis_weight(
     if block > 1 and not _multiplies(codes):
         sums = trellis_decode(codes, table, bits, rows, torch.float32)
         return _turned(sums, _factors(scales, block), signs, block, dtype)
-    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
-    grid, tile, tall = _shape(rows, columns, block)
-    _trellis_kernel[grid](
-        codes.contiguous(), table, turning(min(block, tile), tile, codes.device),
-        _factors(scales, block), signs.float().contiguous(), out, rows, columns,
-        BITS=bits, STATE_BITS=len(table).bit_length() - 1, TURNS=block > 1, TWICE=block > tile,
-        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=4,
-        enable_fp_fusion=False,
-    )  # fmt: skip
-    return out
+    form = _Form(bits=bits, state_bits=len(table).bit_length() - 1)
+    return _weight(codes, table, _factors(scales, block), columns, block, signs, dtype, form)
 
 
 def additive_decode(
@@ -238,16 +232,33 @@ def _additive(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     count, words, dim = codebooks.shape
-    rows, columns = len(factors), groups * dim
+    form = _Form(count=count, words=words, dim=dim)
+    books = codebooks.float().contiguous()
+    return _weight(codes, books, factors, groups * dim, block, signs, dtype, form)
+
+
+def _weight(
+    codes: torch.Tensor,
+    table: torch.Tensor,
+    factors: torch.Tensor,
+    columns: int,
+    block: int,
+    signs: torch.Tensor,
+    dtype: torch.dtype,
+    form: _Form,
+) -> torch.Tensor:
+    """Returns a weight, decoded, un-rotated by products of tiles, scaled and rounded."""
+    rows = len(factors)
     out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
-    grid, tile, tall = _shape(rows, columns, block)
-    _additive_kernel[grid](
-        codes.contiguous(), codebooks.float().contiguous(),
-        turning(min(block, tile), tile, codes.device), factors.contiguous(),
-        signs.float().contiguous(), out, rows, columns,
-        COUNT=count, WORDS=words, DIM=dim, TURNS=block > 1, TWICE=block > tile,
-        ROWS=tall, TILE=tile, STEPS=STRIP // tall, num_warps=4,
-        enable_fp_fusion=False,
+    tile = min(max(block, 64), 128)  # as many as a product of bytes needs; shared memory is small
+    tall = 16 if rows <= 64 else 64
+    grid = (triton.cdiv(columns, max(tile, block)), triton.cdiv(rows, STRIP))
+    _weight_kernel[grid](
+        codes.contiguous(), table, turning(min(block, tile), tile, codes.device),
+        factors.contiguous(), signs.float().contiguous(), out, rows, columns,
+        BITS=form.bits, STATE_BITS=form.state_bits, COUNT=form.count, WORDS=form.words,
+        DIM=form.dim, TURNS=block > 1, TWICE=block > tile, ROWS=tall, TILE=tile,
+        STEPS=STRIP // tall, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -268,10 +279,3 @@ def _turned(
     """Returns exact sums un-rotated by butterflies, which are exact too: the same weight."""
     whole = hadamard(sums, block, normalised=False)
     return (whole.mul_(factors[:, None]).mul_(signs)).to(dtype)
-
-
-def _shape(rows: int, columns: int, block: int) -> tuple[tuple[int, int], int, int]:
-    """Returns the grid of programs, and the columns and rows of a tile."""
-    tile = min(max(block, 64), 128)  # as many as a product of bytes needs; shared memory is small
-    tall = 16 if rows <= 64 else 64
-    return (triton.cdiv(columns, max(tile, block)), triton.cdiv(rows, STRIP)), tile, tall

@@ -119,15 +119,9 @@ def product(
     by_group: bool = False,
 ) -> torch.Tensor:
     """See `int8_parts.int8_product`, and `fp8.fp8_product` for e4m3, which has no zeros."""
-    if codes.ndim == 3:
-        batch, positions, channels = codes.shape
-        height, width = 1, positions
-    else:
-        batch, height, width, channels = codes.shape
-    tall, wide = reading.size(height, width)
-    taps = reading.kernel[0] * reading.kernel[1]
-    outputs, rows = len(column_scales), batch * tall * wide
-    out = torch.empty(rows, outputs, dtype=dtype, device=codes.device)
+    height, width, tall, wide = reading.sides(codes)
+    outputs, rows, channels = len(column_scales), len(codes) * tall * wide, codes.shape[-1]
+    out = torch.empty(reading.output(codes, outputs), dtype=dtype, device=codes.device)
     scale = scale.float().contiguous()
     zero = scale if zero is None else zero.float().contiguous()
     steps = (0, 0) if by_group else grid_steps(scale)
@@ -139,9 +133,8 @@ def product(
             column_scales.float().contiguous(), codes if bias is None else bias.contiguous(), out,
             outputs, rows, channels, height, width, tall, wide, *reading.stride, *reading.dilation,
             reading.border.top, reading.border.left, *steps, reading.kernel[1],
-            TAPS=taps, GROUPS=len(levels.edges) - 1, BY_GROUP=by_group, BIASED=bias is not None,
-            FLOATS=levels.levels.is_floating_point(), ROWS=high, TILE=tile, DEEP=DEPTH,
-            num_warps=8 if tile == 128 else 4, num_stages=3,
+            TAPS=reading.kernel[0] * reading.kernel[1], GROUPS=len(levels.edges) - 1,
+            BY_GROUP=by_group, BIASED=bias is not None, FLOATS=levels.levels.is_floating_point(),
+            ROWS=high, TILE=tile, DEEP=DEPTH, num_warps=8 if tile == 128 else 4, num_stages=3,
         )  # fmt: skip
-    shape = (batch, tall * wide, outputs) if codes.ndim == 3 else (batch, tall, wide, outputs)
-    return out.view(shape)
+    return out
