@@ -8,7 +8,7 @@ nobody else).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 
@@ -138,7 +138,8 @@ class Codec(ABC, Generic[P]):
     `reference` (arXiv id and section, or the standard), `settings` (its `Params` class),
     `uses_hessian` (False: a Hessian that is given is refused, never ignored), `needs_hessian`
     (True: nothing is encoded without one), `row_scales` (True: the tensor "scales" has one or more
-    scales for each row and the decoded row is proportional to them, so fine-tuning can move them).
+    scales for each row and the decoded row is proportional to them, so fine-tuning can move them),
+    `batched_search` (the kernel that takes several layers at once on a card; "" for none).
     """
 
     name: ClassVar[str]
@@ -149,6 +150,7 @@ class Codec(ABC, Generic[P]):
     uses_hessian: ClassVar[bool] = False
     needs_hessian: ClassVar[bool] = False
     row_scales: ClassVar[bool] = True
+    batched_search: ClassVar[str] = ""
 
     def __init__(self, params: P) -> None:
         self.params = params
@@ -235,6 +237,23 @@ class Codec(ABC, Generic[P]):
         source = generator if generator is not None else torch.Generator().manual_seed(0)
         tensors = self._encode(weight.detach().float().cpu(), shape, stats or InputStats(), source)
         return Packed(codec=self.name, params=self.params, shape=shape, tensors=tensors)
+
+    def encode_each(
+        self,
+        weights: Sequence[torch.Tensor],
+        *,
+        taps: int,
+        stats: Sequence[InputStats | None],
+        generators: Sequence[torch.Generator],
+    ) -> list[Packed]:
+        """Returns what `encode` gives for each of several weights of one shape, the same bytes.
+
+        A codec with a `batched_search` gives them to it together.
+        """
+        return [
+            self.encode(weight, taps=taps, stats=known, generator=generator)
+            for weight, known, generator in zip(weights, stats, generators, strict=True)
+        ]
 
     def rescaled(self, packed: Packed, factors: torch.Tensor) -> Packed:
         """Returns `packed` with the scales of row r multiplied by factors[r], rounded to fp16.

@@ -10,14 +10,21 @@ form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from vqdq import kernels, packing
 from vqdq.codecs import feedback, register, rotation, scales, tables
-from vqdq.codecs.base import Codec, EightBit, InputStats, Packed, WeightShape
+from vqdq.codecs.base import (
+    Codec,
+    EightBit,
+    InputStats,
+    Packed,
+    WeightShape,
+    checked_shape,
+)
 from vqdq.errors import UserError
 from vqdq.kernels import few_rows
 from vqdq.params import Params, param
@@ -58,6 +65,33 @@ class TrellisParams(Params):
     )
 
 
+@dataclass(kw_only=True, slots=True)
+class _Begun:
+    """A layer on its way: [rows, columns] each.
+
+    Attributes:
+        rotated: the weight; wanted: int16 targets of `kernels.trellis_encode`, or for feedback the
+            rows of power 1 in the order of `order`.
+        signs, row_signs: of the rotations.
+        hessian, damping: of the rotated inputs; order, factor: of the feedback.
+    """
+
+    rotated: torch.Tensor
+    wanted: torch.Tensor | None
+    signs: torch.Tensor
+    row_signs: torch.Tensor
+    hessian: torch.Tensor | None
+    damping: float
+    order: torch.Tensor | None
+    factor: torch.Tensor | None
+
+    def taken(self) -> torch.Tensor:
+        """Returns what is wanted, once."""
+        wanted, self.wanted = self.wanted, None
+        assert wanted is not None
+        return wanted
+
+
 @register
 class TrellisCodec(Codec[TrellisParams]):
     """Bit-shift trellis along the output rows, after a random Hadamard rotation of the inputs.
@@ -71,6 +105,7 @@ class TrellisCodec(Codec[TrellisParams]):
     reference = "QTIP, arXiv 2406.11235, section 3"
     settings = TrellisParams
     uses_hessian = True
+    batched_search = "trellis_encode"
 
     def check(self, shape: WeightShape) -> None:
         bits, state_bits = self.params.bits, self.params.state_bits
@@ -113,38 +148,113 @@ class TrellisCodec(Codec[TrellisParams]):
         stats: InputStats,
         generator: torch.Generator,
     ) -> dict[str, torch.Tensor]:
-        bits, block, row_block = self.params.bits, self._block(shape), self._row_block(shape)
-        tensors: dict[str, torch.Tensor] = {}
+        begun = self._begun(weight, shape, stats, generator)
+        (codes,) = self._searched([begun], shape)
+        return self._ended(begun, codes, shape)
+
+    def encode_each(
+        self,
+        weights: Sequence[torch.Tensor],
+        *,
+        taps: int,
+        stats: Sequence[InputStats | None],
+        generators: Sequence[torch.Generator],
+    ) -> list[Packed]:
+        begun: list[_Begun] = []
+        for weight, known, generator in zip(weights, stats, generators, strict=True):
+            shape = checked_shape(weight, taps)
+            self.check(shape)
+            self._check_hessian(shape, known)
+            wide = weight.detach().float().cpu()
+            begun.append(self._begun(wide, shape, known or InputStats(), generator))
+        shape = checked_shape(weights[0], taps)
+        return [
+            Packed(
+                codec=self.name,
+                params=self.params,
+                shape=shape,
+                tensors=self._ended(each, codes, shape),
+            )
+            for each, codes in zip(begun, self._searched(begun, shape), strict=True)
+        ]
+
+    def _begun(
+        self,
+        weight: torch.Tensor,
+        shape: WeightShape,
+        stats: InputStats,
+        generator: torch.Generator,
+    ) -> _Begun:
+        """Returns what there is to search for: rows of one power, rotated."""
+        block, row_block = self._block(shape), self._row_block(shape)
         signs = rotation.random_signs(shape.in_features, generator)
         row_signs = rotation.random_signs(shape.out_features, generator)
-        if block:
-            tensors["signs"] = signs
-        if row_block:
-            tensors["row_signs"] = row_signs
         rotated = rotation.rotate(weight, signs, block)
         start = scales.to_half(scales.row_rms(rotated)).float()
         unit = scales.unit_rows(rotated, start)
         unit = _rows(rotation.rotate, unit, row_signs, row_block)
-        table = tables.trellis(bits, self.params.state_bits)
-        hessian = stats.hessian
+        hessian, order, factor = stats.hessian, None, None
         if hessian is None:
             unit *= kernels.COST_UNITS / tables.TRELLIS_STEP  # a copy of ours
-            rounded = unit.round_().clamp_(-32000, 32000).to(torch.int16)
-            del unit
-            codes = kernels.trellis_encode(rounded, table, bits)
-            del rounded
+            unit = unit.round_().clamp_(-32000, 32000).to(torch.int16)
         else:
             hessian = rotation.rotate_hessian(hessian.cpu(), signs, block)
             order = feedback.strongest_first(hessian)
-            factor = feedback.factor(hessian, stats.damping, order)
-            steps = torch.full((shape.out_features,), tables.TRELLIS_STEP)
-            codes = kernels.trellis_feedback(unit[:, order], steps, factor.unit, table, bits)
-            codes = codes[:, order.argsort()]  # columns are stored as they stand
+            factor = feedback.factor(hessian, stats.damping, order).unit
+            unit = unit[:, order]
+        return _Begun(
+            rotated=rotated,
+            wanted=unit,
+            signs=signs,
+            row_signs=row_signs,
+            hessian=hessian,
+            damping=stats.damping,
+            order=order,
+            factor=factor,
+        )
+
+    def _searched(self, begun: Sequence[_Begun], shape: WeightShape) -> list[torch.Tensor]:
+        """Returns the codes of layers of one shape, and forgets what they were searched for.
+
+        Without feedback all columns are alike, whichever layer they belong to.
+        """
+        bits, table = self.params.bits, tables.trellis(self.params.bits, self.params.state_bits)
+        wanted = [each.taken() for each in begun]
+        orders = [each.order for each in begun if each.order is not None]
+        if not orders:
+            whole = wanted[0] if len(wanted) == 1 else torch.cat(wanted, dim=1)
+            del wanted
+            return list(kernels.trellis_encode(whole, table, bits).split(shape.in_features, dim=1))
+        steps = torch.full((shape.out_features,), tables.TRELLIS_STEP)
+        factors = [each.factor for each in begun if each.factor is not None]
+        if len(begun) == 1:
+            codes = [kernels.trellis_feedback(wanted[0], steps, factors[0], table, bits)]
+        else:
+            size = steps.expand(len(begun), -1)
+            found = kernels.trellis_feedback(
+                torch.stack(wanted), size, torch.stack(factors), table, bits
+            )
+            codes = list(found)
+        # columns are stored as they stand
+        return [each[:, order.argsort()] for each, order in zip(codes, orders, strict=True)]
+
+    def _ended(
+        self, begun: _Begun, codes: torch.Tensor, shape: WeightShape
+    ) -> dict[str, torch.Tensor]:
+        """Returns the tensors of a layer whose codes were found, with scales fitted to them."""
+        bits, block, row_block = self.params.bits, self._block(shape), self._row_block(shape)
+        codes = codes.contiguous()
+        tensors: dict[str, torch.Tensor] = {}
+        if block:
+            tensors["signs"] = begun.signs
+        if row_block:
+            tensors["row_signs"] = begun.row_signs
+        table = tables.trellis(bits, self.params.state_bits)
         levels = kernels.trellis_decode(codes, table, bits, shape.out_features)
         values = levels.float().mul_(tables.TRELLIS_STEP)
         del levels
-        values = _rows(rotation.unrotate, values, row_signs, row_block)
-        fitted = scales.fitted_scales(rotated, values, hessian, stats.damping)
+        values = _rows(rotation.unrotate, values, begun.row_signs, row_block)
+        fitted = scales.fitted_scales(begun.rotated, values, begun.hessian, begun.damping)
         return {"codes": codes, "scales": scales.to_half(fitted), **tensors}
 
     def levels(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:

@@ -241,7 +241,8 @@ def trellis_feedback(
     Column j is rounded towards w_j + Σ_{i<j} (w_i − scales·levels_i) unit_ij (LDLQ, arXiv
     2307.13304, section 3). Float32 products are added in the order of i, each rounded before it is
     added, and targets are rounded to 1/8 of a table step, halves to even: every implementation and
-    any number of threads gives the same bits.
+    any number of threads gives the same bits. So do several layers at once, with a first dimension
+    for them in all three tensors and in the codes: on a card one search settles a column of each.
 
     Args:
         weight: float32 [rows, columns].

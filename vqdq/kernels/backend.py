@@ -80,6 +80,16 @@ def run(op: str, compiled: str, plain: str, *args: Any) -> Any:
     return _moved(getattr(chosen(compiled, plain)[0], op)(*there), first.device)
 
 
+def searches_on_card(op: str) -> bool:
+    """Returns whether a search runs on a card, where several layers at once are worth more than
+    one after the other. On a processor they are not: each of its cores is busy with one.
+    """
+    if _interpreted.get():
+        return not support.triton_fault()
+    found = support.card()
+    return found is not None and not support.refusal(op, found)
+
+
 def _is_sent(op: str, tensor: torch.Tensor) -> bool:
     """Returns whether a search goes to a card although its weight is not there: it takes seconds
     there and minutes here, and gives the same codes.

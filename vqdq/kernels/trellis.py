@@ -40,6 +40,9 @@ def trellis_feedback(
     bits: int,
 ) -> torch.Tensor:
     """See `vqdq.kernels.trellis_feedback`."""
+    if weight.ndim > 2:
+        layers = zip(weight, scales, unit, strict=True)
+        return torch.stack([trellis_feedback(*layer, table, bits) for layer in layers])
     rows, columns = weight.shape
     codes = np.empty((packing.packed_bytes(rows, bits), columns), np.uint8)
     source = np.ascontiguousarray(weight.float().T.numpy())

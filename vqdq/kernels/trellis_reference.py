@@ -116,6 +116,9 @@ def trellis_feedback(
     bits: int,
 ) -> torch.Tensor:
     """See `vqdq.kernels.trellis_feedback`; this function defines the order of the arithmetic."""
+    if weight.ndim > 2:
+        layers = zip(weight, scales, unit, strict=True)
+        return torch.stack([trellis_feedback(*layer, table, bits) for layer in layers])
     targets = weight.float().clone()
     sizes = scales.float()
     per_unit = torch.where(sizes > 0, COST_UNITS / sizes, 0.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from vqdq import codecs
-from vqdq.codecs.base import InputStats, Packed
+from vqdq.codecs.base import Codec, InputStats, Packed
 from vqdq.errors import UserError
 from vqdq.layers.inputs import fold_smoothing
 from vqdq.progress import Event, Report
@@ -65,43 +67,109 @@ def encode_layer(
             W diag(s) is encoded, for inputs with the moments D⁻¹ H D⁻¹ and D⁻¹ μ (arXiv 2211.10438,
             section 4). Errors are said of W all the same.
     """
-    name = planned.layer.name
+    job = LayerJob(planned=planned, matrix=matrix, stats=stats, bias=bias, smoothing=smoothing)
+    return encode_layers([job], seed, report)[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerJob:
+    """A layer that is to be encoded; see `encode_layer`."""
+
+    planned: PlannedLayer
+    matrix: torch.Tensor
+    stats: InputStats | None = None
+    bias: torch.Tensor | None = None
+    smoothing: torch.Tensor | None = None
+
+
+def encode_layers(jobs: Sequence[LayerJob], seed: int, report: Report) -> list[EncodedLayer]:
+    """Returns layers of one shape, method and settings, each as `encode_layer` gives it.
+
+    Their search runs together where that pays (`Codec.batched_search`). The seconds are shared.
+    """
     started = time.perf_counter()
-    original = matrix
-    if smoothing is not None:
-        matrix, stats = _smoothed(matrix, stats, smoothing)
-    generator = torch.Generator().manual_seed(layer_seed(seed, name))
-    assert planned.method is not None
-    codec = codecs.create(planned.method, planned.params)
-    used = stats if codec.uses_hessian else None
-    mean = None if used is None or bias is None else used.mean
-    if used is not None and used.hessian is not None and mean is not None:
-        used = replace(used, hessian=_covariance(used.hessian, mean))
+    first = jobs[0].planned
+    assert first.method is not None
+    codec = codecs.create(first.method, first.params)
+    begun = [_Begun.of(job, codec) for job in jobs]
+    names = [job.planned.layer.name for job in jobs]
+    generators = [torch.Generator().manual_seed(layer_seed(seed, name)) for name in names]
+    taps = first.layer.shape.taps
     try:
-        packed = codec.encode(
-            matrix, taps=planned.layer.shape.taps, stats=used, generator=generator, report=report
-        )
+        if len(jobs) == 1:
+            packed = [
+                codec.encode(
+                    begun[0].matrix,
+                    taps=taps,
+                    stats=begun[0].used,
+                    generator=generators[0],
+                    report=report,
+                )
+            ]
+        else:
+            packed = codec.encode_each(
+                [each.matrix for each in begun],
+                taps=taps,
+                stats=[each.used for each in begun],
+                generators=generators,
+            )
     except UserError as error:
-        raise UserError(error.what, where=name, remedy=error.remedy) from error
-    decoded = packed.decode()
-    corrected = output_error = None
-    if used is not None:
-        lost = matrix.float() - decoded
-        if bias is not None and mean is not None:
-            corrected = (bias.float() + lost @ mean).half()
-        if used.hessian is not None and stats is not None:
-            whole = stats.hessian if stats.hessian is not None else used.hessian
-            output_error = decibels(_power(lost, used.hessian), _power(matrix.float(), whole))
-        del lost
-    if smoothing is not None:
-        decoded = fold_smoothing(decoded, smoothing)
-    return EncodedLayer(
-        packed=packed,
-        bias=corrected,
-        error_db=error_db(original, decoded),
-        output_error_db=output_error,
-        seconds=time.perf_counter() - started,
-    )
+        if len(jobs) > 1:  # one by one they say which it is
+            return [encode_layers([job], seed, report)[0] for job in jobs]
+        raise UserError(error.what, where=names[0], remedy=error.remedy) from error
+    found = [each.ended(job, result) for each, job, result in zip(begun, jobs, packed, strict=True)]
+    seconds = (time.perf_counter() - started) / len(jobs)
+    return [replace(layer, seconds=seconds) for layer in found]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Begun:
+    """What a codec is given of a layer: the matrix and moments of its inputs, smoothed.
+
+    Attributes:
+        used: the moments that the codec takes; whole: with the mean in them.
+    """
+
+    matrix: torch.Tensor
+    used: InputStats | None
+    whole: InputStats | None
+    mean: torch.Tensor | None
+
+    @classmethod
+    def of(cls, job: LayerJob, codec: Codec[Any]) -> _Begun:
+        """Returns what a codec is given."""
+        matrix, stats = job.matrix, job.stats
+        if job.smoothing is not None:
+            matrix, stats = _smoothed(matrix, stats, job.smoothing)
+        used = stats if codec.uses_hessian else None
+        mean = None if used is None or job.bias is None else used.mean
+        if used is not None and used.hessian is not None and mean is not None:
+            used = replace(used, hessian=_covariance(used.hessian, mean))
+        return cls(matrix=matrix, used=used, whole=stats, mean=mean)
+
+    def ended(self, job: LayerJob, packed: Packed) -> EncodedLayer:
+        """Returns the layer with what it lost."""
+        decoded = packed.decode()
+        corrected = output_error = None
+        used, mean, matrix = self.used, self.mean, self.matrix
+        if used is not None:
+            lost = matrix.float() - decoded
+            if job.bias is not None and mean is not None:
+                corrected = (job.bias.float() + lost @ mean).half()
+            if used.hessian is not None and self.whole is not None:
+                own = self.whole.hessian
+                whole = own if own is not None else used.hessian
+                output_error = decibels(_power(lost, used.hessian), _power(matrix.float(), whole))
+            del lost
+        if job.smoothing is not None:
+            decoded = fold_smoothing(decoded, job.smoothing)
+        return EncodedLayer(
+            packed=packed,
+            bias=corrected,
+            error_db=error_db(job.matrix, decoded),
+            output_error_db=output_error,
+            seconds=0.0,
+        )
 
 
 def error_db(weight: torch.Tensor, decoded: torch.Tensor) -> float | None:

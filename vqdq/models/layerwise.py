@@ -1,16 +1,18 @@
-"""The layers of a component through their codecs, one at a time, kept as they finish."""
+"""The layers of a component through their codecs, kept as they finish."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from vqdq import codecs
 from vqdq.codecs.base import InputStats
+from vqdq.kernels.backend import searches_on_card
 from vqdq.layers.matrix import to_matrix
 from vqdq.models.checkpoint import half, require_numbers
-from vqdq.models.encoding import EncodedLayer, encode_layer, within
+from vqdq.models.encoding import EncodedLayer, LayerJob, encode_layers, within
 from vqdq.models.partial import Partial
 from vqdq.models.parts import Reads
 from vqdq.models.teacher import Teacher
@@ -28,7 +30,8 @@ def encoded(
     smoothing: Mapping[str, torch.Tensor],
     report: Report,
 ) -> Generator[tuple[PlannedLayer, EncodedLayer], None, None]:
-    """Yields `layers` encoded, in the order in which their statistics come.
+    """Yields `layers` encoded, in the order in which their statistics come; equal ones together
+    where their search runs on a card (`batches`).
 
     Args:
         read: gives a tensor of the component by its key, None when there is none.
@@ -37,26 +40,60 @@ def encoded(
     calibration = plan.recipe.calibration
     total = len(plan.quantized)
     done = total - len(layers)
+    corrected = calibration is not None and calibration.bias_correction
+    most = max((planned.layer.shape.count for planned in plan.quantized), default=0)
     for part, stats in _passes(plan, layers, teacher, report):
-        for planned in part:
+
+        def job(planned: PlannedLayer, stats: Mapping[str, InputStats] = stats) -> LayerJob:
             name = planned.layer.name
-            report(Event(stage="encode", done=done, total=total, message=name))
             weight = read(f"{name}.weight")
             assert weight is not None
-            corrected = calibration is not None and calibration.bias_correction
-            yield (
-                planned,
-                encode_layer(
-                    to_matrix(weight.detach()),
-                    planned,
-                    plan.recipe.seed,
-                    within(report, done, total, name),
-                    stats=stats.get(name),
-                    bias=read(f"{name}.bias") if corrected else None,
-                    smoothing=smoothing.get(name),
-                ),
+            return LayerJob(
+                planned=planned,
+                matrix=to_matrix(weight.detach()),
+                stats=stats.get(name),
+                bias=read(f"{name}.bias") if corrected else None,
+                smoothing=smoothing.get(name),
             )
-            done += 1
+
+        for batch in batches(part, stats, most):
+            name, more = batch[0].layer.name, len(batch) - 1
+            words = f"{name} and {more} like it" if more else name
+            report(Event(stage="encode", done=done, total=total, message=words))
+            told = within(report, done, total, words)
+            jobs = (job(planned) for planned in batch)
+            yield from zip(batch, encode_layers([*jobs], plan.recipe.seed, told), strict=True)
+            done += len(batch)
+
+
+def batches(
+    layers: Sequence[PlannedLayer], stats: Mapping[str, InputStats], most: int
+) -> Generator[list[PlannedLayer], None, None]:
+    """Yields all layers, those together that are encoded together.
+
+    They have the same shape, method and settings, and all a Hessian or none. On a processor each
+    comes alone: all its cores search one layer, and more would only take more memory. Where the
+    search runs on a card a batch has no more weights than the largest layer of the model, so that
+    it takes no more memory either.
+
+    Args:
+        most: weights of that layer.
+    """
+    waiting: dict[Hashable, list[PlannedLayer]] = {}
+    for planned in layers:
+        shape, known = planned.layer.shape, stats.get(planned.layer.name)
+        assert planned.method is not None
+        search = codecs.get(planned.method).batched_search
+        if not search or not searches_on_card(search):
+            yield [planned]
+            continue
+        has_hessian = known is not None and known.hessian is not None
+        batch = waiting.setdefault((planned.method, planned.params, shape, has_hessian), [])
+        batch.append(planned)
+        if (len(batch) + 1) * shape.count > most:
+            yield list(batch)
+            batch.clear()
+    yield from (batch for batch in waiting.values() if batch)
 
 
 def encode_missing(

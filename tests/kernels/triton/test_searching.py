@@ -56,6 +56,26 @@ def test_error_feedback_equals_the_reference(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(codes.cpu(), expected)
 
 
+def test_feedback_of_several_layers_at_once_equals_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vqdq.kernels.triton import searching
+
+    monkeypatch.setattr(searching, "_BLOCK", 2)
+    generator = torch.Generator().manual_seed(5)
+    table, weights = some_table(8, generator), torch.randn(2, 40, 3, generator=generator)
+    units = torch.randn(2, 3, 3, generator=generator).triu(1) * 0.3
+    scales = torch.rand(2, 40, generator=generator) / 16
+    layers = zip(weights, scales, units, strict=True)
+    alone = [reference.trellis_feedback(*layer, table, 3) for layer in layers]
+    assert not torch.equal(alone[0], alone[1])
+    assert torch.equal(kernels.trellis_feedback(weights, scales, units, table, 3)[1], alone[1])
+    with interpreted():
+        given = [part.to(DEVICE) for part in (weights, scales, units, table)]
+        codes = kernels.trellis_feedback(*given, 3)
+    assert torch.equal(codes.cpu(), torch.stack(alone))
+
+
 @pytest.mark.parametrize(("dim", "count", "beam"), [(8, 3, 3), (4, 2, 20), (16, 1, 1)])
 def test_the_beam_search_equals_the_reference(dim: int, count: int, beam: int) -> None:
     """A beam wider than a codebook, and ties."""

@@ -204,28 +204,33 @@ def trellis_feedback(
     table: torch.Tensor,
     bits: int,
 ) -> torch.Tensor:
-    """See `vqdq.kernels.trellis_feedback`: column after column, all segments of one at once."""
-    rows, columns = weight.shape
-    source, sizes = weight.float().T.contiguous(), scales.float()
+    """See `vqdq.kernels.trellis_feedback`: column after column, all segments of it in all layers
+    at once.
+    """
+    if weight.ndim == 2:
+        return trellis_feedback(weight[None], scales[None], unit[None], table, bits)[0]
+    layers, rows, columns = weight.shape
+    source, sizes = weight.float().mT.contiguous(), scales.float()  # [layers, columns, rows]
     targets, errors, shares = source.clone(), torch.empty_like(source), unit.float()
     zero = torch.zeros((), device=weight.device)
     per_unit = torch.where(sizes > 0, trellis_reference.COST_UNITS / sizes, zero)
     limit, codes = float(LARGEST_TARGET), list[torch.Tensor]()
     for begin in range(0, columns, _BLOCK):
         end = min(begin + _BLOCK, columns)
-        if begin:
-            fed = feed_forward(targets[begin:end], errors[:begin], shares[:begin, begin:end])
-            targets[begin:end] = fed
+        for layer in range(layers if begin else 0):
+            block, share = targets[layer, begin:end], shares[layer, :begin, begin:end]
+            targets[layer, begin:end] = feed_forward(block, errors[layer, :begin], share)
         for column in range(begin, end):
-            wanted = (targets[column] * per_unit).round().nan_to_num().clamp(-limit, limit)
-            code = trellis_encode(wanted.to(torch.int16)[:, None], table, bits)
-            levels = trellis_decode(code, table, bits, rows)[:, 0]
+            wanted = (targets[:, column] * per_unit).round().nan_to_num().clamp(-limit, limit)
+            code = trellis_encode(wanted.to(torch.int16).T.contiguous(), table, bits)
+            levels = trellis_decode(code, table, bits, rows).T  # [layers, rows]
             # a product and a sum apart: a card would fuse what one expression joins
-            errors[column] = source[column] - levels.float().mul_(sizes)
-            later = shares[column, column + 1 : end, None] * errors[column]
-            targets[column + 1 : end] += later
+            errors[:, column] = source[:, column] - levels.float().mul_(sizes)
+            share = shares[:, column, column + 1 : end, None]
+            later = share * errors[:, None, column]  # [layers, columns to come, rows]
+            targets[:, column + 1 : end] += later
             codes.append(code)
-    return torch.cat(codes, dim=1)
+    return torch.stack(codes, dim=2).transpose(0, 1)  # [layers, bytes, columns]
 
 
 @triton.jit
