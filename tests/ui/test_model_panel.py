@@ -13,12 +13,14 @@ from huggingface_hub import constants
 from tests.models import tiny
 from tests.models.hub_stand_in import HubStandIn, hub
 from tests.ui.conftest import Studio, photograph, visit
+from vqdq.also import DECODER, TEXT_ENCODERS, also
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.store import Workspace
 from vqdq.models.fit import fit
 from vqdq.models.glance import glance
-from vqdq.ui import model_cards, model_facts, model_panel
+from vqdq.models.sources import demo_folder
+from vqdq.ui import fit_panel, model_cards, model_facts, model_panel, panels
 from vqdq.ui.desk import Desk
 from vqdq.ui.model_open import Opening
 from vqdq.ui.wording import size
@@ -136,6 +138,38 @@ def test_a_download_tells_its_bytes_and_can_be_stopped(
     assert again.wait(60)
     assert again.fault is None
     assert desk.recents.find("owner/slow") is not None
+
+
+def test_the_whole_model_stands_beside_the_denoiser(desk: Desk) -> None:
+    sizes = {
+        path.parent.name: path.stat().st_size
+        for path in demo_folder().glob("*/*.safetensors")
+        if path.parent.name != "unet"
+    }
+    recipe = desk.preset("trellis-3bit")
+    plan = desk.plan(recipe)
+    rest = sum(sizes.values())
+    assert desk.whole_bytes(plan) == (plan.reference_bytes + rest, plan.predicted_bytes + rest)
+    both = desk.plan(also(recipe, [TEXT_ENCODERS]))
+    rest -= sizes["text_encoder"]
+    whole = desk.whole_bytes(both)
+    assert whole == (
+        both.reference_bytes + both.others[0].reference_bytes + rest,
+        both.total_bytes + rest,
+    )
+    shown = panels.prediction(both, desk.estimate(both), None, whole)
+    assert "The unet alone; also text_encoder" in shown
+    assert f"<b>{size(whole[1])}</b> instead of {size(whole[0])}" in shown
+
+
+def test_a_fitting_way_names_all_that_it_compresses(desk: Desk) -> None:
+    found = fit(desk.subject.inventory, 10**12, 128)[-1]
+    ways = tuple(replace(found, recipe=f"r{i}", also=(TEXT_ENCODERS, DECODER)) for i in range(7))
+    shown = fit_panel.cards_html(ways)
+    assert shown.count('data-also="text_encoder*,vae"') == 7
+    assert "Use r0, text encoders and decoder too" in shown
+    assert "7 ways fit 1000 GB" in shown
+    assert "2 more ways" in shown
 
 
 def test_what_fits_is_counted_beside_the_page(desk: Desk, models: Path) -> None:

@@ -289,16 +289,19 @@ def with_reasons(
         noun = "Text encoders" if len(chosen.also) == 1 else "Text encoders and decoder"
         noun = "The decoder" if chosen.others == "decoder" else noun
         verb = "takes" if chosen.others == "decoder" else "take"
-        reasons.append(f"{noun} {verb} {size(after)} instead of {size(before)}. {plain}")
+        unit, name = (1e9, "GB") if before >= _SMALL else (1e6, "MB")
+        amount = f"{after / unit:.1f} {name} instead of {before / unit:.1f} {name}"
+        reasons.append(f"{noun} {verb} {amount}. {plain}")
     faster = considered[: considered.index(chosen)]
     kept = next((each for each in faster if each.one_at_a_time == chosen.one_at_a_time), None)
     decoded = chosen.how not in ("", _HOW["resident"])
-    if decoded and kept is not None:
-        reasons.append(f"Kept decoded it would take {size(kept.total_bytes)}.")
-    if decoded and chosen.cache_bytes is not None:
-        reasons.append(f"{size(chosen.cache_bytes)} of its weights stay decoded.")
     if decoded:
-        reasons.append("What is not kept is decoded each time it is used.")
+        held = "Each layer"
+        if chosen.cache_bytes is not None:
+            reasons.append(f"{size(chosen.cache_bytes)} of its weights stay decoded.")
+            held = "The rest"
+        why = "" if kept is None else f": all kept decoded, it would take {size(kept.total_bytes)}"
+        reasons.append(f"{held} is decoded each time it is used{why}.")
     if chosen.one_at_a_time:
         together = min(each.total_bytes for each in considered if not each.one_at_a_time)
         reasons.append(

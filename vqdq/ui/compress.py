@@ -200,10 +200,12 @@ def foresee(desk: Desk, make: Callable[[], Wish]) -> Outlook:
         link=links.link_of(desk, wish),
         panel=panels.unmeasured(plan, wish.aim)
         if served is None
-        else panels.prediction(final, desk.estimate(final), desk.arithmetic(final.recipe)),
+        else panels.prediction(
+            final, desk.estimate(final), desk.arithmetic(final.recipe), desk.whole_bytes(final)
+        ),
         button=f"Measure layers and plan (about {roughly(waiting)})"
         if served is None
-        else f"Compress to {size(final.predicted_bytes)}",
+        else f"Compress to {size(final.total_bytes)}",
         ready=True,
         matches=panels.matches(plan),
         name=desk.suggest_name(served or wish.recipe),

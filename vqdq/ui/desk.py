@@ -290,6 +290,21 @@ class Desk:
             resolved=subject.plan,
         )
 
+    def whole_bytes(self, plan: Plan) -> tuple[int, int] | None:
+        """Returns what all weight files of the model take, in 16 bits where the plan packs and
+        after it; None when the denoiser is all there is, or a component cannot be read.
+        """
+        try:
+            others = self.subject.inventory.parts[1:]
+        except UserError:
+            return None
+        planned = (plan, *plan.others)
+        names = {each.component.name for each in planned}
+        kept = sum(part.bytes for part in others if part.name not in names)
+        if not others:
+            return None
+        return sum(each.reference_bytes for each in planned) + kept, plan.total_bytes + kept
+
     def suggest_name(self, recipe: Recipe) -> str:
         """Returns a free name for a new model: "demo-trellis-3bit", with a number when it is
         taken.

@@ -15,11 +15,12 @@ from vqdq.models.fit_options import FitOption
 from vqdq.ui import header
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import Part, Region, Session, Wire, html, markup
-from vqdq.ui.wording import chip, escape, size
+from vqdq.ui.wording import chip, count, escape, size
 
 PRESENT, USUAL = "", "8 GB"
 OWN = "Its own size"
 RESOLUTIONS = (OWN, "512", "768", "1024", "1536", "2048")
+FIRST = 5  # ways that are shown before the rest is asked for
 SIDE = 512  # of a model that says no size
 
 
@@ -88,14 +89,28 @@ def cards_html(found: tuple[FitOption, ...]) -> str:
     if not found[0].fits:
         least = found[0]
         return (
-            f'<div class="vq-fits"><p>Nothing fits {size(least.card_bytes)} {note}</p>'
+            f'<div class="vq-fits"><p>Nothing fits {_card_size(least)} {note}</p>'
             f'<p class="vq-muted">The least is {escape(least.title)}: {escape(least.sum)}.'
             " A smaller picture takes less.</p></div>"
         )
-    head = f"<p>{len(found)} ways fit {size(found[0].card_bytes)}, the best first {note}</p>"
-    if len(found) == 1:
-        head = f"<p>One way fits {size(found[0].card_bytes)} {note}</p>"
-    return f'<div class="vq-fits">{head}{"".join(map(_card, found))}</div>'
+    many = "One way fits" if len(found) == 1 else f"{len(found)} ways fit"
+    best = "" if len(found) == 1 else ", the best first"
+    head = f"<p>{many} {_card_size(found[0])}{best} {note}</p>"
+    rest = found[FIRST:]
+    more = (
+        f'<details class="vq-more"><summary>{count(len(rest), "more way")}</summary>'
+        f'<div class="vq-fits">{"".join(map(_card, rest))}</div></details>'
+        if rest
+        else ""
+    )
+    return f'<div class="vq-fits">{head}{"".join(map(_card, found[:FIRST]))}{more}</div>'
+
+
+def _card_size(option: FitOption) -> str:
+    """The card as its box says it: 8 GB."""
+    return (
+        f"{option.card_bytes / 1e9:.4g} GB" if option.card_bytes >= 1e9 else size(option.card_bytes)
+    )
 
 
 def _card(option: FitOption) -> str:
@@ -107,7 +122,7 @@ def _card(option: FitOption) -> str:
         f' data-recipe="{escape(option.recipe)}" data-also="{escape(also)}">Use {escape(words)}'
         "</button>"
         if option.recipe
-        else '<span class="vq-muted">Nothing to compress</span>'
+        else '<span class="vq-small vq-muted">Nothing to compress</span>'
     )
     more = " ".join(option.reasons[1:])
     return (

@@ -85,14 +85,14 @@ def _recent(entry: Recent, here: bool) -> str:
     missing = entry.missing
     when = moment(entry.opened) if entry.opened else "comes with VQDQ"
     state = "missing" if missing else "on the desk" if here else when
-    millions = f"{entry.parameters / 1e6:,.0f} M · " if entry.parameters else ""
+    many = f"{millions(entry.parameters)} · " if entry.parameters else ""
     return (
         f'<button type="button" class="vq-recent-model" data-act="open-model"'
         f' data-text="{escape(entry.model)}" aria-pressed="{str(here).lower()}"'
         f' data-missing="{str(missing).lower()}" title="{escape(entry.folder)}">'
         f"<b>{escape(shorten(entry.title, 40))}</b>"
         f'<span class="vq-code">{escape(shorten(entry.model, 60))}</span>'
-        f"<small>{millions}{escape(state)}</small></button>"
+        f"<small>{many}{escape(state)}</small></button>"
     )
 
 
@@ -125,9 +125,20 @@ def facts(found: Inventory) -> str:
         f'<section class="vq-model-facts"><h3>{escape(found.title)} {chip("exact", how)}</h3>'
         f'<p class="vq-muted">{escape(head)}</p>{lacking}'
         '<div class="vq-scroll" tabindex="0" role="region" aria-label="Components">'
-        f'<table class="vq-numbers"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
-        f"</div>{_largest(found)}</section>"
+        f'<table class="vq-numbers vq-parts"><thead><tr>{cells}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{_largest(found)}</section>"
     )
+
+
+def _broken(component: str, name: str) -> str:
+    """A layer's name that a narrow page breaks after its dots."""
+    return escape(f"{component}.{name}").replace(".", ".<wbr>")
+
+
+def millions(number: int) -> str:
+    """Returns how many parameters or weights: 0.59 M, 123 M, 2,567 M."""
+    value = number / 1e6
+    return f"{value:,.0f} M" if value >= 999.5 else digits(value, "M")
 
 
 def _row(part: Part) -> str:
@@ -136,10 +147,13 @@ def _row(part: Part) -> str:
     stored = _STORED.get(part.dtype, part.dtype) or "missing"
     if part.quantized:
         stored = f"{part.quantized}"
-    name = f"<b>{escape(part.name)}</b><br><small>{escape(part.kind)}</small>"
+    name = (
+        f"<b>{escape(part.name)}</b><br><small>{escape(part.kind)}</small>"
+        f'<small class="vq-narrow">{digits(share, "%")} convolutions, {escape(stored)}</small>'
+    )
     return (
         f'<tr><th scope="row">{name}</th>'
-        f"<td>{digits(part.census.parameters / 1e6, 'M')}</td>"
+        f"<td>{millions(part.census.parameters)}</td>"
         f"<td>{digits(share, '%')}{bar}</td><td>{escape(stored)}</td>"
         f"<td>{size(part.bytes)}</td></tr>"
     )
@@ -147,15 +161,16 @@ def _row(part: Part) -> str:
 
 def _largest(found: Inventory) -> str:
     rows = "".join(
-        f'<tr><th scope="row"><span class="vq-code">{escape(layer.component)}.{escape(layer.name)}'
+        f'<tr><th scope="row"><span class="vq-code">{_broken(layer.component, layer.name)}'
         f"</span></th><td>{' × '.join(map(str, layer.shape))}</td>"
-        f"<td>{digits(layer.weights / 1e6, 'M')}</td><td>{size(layer.bytes)}</td></tr>"
+        f"<td>{millions(layer.weights)}</td><td>{size(layer.bytes)}</td></tr>"
         for layer in found.largest
     )
     columns = ("Layer", "Shape", "Weights", "Size")
     cells = "".join(f'<th scope="col">{name}</th>' for name in columns)
     return (
         '<details class="vq-more"><summary>The largest layers</summary><div class="vq-scroll"'
-        ' tabindex="0" role="region" aria-label="The largest layers"><table class="vq-numbers">'
+        ' tabindex="0" role="region" aria-label="The largest layers">'
+        '<table class="vq-numbers vq-largest">'
         f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div></details>"
     )

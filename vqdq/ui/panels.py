@@ -25,18 +25,24 @@ def goals(sizes: dict[str, int | None], pressed: str) -> str:
     cards = "".join(
         f'<button type="button" class="vq-goal" data-act="goal" data-goal="{escape(goal.name)}"'
         f' aria-pressed="{str(goal.name == pressed).lower()}"><b>{escape(goal.title)}</b>'
-        f'<span class="vq-goal-size">{size(sizes.get(goal.name))}</span>'
+        f'<span class="vq-goal-size" title="The denoiser alone">{size(sizes.get(goal.name))}</span>'
         f"<span>{escape(goal.words)}</span></button>"
         for goal in GOALS
     )
     return f'<div class="vq-goals" role="group" aria-label="What matters to you?">{cards}</div>'
 
 
-def prediction(plan: Plan, cost: Estimate, found: ArithmeticResult | None = None) -> str:
+def prediction(
+    plan: Plan,
+    cost: Estimate,
+    found: ArithmeticResult | None = None,
+    whole: tuple[int, int] | None = None,
+) -> str:
     """Returns the sizes before and after and what it will cost, each with the chip that says
     what it is.
 
     Args:
+        whole: bytes of the whole model before and after, where it is more than the denoiser.
         found: how its layers should be computed; None when their inputs stay as they come.
     """
     exact = chip("exact", "Calculated to the byte from the recipe: the file will have this size.")
@@ -48,23 +54,31 @@ def prediction(plan: Plan, cost: Estimate, found: ArithmeticResult | None = None
     kept = len(plan.layers) - len(plan.quantized)
     besides = f"{kept} kept in 16 bits" if kept else ""
     return (
-        f"{bars(plan.reference_bytes, plan.predicted_bytes, exact)}"
+        f"{bars(plan.reference_bytes, plan.predicted_bytes, exact)}{_whole(plan, whole, exact)}"
         '<dl class="vq-figures">'
         f"{_figure('Bits per weight', digits(plan.bits_per_weight), exact)}"
         f"{_figure('Time', '≈ ' + duration(cost.seconds), time)}"
         f"{_figure('Memory', '≈ ' + size(cost.memory_bytes), memory)}"
         f"{_figure('Layers', str(len(plan.quantized)), besides)}"
-        f"</dl>{_others(plan, exact)}{inputs_card(plan.recipe, found)}"
+        f"</dl>{inputs_card(plan.recipe, found)}"
     )
 
 
-def _others(plan: Plan, exact: str) -> str:
-    """What becomes of the components beside the denoiser, when the recipe speaks of them."""
-    words = [
-        f"{escape(each.component.name)} {size(each.reference_bytes)} → {size(each.predicted_bytes)}"
+def _whole(plan: Plan, whole: tuple[int, int] | None, exact: str) -> str:
+    """Of what the two bars are, what becomes of the other components, and of the whole model."""
+    name = escape(plan.component.name)
+    also = "".join(
+        f", {escape(each.component.name)} {size(each.reference_bytes)} →"
+        f" {size(each.predicted_bytes)}"
         for each in plan.others
-    ]
-    return f'<p class="vq-others">Also {", ".join(words)} {exact}</p>' if words else ""
+    )
+    if whole is None:
+        return f'<p class="vq-others">Also {also[2:]} {exact}</p>' if also else ""
+    said = f"The {name} alone{'; also ' + also[2:] if also else ''}."
+    return (
+        f'<p class="vq-others">{said} The whole model: <b>{size(whole[1])}</b> instead of'
+        f" {size(whole[0])} {exact}</p>"
+    )
 
 
 def inputs_card(recipe: Recipe, found: ArithmeticResult | None) -> str:
@@ -208,8 +222,13 @@ def result(run: RunRecord, values: dict[str, Any]) -> str:
     assert isinstance(request, CompressRequest)
     before, after = values.get("reference_bytes"), values.get("measured_bytes")
     times = f"{digits(before / after)} times smaller" if before and after else ""
+    also = [
+        f"{each['component']} {size(each['reference_bytes'])} → {size(each['measured_bytes'])}"
+        for each in values.get("other_components") or ()
+    ]
     facts = [
-        times,
+        f"the denoiser {times}" if times else "",
+        *also,
         f"{digits(values.get('bits_per_weight'))} bits per weight",
         "calibrated" if values.get("calibrated") else "",
         _learnt(values.get("learnt")),

@@ -184,7 +184,7 @@ def choices(general: Rule) -> Settings:
     )
     controls["aim_mb"] = areas["aim_mb"] = gr.Number(
         AIM_MB,
-        label="File size (MB)",
+        label="File size of the denoiser (MB)",
         info="Layers that matter more get more.",
         step=0.1,
         visible=False,

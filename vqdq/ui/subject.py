@@ -91,7 +91,7 @@ class Subject:
             " × ".join(str(side) for side in info.resolution) + " px" if info.resolution else ""
         )
         return ModelCard(
-            title=f"{info.title} · {millions:.0f} M",
+            title=f"{info.title} · {millions:,.0f} M",
             details=" · ".join(filter(None, (info.pipeline_class, pixels, info.reference))),
             parameters=info.parameters,
         )
