@@ -135,6 +135,7 @@ def check_whole(wanted, there, here):
     return makers
 
 
+@pytest.mark.long
 def test_a_killed_worker_and_a_killed_computer_cost_nothing_but_time(cluster, model, tmp_path):
     wanted = asked(model, recipes=[RECIPES[0], RECIPES[1]], seeds=[1, 2, 3])
     there, here = Store(str(tmp_path / "ray")), Store(str(tmp_path / "local"))
