@@ -17,6 +17,7 @@ from benchmarks import (
     large,
     loading,
     outliers,
+    people,
     rate_distortion,
     start_token,
     studio,
@@ -144,6 +145,14 @@ PARTS = {
         "Studio",
         "The embedded model, 20 steps. Medians with the smallest and the largest of the runs.",
         studio.run,
+    ),
+    "people": (
+        "Eight people at one studio",
+        "Half an hour, all on the machine that is measured: the server, its worker, and eight "
+        "browsers with a page open each, which share two cores. Each person has a login; every few "
+        "seconds one starts a run or three. A light call is a page's own request, timed by the "
+        "browser.",
+        people.run,
     ),
     "gpu": (
         "On a card",

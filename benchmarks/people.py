@@ -29,6 +29,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import BrowserContext, Page, Request, sync_playwright
 
+from benchmarks.timing import table
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.store import Workspace
 
@@ -46,6 +47,47 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     wanted = parser.parse_args()
+    told = measured(wanted)
+    print(json.dumps(told, indent=1))
+    if wanted.json:
+        wanted.json.write_text(json.dumps(told, indent=1) + "\n")
+    return 0 if told["at_once"] == told["out_of_turn"] == told["strangers"] == 0 else 1
+
+
+def run() -> str:
+    """Returns half an hour of eight people as Markdown."""
+    return results(measured(argparse.Namespace(minutes=30.0, people=8, seed=0)))
+
+
+def results(told: dict[str, Any]) -> str:
+    """Returns the tables of what was measured."""
+    rows = [
+        [
+            f"{5 * place}–{5 * place + 5}",
+            f"{each['requests']:,}",
+            f"{each['ms_median']:.0f}",
+            f"{each['ms_p95']:.0f}",
+            f"{each['load']:.1f}",
+        ]
+        for place, each in enumerate(told["windows"])
+    ]
+    head = ["minutes", "light calls", "median ms", "p95 ms", "load of the machine"]
+    runs = ", ".join(f"{count} {state}" for state, count in sorted(told["runs"].items()))
+    words = (
+        f"All {told['requests']:,} light calls: median {told['request_ms_median']:.0f} ms, p95 "
+        f"{told['request_ms_p95']:.0f} ms. Memory of the server after the first sixth of the time "
+        f"{told['memory_mb_settled']:.0f} MB, at the end {told['memory_mb_end']:.0f} MB "
+        f"({told['memory_growth_percent']:+.1f} %); open files {told['files_settled']:.0f} and "
+        f"{told['files_end']:.0f}, threads {told['threads_settled']:.0f} and "
+        f"{told['threads_end']:.0f}. Runs: {runs}; {told['at_once']} at once, "
+        f"{told['out_of_turn']} out of turn, {told['strangers']} seen by somebody else, "
+        f"{told.get('refused', 0)} refused because fifty of that person's waited."
+    )
+    return f"{table(head, rows)}\n\n{words}"
+
+
+def measured(wanted: argparse.Namespace) -> dict[str, Any]:
+    """Returns what happened: times in milliseconds, memory in megabytes, counts."""
     folder = Path(tempfile.mkdtemp(prefix="vqdq-people-"))
     names = [f"person{number}" for number in range(wanted.people)]
     (folder / "people").write_text("".join(f"{name}:secret of {name}\n" for name in names))
@@ -66,11 +108,8 @@ def main() -> int:
     with closing(Workspace.open(folder / "space")) as space:
         told |= _judged(space.runs(limit=100_000), names)
     told["load"] = [round(value, 1) for value in os.getloadavg()]
-    print(json.dumps(told, indent=1))
-    if wanted.json:
-        wanted.json.write_text(json.dumps(told, indent=1) + "\n")
     shutil.rmtree(folder)
-    return 0 if told["at_once"] == told["out_of_turn"] == told["strangers"] == 0 else 1
+    return told
 
 
 def _visit(
