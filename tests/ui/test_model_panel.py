@@ -158,7 +158,7 @@ def test_the_whole_model_stands_beside_the_denoiser(desk: Desk) -> None:
         both.total_bytes + rest,
     )
     shown = panels.prediction(both, desk.estimate(both), None, whole)
-    assert "The unet alone; also text_encoder" in shown
+    assert "The denoiser alone; also text_encoder" in shown
     assert f"<b>{size(whole[1])}</b> instead of {size(whole[0])}" in shown
 
 

@@ -66,7 +66,6 @@ def prediction(
 
 def _whole(plan: Plan, whole: tuple[int, int] | None, exact: str) -> str:
     """Of what the two bars are, what becomes of the other components, and of the whole model."""
-    name = escape(plan.component.name)
     also = "".join(
         f", {escape(each.component.name)} {size(each.reference_bytes)} →"
         f" {size(each.predicted_bytes)}"
@@ -74,7 +73,7 @@ def _whole(plan: Plan, whole: tuple[int, int] | None, exact: str) -> str:
     )
     if whole is None:
         return f'<p class="vq-others">Also {also[2:]} {exact}</p>' if also else ""
-    said = f"The {name} alone{'; also ' + also[2:] if also else ''}."
+    said = f"The denoiser alone{'; also ' + also[2:] if also else ''}."
     return (
         f'<p class="vq-others">{said} The whole model: <b>{size(whole[1])}</b> instead of'
         f" {size(whole[0])} {exact}</p>"
