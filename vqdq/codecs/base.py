@@ -231,9 +231,7 @@ class Codec(ABC, Generic[P]):
                 Hessian that it does not use.
         """
         del report  # one layer is the unit of progress; a slow codec overrides `encode`
-        shape = checked_shape(weight, taps)
-        self.check(shape)
-        self._check_hessian(shape, stats)
+        shape = self._checked(weight, taps, stats)
         source = generator if generator is not None else torch.Generator().manual_seed(0)
         tensors = self._encode(weight.detach().float().cpu(), shape, stats or InputStats(), source)
         return Packed(codec=self.name, params=self.params, shape=shape, tensors=tensors)
@@ -265,6 +263,13 @@ class Codec(ABC, Generic[P]):
         limit = torch.finfo(scales.dtype).max
         moved = (scales.float() * wide).clamp(-limit, limit).to(scales.dtype)
         return replace(packed, tensors={**packed.tensors, "scales": moved})
+
+    def _checked(self, weight: torch.Tensor, taps: int, stats: InputStats | None) -> WeightShape:
+        """Returns the shape of a weight after everything that `encode` refuses was looked for."""
+        shape = checked_shape(weight, taps)
+        self.check(shape)
+        self._check_hessian(shape, stats)
+        return shape
 
     def _check_hessian(self, shape: WeightShape, stats: InputStats | None) -> None:
         hessian = None if stats is None else stats.hessian

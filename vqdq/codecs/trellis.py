@@ -23,7 +23,6 @@ from vqdq.codecs.base import (
     InputStats,
     Packed,
     WeightShape,
-    checked_shape,
 )
 from vqdq.errors import UserError
 from vqdq.kernels import few_rows
@@ -160,14 +159,13 @@ class TrellisCodec(Codec[TrellisParams]):
         stats: Sequence[InputStats | None],
         generators: Sequence[torch.Generator],
     ) -> list[Packed]:
+        shape, *_ = [
+            self._checked(weight, taps, known) for weight, known in zip(weights, stats, strict=True)
+        ]
         begun: list[_Begun] = []
         for weight, known, generator in zip(weights, stats, generators, strict=True):
-            shape = checked_shape(weight, taps)
-            self.check(shape)
-            self._check_hessian(shape, known)
             wide = weight.detach().float().cpu()
             begun.append(self._begun(wide, shape, known or InputStats(), generator))
-        shape = checked_shape(weights[0], taps)
         return [
             Packed(
                 codec=self.name,

@@ -90,7 +90,8 @@ class Engine:
             found = pace.measure(method, params, self._workspace)
             known = dict(pace.read(self._workspace).known)
             name = pace.key(method, params)
-            known.setdefault(pace.SAVING, pace.measure_saving(self._workspace))
+            if pace.SAVING not in known:
+                known[pace.SAVING] = pace.measure_saving(self._workspace)
             known[name] = pace.faster(known.get(name), found)
             pace.keep(self._workspace, pace.Paces(known=known))
         except (UserError, OSError) as error:  # not installed, or no room on the disk

@@ -25,7 +25,7 @@ def some_lines(shape: tuple[int, ...], block: int, divides: bool, dtype: torch.d
     )
 
 
-@pytest.mark.parametrize(
+KINDS_OF_LINES = pytest.mark.parametrize(
     ("shape", "block", "divides", "dtype"),
     [
         ((2, 5, 48), 16, True, torch.float32),
@@ -34,6 +34,9 @@ def some_lines(shape: tuple[int, ...], block: int, divides: bool, dtype: torch.d
         ((2, 64, 2, 3), 64, False, torch.float16),
     ],
 )
+
+
+@KINDS_OF_LINES
 def test_codes_equal_the_reference(
     shape: tuple[int, ...], block: int, divides: bool, dtype: torch.dtype
 ) -> None:

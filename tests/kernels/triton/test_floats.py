@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.kernels.triton.test_codes import some_lines
+from tests.kernels.triton.test_codes import KINDS_OF_LINES, some_lines
 from tests.kernels.triton.test_decoding import DEVICE
 from vqdq import kernels
 from vqdq.kernels import fp8
@@ -20,15 +20,7 @@ from vqdq.kernels.triton import support
 OFF = 1e-3 if DEVICE == "cuda" else 1e-6
 
 
-@pytest.mark.parametrize(
-    ("shape", "block", "divides", "dtype"),
-    [
-        ((2, 5, 48), 16, True, torch.float32),
-        ((1, 9, 70), 0, False, torch.bfloat16),
-        ((2, 20, 3, 5), 0, True, torch.float32),
-        ((2, 64, 2, 3), 64, False, torch.float16),
-    ],
-)
+@KINDS_OF_LINES
 def test_codes_and_scales_equal_the_reference(
     shape: tuple[int, ...], block: int, divides: bool, dtype: torch.dtype
 ) -> None:

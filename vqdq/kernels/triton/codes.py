@@ -63,6 +63,12 @@ def row_of(
 
 
 @triton.jit
+def odd_rows(x):
+    """Returns which rows hold NaN or infinity: what a maximum does with NaN differs by place."""
+    return tl.sum(((tl.abs(x) < float("inf")) == 0).to(tl.int32), axis=1) > 0
+
+
+@triton.jit
 def _codes_kernel(
     values,
     divisor,
@@ -105,8 +111,7 @@ def _codes_kernel(
     )  # fmt: skip
     held = row < rows
     inside = column < channels
-    # what a maximum does with NaN is not the same everywhere
-    odd = tl.sum(((tl.abs(x) < float("inf")) == 0).to(tl.int32), axis=1) > 0
+    odd = odd_rows(x)
     if OWN or MEASURES:
         low = tl.min(tl.where(inside[None, :], x, float("inf")), axis=1)
         high = tl.max(tl.where(inside[None, :], x, float("-inf")), axis=1)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vqdq.kernels.fp8 import FORMAT, LARGEST
 from vqdq.kernels.int8 import SMALLEST_SCALE, Lines
-from vqdq.kernels.triton.codes import even, laid, root, row_of, shaped
+from vqdq.kernels.triton.codes import even, laid, odd_rows, root, row_of, shaped
 
 
 @triton.jit
@@ -55,8 +55,7 @@ def _rows_kernel(
         values, divisor, signs, row, rows, channels, positions, batch_stride, position_stride,
         channel_stride, root, DIVIDES, LOG_BLOCK, ROWS, WIDTH,
     )  # fmt: skip
-    # what a maximum does with NaN is not the same everywhere
-    odd = tl.sum(((tl.abs(x) < float("inf")) == 0).to(tl.int32), axis=1) > 0
+    odd = odd_rows(x)
     high = tl.max(tl.where(odd[:, None], 0.0, tl.abs(x)), axis=1)
     scale = tl.div_rn(high, tl.full((ROWS,), 1.0, tl.float32) * largest)
     scale = tl.where(scale > smallest, scale, smallest)
