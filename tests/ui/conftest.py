@@ -161,7 +161,7 @@ def visit(tab, studio: Studio, query: str = "", *, width: int = 1440, height: in
     """Opens the page and waits until it is attached to the store."""
     tab.set_viewport_size({"width": width, "height": height})
     tab.goto(f"{studio.url}{query}")
-    tab.wait_for_selector("#vq-compress:not([disabled])")
+    tab.wait_for_selector("#vq-compress:not([disabled])", state="attached")
     tab.wait_for_selector(".vq-pill", state="attached")  # the first answer of the store arrived
 
 

@@ -10,7 +10,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
 from vqdq.ui import page
 from vqdq.ui.desk import GOALS, Desk
-from vqdq.ui.live import Session, grown
+from vqdq.ui.live import Received, Session, grown
 
 
 @pytest.fixture
@@ -60,12 +60,21 @@ def test_a_model_that_cannot_be_opened_is_said_on_the_page(workspace, model: str
     assert desk.fault.remedy.split("`")[0].strip()[:20] in content
 
 
+def test_a_press_that_was_on_its_way_when_the_page_arrived_does_not_undo_the_arrival() -> None:
+    session = Session()
+    pressed = session.showing(compress="run")  # read before, written after
+    session.page.sent["status"] = "old"
+    session.arrive()
+    assert pressed.page.arrived
+    assert pressed.page.sent == {}
+
+
 def test_choices_stay_while_the_models_grow() -> None:
     one, two = ("three bits", "a"), ("two bits", "b")
-    first = Session(sent={})
+    first = Session(page=Received(sent={}))
     assert grown(first, "variants", [one]) == {"choices": [one], "value": ["a"]}
     assert grown(first, "variants", []) == {"choices": [], "value": []}
-    seen = Session(sent={"variants": repr([one])})
+    seen = Session(page=Received(sent={"variants": repr([one])}))
     assert grown(seen, "variants", [two, one]) == {"choices": [two, one]}  # what is chosen stays
-    both = Session(sent={"variants": repr([two, one])})
+    both = Session(page=Received(sent={"variants": repr([two, one])}))
     assert grown(both, "variants", [one]) == {"choices": [one], "value": ["a"]}

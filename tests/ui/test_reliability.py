@@ -75,6 +75,29 @@ def test_cancel_stops_within_two_seconds_and_leaves_nothing_half_written(tab, st
     tab.locator(".vq-result").wait_for()
 
 
+def test_nothing_can_be_started_before_the_page_has_arrived(tab, studio) -> None:
+    held, open_now = [], []
+
+    def hold(route) -> None:
+        if open_now:
+            route.continue_()
+        else:
+            held.append(route)
+
+    tab.route("**/queue/join*", hold)
+    tab.goto(studio.url)
+    button = tab.locator("#vq-compress")
+    button.wait_for()
+    wait_until(tab, lambda: held != [])
+    assert button.is_disabled()
+    open_now.append(True)
+    for route in held:
+        route.continue_()
+    tab.wait_for_selector("#vq-compress:not([disabled])")
+    assert tab.locator(".vq-pill").count() == 1
+    tab.unroute_all(behavior="ignoreErrors")
+
+
 def test_two_people_on_one_server_see_their_own_results(tab, browser, studio) -> None:
     other = browser.new_page()
     for page, prompt in (

@@ -323,7 +323,7 @@ def _results(desk: Desk, session: Session) -> tuple[str, Any]:
     if now.found is None or now.found.reveal is None:
         return "", ""
     run = now.found.run.id
-    if session.sent.get(RESULTS) == run:
+    if session.page.sent.get(RESULTS) == run:
         return run, ""  # what is there stays
     from vqdq.ui import blind_results  # heavy: matplotlib
 

@@ -35,8 +35,8 @@ def build(desk: Desk, session: gr.State) -> tuple[Part, Settings, dict[str, Any]
                 every = html(opening.recipes, "vq-every-recipe")
             fitting, fits = fit_panel.build(desk, session)
             made = settings.choices(general)
-            button = gr.Button(
-                opening.button, variant="primary", elem_id="vq-compress", interactive=opening.ready
+            button = gr.Button(  # it can be pressed when the page has arrived
+                opening.button, variant="primary", elem_id="vq-compress", interactive=False
             )
             trouble = html("", "vq-compress-fault")
             matched = settings.folds(
@@ -291,7 +291,7 @@ def _planned(desk: Desk, session: Session) -> tuple[str, Any]:
     """
     done = (run.id for run in desk.runs("plan", 5) if run.state == "done")
     mark = f'<i data-plan="{escape(next(done, ""))}"></i>'
-    return mark, mark if "planned" in session.sent else gr.skip()
+    return mark, mark if "planned" in session.page.sent else gr.skip()
 
 
 def named(desk: Desk, recipe: Recipe) -> Recipe:

@@ -39,6 +39,20 @@ data.
 """
 
 
+@dataclass(kw_only=True, slots=True)
+class Received:
+    """What an open page has received.
+
+    Attributes:
+        arrived: what its address asks for was taken up; until then there is nothing to send, and a
+            late answer for a page that has not arrived would empty what it shows by now.
+        sent: signature of what each region last received.
+    """
+
+    arrived: bool = False
+    sent: dict[str, str] = field(default_factory=dict[str, str])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
     """What one open page shows; everything else is in the store.
@@ -48,18 +62,15 @@ class Session:
         dismissed: a stopped run that a person has put away.
         opened: ids of the tabs that were opened; what is costly to draw waits for that.
         looks: what is looked at, a frozen dataclass of each tab's own by its type.
-        arrived: what its address asks for was taken up; until then there is nothing to send, and a
-            late answer for a page that has not arrived would empty what it shows by now.
-        sent: signature of what each region last received; one for all copies of a session, and
-            written in place: a refresh that takes long must not undo what was clicked meanwhile.
+        page: what the page has received; one for all copies of a session, and written in place: an
+            answer that takes long must not undo what happened meanwhile.
     """
 
     runs: Mapping[str, str] = field(default_factory=dict[str, str])
     dismissed: str = ""
     opened: frozenset[str] = frozenset()
     looks: Mapping[type, object] = field(default_factory=dict[type, object])
-    arrived: bool = False
-    sent: dict[str, str] = field(default_factory=dict[str, str])
+    page: Received = field(default_factory=Received)
 
     def showing(self, **runs: str) -> Session:
         """Returns the session with other runs on display, by kind."""
@@ -88,11 +99,13 @@ class Session:
 
     def anew(self) -> Session:
         """Returns the session after another model was put on the desk: its runs are others."""
-        return replace(self, runs={}, dismissed="", looks={}, sent={})
+        self.page.sent.clear()
+        return replace(self, runs={}, dismissed="", looks={})
 
-    def fresh(self) -> Session:
-        """Returns the session as a page has it that just opened: nothing was sent to it yet."""
-        return replace(self, arrived=True, sent={})
+    def arrive(self) -> None:
+        """Says that the page just opened: nothing was sent to it yet, and from now on it may be."""
+        self.page.sent.clear()
+        self.page.arrived = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +171,18 @@ def follow(regions: list[Region], session: Session) -> list[Any]:
     fresh: dict[str, str] = {}
     for region in regions:
         signature, update = region.render(session)
-        if session.sent.get(region.name) == signature:
+        if session.page.sent.get(region.name) == signature:
             updates.append(gr.skip())
         else:
             fresh[region.name] = signature
             updates.append(update)
-    session.sent.update(fresh)  # at the end: a render that fails leaves nothing half sent
+    session.page.sent.update(fresh)  # at the end: a render that fails leaves nothing half sent
     return updates
 
 
 def changed(regions: list[Region], session: Session) -> bool:
     """Returns True when `follow` would send something."""
-    return any(session.sent.get(each.name) != each.render(session)[0] for each in regions)
+    return any(session.page.sent.get(each.name) != each.render(session)[0] for each in regions)
 
 
 def grown(session: Session, region: str, known: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def grown(session: Session, region: str, known: Sequence[tuple[str, str]]) -> di
     What a person chose stays chosen when models are added; when one went away, or there was none
     yet, the first is chosen.
     """
-    before = cast(list[tuple[str, str]], ast.literal_eval(session.sent.get(region) or "()"))
+    before = cast(list[tuple[str, str]], ast.literal_eval(session.page.sent.get(region) or "()"))
     if before and {name for _, name in before} <= {name for _, name in known}:
         return {"choices": list(known)}
     return {"choices": list(known), "value": [known[0][1]] if known else []}

@@ -114,7 +114,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         targets = [region.component for region in regions]
 
         def refresh(state: Session) -> list[Any]:
-            if not state.arrived:
+            if not state.page.arrived:
                 return [gr.skip()] * len(regions)
             try:
                 return follow(regions, state)
@@ -128,7 +128,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             even where it stays as it is.
             """
             try:
-                return told + int(state.arrived and changed(regions, state))
+                return told + int(state.page.arrived and changed(regions, state))
             except UserError:  # the index is busy: the clock asks again in a moment
                 return told
 
@@ -143,7 +143,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             chosen = gr.skip()
             if tab in TABS:
                 state, chosen = state.entering(tab), gr.Tabs(selected=tab)
-            state = state.fresh()
+            state.arrive()
             running = gr.Timer(active=True)
             return [chosen, *restore(asked, *values), *refresh(state), state, running]
 
