@@ -58,7 +58,9 @@ def main(arguments: list[str]) -> int:
             pace.key(method, params): pace.measure(method, params, place)
             for method, params in pace.wanted([recipe])
         }
-        paces = pace.Paces(known=known | {pace.SAVING: pace.measure_saving(place)})
+        paces = pace.Paces(
+            known=known | pace.measure_running() | {pace.SAVING: pace.measure_saving(place)}
+        )
         side = max(pipelines.describe(model).resolution or (0,))
         copied = sum(part.bytes for part in found.parts[1:])
         stages = costs.stages(plan, side, None, paces, copied_bytes=copied)

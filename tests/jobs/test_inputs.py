@@ -123,7 +123,7 @@ def test_ranges_cost_what_their_calls_cost(place) -> None:
     recipe = inputs.with_ranges(given("dgq"), RangeParams(prompts=3, steps=5, guidance=1.0))
     ready = plan(place / "tiny", recipe)
     stages = costs.stages(ready, 0)
-    assert list(stages) == ["plan", "encode", "record", "ranges"]
+    assert list(stages) == ["plan", "load", "encode", "record", "ranges"]
     assert stages["record"] == pytest.approx(15 * costs.call_seconds(ready.component, 0))
     assert stages["ranges"] > stages["record"]  # the same calls, watched
     smooth = plan(place / "tiny", inputs.with_ranges(given("smooth"), recipe.ranges))

@@ -9,7 +9,8 @@ import pytest
 from vqdq.jobs import costs, pace
 from vqdq.jobs.pace import Pace, Paces
 from vqdq.models import compressor
-from vqdq.recipe import Plan
+from vqdq.models.sources import presets_folder
+from vqdq.recipe import Plan, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,29 @@ def test_saving_costs_a_start_and_each_byte(plan: Plan, tmp_path: Path) -> None:
     found = pace.measure_saving(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert 0 < found.seconds(0) < found.seconds(10**9)
+
+
+def test_calls_and_products_have_this_computers_pace() -> None:
+    recipe = load_recipe("trellis-3bit-calibrated", presets_folder())
+    plan = compressor.plan("demo", recipe)
+    weights = sum(layer.shape.count for layer in plan.component.layers)
+    params = plan.recipe.calibration
+    assert params is not None
+    calls = params.prompts * params.steps * 2
+    known = {
+        pace.CALL: Pace(layer_seconds=0.0, weight_seconds=1e-9),
+        pace.PRODUCT: Pace(layer_seconds=0.0, weight_seconds=0.0),
+    }
+    taken = costs.calibrate_seconds(plan, params, 256, Paces(known=known))  # 4 times the latents
+    assert taken["record"] == pytest.approx(4e-9 * weights * calls)
+    assert taken["calibrate"] == pytest.approx(taken["record"])  # one pass
+    slower = known | {pace.PRODUCT: Pace(layer_seconds=0.0, weight_seconds=1e-12)}
+    more = costs.calibrate_seconds(plan, params, 256, Paces(known=slower))["calibrate"]
+    cubes = sum(item.layer.shape.in_features**3 for item in plan.quantized)
+    assert more - taken["calibrate"] == pytest.approx(2e-12 * params.tokens_per_channel * cubes)
+    found = pace.measure_running()
+    assert found.keys() == {pace.CALL, pace.PRODUCT}
+    assert all(each.layer_seconds == 0 < each.weight_seconds for each in found.values())
 
 
 def test_the_faster_measurement_counts() -> None:

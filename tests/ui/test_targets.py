@@ -122,7 +122,7 @@ def test_what_a_method_needs_is_said_before_anything_runs(desk) -> None:
 
 def test_learning_costs_time_and_says_how_much(desk) -> None:
     stages = desk.estimate(desk.plan(desk.preset("trellis-3bit-tuned"))).stages
-    assert list(stages) == ["plan", "record", "calibrate", "encode", "finetune", "save"]
+    assert list(stages) == ["plan", "load", "record", "calibrate", "encode", "finetune", "save"]
     assert all(seconds > 0 for seconds in stages.values())
     alone = desk.estimate(desk.plan(desk.preset("trellis-3bit"))).stages
     assert list(alone) == ["plan", "encode", "save"]

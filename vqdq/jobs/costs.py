@@ -12,8 +12,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from vqdq.calibration import CalibrationParams, FinetuneParams, RangeParams
-from vqdq.jobs.pace import Pace, Paces
+from vqdq.jobs.pace import CALL, PRODUCT, Pace, Paces
 from vqdq.recipe import Component, Plan, PlannedLayer
 
 # Million weights a second on two cores.
@@ -32,10 +34,11 @@ _CALL_SECONDS = 0.46e-9  # of one denoiser call, for each weight at 16x16 latent
 _LATENT_SIDE = 16
 _PIXELS_A_LATENT = 8
 _FLOPS = 100e9  # a second, of the products that calibration and error feedback consist of
-_LEARNING = 4.0  # calls that one learnt call costs: forward, backward, and decoding the codes
-_WATCHED = 3.0  # calls that one costs whose extremes are taken; on a busy machine, so coarse
+# Calls in 32 bits that one learnt call costs: forward, backward, and decoding the codes.
+_LEARNING = {"float32": 4.0, "bfloat16": 2.0}
+_WATCHED = 2.0  # calls that one costs whose extremes are taken
 _START = 1.5  # of what runs the model: the first call
-_START_PLANNING = 0.2
+_START_PLANNING, _START_LOADING = 0.2, 0.1
 _CHECKED = 2.5e9  # bytes a second of the model's weights: read, and searched for what is no number
 _START_SAVING = 0.1  # what is not writing: copies opened, the card, the config
 _SAVED = 400e6  # bytes a second: written, made durable, read again for their checksums
@@ -44,6 +47,8 @@ _ENCODED_BYTES = {"trellis": 22.0}
 _ENCODED_BYTES_OTHER = 25.0
 _WORK_BYTES = 50_000_000  # kernels, their threads, what an allocator keeps
 _KEPT_BYTES = 8.0  # of one that is only rounded to 16 bits
+# For each entry of the widest Hessian: its factor, the inverse and their copies.
+_FACTOR_BYTES, _FACTOR_BYTES_WIDE, _WIDE = 32, 16, 8192
 _DRAWN = 8  # pictures whose calls are probed
 _PROBES = 16 * 2 * 4 * 3.0  # calls that measuring sensitivity costs: 16 probed backwards, 8 times
 
@@ -67,15 +72,17 @@ def stages(
     recipe = plan.recipe
     checked = sum(each.reference_bytes for each in (plan, *plan.others))
     seconds = {"plan": _START_PLANNING + checked / _CHECKED}
+    if recipe.calibration is not None or recipe.finetune is not None or recipe.ranges is not None:
+        seconds["load"] = _START_LOADING + checked / _CHECKED
     if recipe.calibration is not None:
-        seconds |= calibrate_seconds(plan, recipe.calibration, pixels)
+        seconds |= calibrate_seconds(plan, recipe.calibration, pixels, measured)
     seconds["encode"] = sum(encode_seconds(each, paces, measured) for each in (plan, *plan.others))
     if recipe.finetune is not None:
         shape = recipe.calibration or CalibrationParams()
-        seconds["finetune"] = finetune_seconds(plan, recipe.finetune, shape, pixels)
+        seconds["finetune"] = finetune_seconds(plan, recipe.finetune, shape, pixels, measured)
     if recipe.ranges is not None:
         known = "record" in seconds  # the calibration's pictures serve, where they are the same
-        seconds |= ranges_seconds(plan, recipe.ranges, pixels, drawn=known)
+        seconds |= ranges_seconds(plan, recipe.ranges, pixels, measured, drawn=known)
     if copied_bytes is not None:
         written = copied_bytes + sum(each.total_bytes for each in (plan, *plan.others))
         saving = None if measured is None else measured.saving
@@ -89,7 +96,7 @@ def encode_seconds(
 ) -> float:
     """Returns the seconds of encoding a component; see `stages`."""
     known = paces or {}
-    seconds = 0.0
+    seconds, product = 0.0, _product_seconds(measured)
     for layer in plan.quantized:
         method, weights = layer.method or "", layer.storage.num_weights
         own = None if measured is None else measured.of(layer)
@@ -97,7 +104,7 @@ def encode_seconds(
         seconds += weights / pace if own is None else own.seconds(weights)
         if plan.recipe.calibration is not None:
             width, height = layer.layer.shape.in_features, layer.layer.shape.out_features
-            seconds += width**2 * (4 * width + 2 * height) / _FLOPS
+            seconds += width**2 * (4 * width + 2 * height) * product
     return seconds
 
 
@@ -105,7 +112,8 @@ def memory_bytes(plan: Plan, program: int, parameters: int) -> int:
     """Returns the estimated peak memory of compressing: the program, and the work on a layer.
 
     Data-free work holds one layer at a time. Work that runs the model holds it in 32 bits as well,
-    and calibration its statistics, as far as its budget allows.
+    that which learns or watches a compressed copy, too, and calibration its statistics, as far as
+    its budget allows.
 
     Args:
         program: resident bytes of the process before it starts.
@@ -117,11 +125,12 @@ def memory_bytes(plan: Plan, program: int, parameters: int) -> int:
     if recipe.calibration is not None:
         widths = [item.layer.shape.in_features for item in plan.quantized]
         statistics = 4 * sum(width**2 for width in widths)
-        held += (
-            min(statistics, recipe.calibration.memory_gb * 1e9) + 16 * max(widths, default=0) ** 2
-        )
-    if recipe.calibration is not None or recipe.finetune is not None or recipe.ranges is not None:
-        held += 4 * parameters
+        widest = max(widths, default=0)
+        each = _FACTOR_BYTES if widest <= _WIDE else _FACTOR_BYTES_WIDE
+        held += min(statistics, recipe.calibration.memory_gb * 1e9) + each * widest**2
+    copied = recipe.finetune is not None or recipe.ranges is not None
+    if recipe.calibration is not None or copied:
+        held += 4 * parameters * (2 if copied else 1)
     return round(program + work + held)
 
 
@@ -136,34 +145,44 @@ def _layer_bytes(item: PlannedLayer) -> float:
     return each * item.layer.shape.count
 
 
-def calibrate_seconds(plan: Plan, params: CalibrationParams, pixels: int) -> dict[str, float]:
+def calibrate_seconds(
+    plan: Plan, params: CalibrationParams, pixels: int, measured: Paces | None = None
+) -> dict[str, float]:
     """Returns the seconds of the stages "record" and "calibrate"; `pixels`: side of a picture."""
     calls = params.prompts * params.steps * (2 if params.guidance > 1 else 1)
-    once = calls * call_seconds(plan.component, pixels)
+    once = calls * call_seconds(plan.component, pixels, measured)
     widths = [layer.layer.shape.in_features for layer in plan.quantized]
-    products = sum(2 * params.tokens_per_channel * width**3 for width in widths) / _FLOPS
+    operations = sum(2 * params.tokens_per_channel * width**3 for width in widths)
+    products = operations * _product_seconds(measured)
     held = 4 * sum(width**2 for width in widths)
     passes = math.ceil(held / (params.memory_gb * 1e9)) if held else 0
     return {"record": once, "calibrate": passes * once + products}
 
 
 def finetune_seconds(
-    plan: Plan, params: FinetuneParams, shape: CalibrationParams, pixels: int
+    plan: Plan,
+    params: FinetuneParams,
+    shape: CalibrationParams,
+    pixels: int,
+    measured: Paces | None = None,
 ) -> float:
     """Returns the seconds of the stage "finetune", the pictures it learns from included."""
+    from vqdq.models.finetune import computing_dtype  # heavy: diffusers
+
     halves = 2 if shape.guidance > 1 else 1
-    each = call_seconds(plan.component, pixels)
+    each = call_seconds(plan.component, pixels, measured)
+    dtype = str(computing_dtype(params.precision, torch.device("cpu"))).removeprefix("torch.")
     drawn = (params.prompts + max(8, params.prompts // 8)) * shape.steps * halves
-    learnt = params.steps * params.batch_size * halves * _LEARNING
+    learnt = params.steps * params.batch_size * halves * _LEARNING[dtype]
     return (drawn + learnt) * each
 
 
 def ranges_seconds(
-    plan: Plan, params: RangeParams, pixels: int, *, drawn: bool
+    plan: Plan, params: RangeParams, pixels: int, measured: Paces | None = None, *, drawn: bool
 ) -> dict[str, float]:
     """Returns the seconds of the stages "record" and "ranges"; the first only if not `drawn`."""
     calls = params.prompts * params.steps * (2 if params.guidance > 1 else 1)
-    once = calls * call_seconds(plan.component, pixels)
+    once = calls * call_seconds(plan.component, pixels, measured)
     built = [quantizer for item in plan.activated if (quantizer := item.quantizer()) is not None]
     passes = 1 + any(quantizer.smooths for quantizer in built)
     return ({} if drawn else {"record": once}) | {"ranges": passes * _WATCHED * once}
@@ -177,11 +196,19 @@ def measuring_seconds(plan: Plan, pixels: int) -> float:
     return _START + calls * call_seconds(plan.component, pixels)
 
 
-def call_seconds(component: Component, pixels: int) -> float:
+def call_seconds(component: Component, pixels: int, measured: Paces | None = None) -> float:
     """Returns the seconds of one denoiser call for one picture of `pixels` by `pixels`."""
+    known = None if measured is None else measured.known.get(CALL)
+    each = _CALL_SECONDS if known is None else known.weight_seconds
     weights = sum(layer.shape.count for layer in component.layers)
     side = max(1, pixels // _PIXELS_A_LATENT) if pixels else _LATENT_SIDE
-    return _CALL_SECONDS * weights * (side / _LATENT_SIDE) ** 2
+    return each * weights * (side / _LATENT_SIDE) ** 2
+
+
+def _product_seconds(measured: Paces | None) -> float:
+    """Seconds of a floating-point operation in a large product of 32 bits."""
+    known = None if measured is None else measured.known.get(PRODUCT)
+    return 1 / _FLOPS if known is None else known.weight_seconds
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:

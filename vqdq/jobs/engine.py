@@ -92,6 +92,8 @@ class Engine:
             name = pace.key(method, params)
             if pace.SAVING not in known:
                 known[pace.SAVING] = pace.measure_saving(self._workspace)
+            if pace.CALL not in known:
+                known |= pace.measure_running()
             known[name] = pace.faster(known.get(name), found)
             pace.keep(self._workspace, pace.Paces(known=known))
         except (UserError, OSError) as error:  # not installed, or no room on the disk

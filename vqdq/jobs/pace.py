@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,11 @@ from vqdq.tensors import TensorSpec
 FILE = "paces.json"
 SAVING = "save"
 """The name under which the pace of writing is known; its seconds are of a byte, not of a weight."""
+CALL, PRODUCT = "call", "product"
+"""The same for running a model: seconds of each weight of a denoiser for a picture at 16 × 16
+latents, and of each floating-point operation of a large product.
+"""
+_SIDE, _PICTURES, _ORDER = 16, 16, 2048
 _FILES = 12  # of a pipeline's folder, each written durably
 _WRITTEN = 32_000_000  # bytes
 _SMALL, _LARGE = 128, 1280  # sides of the two layers; the larger one is typical of SDXL
@@ -181,6 +186,37 @@ def measure_saving(folder: Path) -> Pace:
         large = min(seconds(_WRITTEN, f"large{turn}") for turn in range(_TIMES))
     each = max(large - small, 0.0) / _WRITTEN
     return Pace(layer_seconds=_FILES * small, weight_seconds=each)
+
+
+def measure_running() -> dict[str, Pace]:
+    """Returns the paces `CALL`, of the embedded model in batches as calibration draws them, and
+    `PRODUCT`; takes a second or two.
+    """
+    from vqdq.models import pipelines  # heavy: diffusers
+
+    module = pipelines.load(pipelines.DEMO).unet
+    states = torch.zeros(_PICTURES, 1, module.config.cross_attention_dim)
+    latents = torch.zeros(_PICTURES, module.config.in_channels, _SIDE, _SIDE)
+    steps = torch.zeros(_PICTURES)
+    matrix = torch.ones(_ORDER, _ORDER)
+    with torch.inference_mode():
+        call = _quickest(lambda: module(latents, steps, encoder_hidden_states=states))
+        product = _quickest(lambda: matrix @ matrix)
+    weights = sum(layer.shape.count for layer in pipelines.component(pipelines.DEMO).layers)
+    return {
+        CALL: Pace(layer_seconds=0.0, weight_seconds=call / _PICTURES / weights),
+        PRODUCT: Pace(layer_seconds=0.0, weight_seconds=product / (2 * _ORDER**3)),
+    }
+
+
+def _quickest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few times, after one that is not counted."""
+    seconds: list[float] = []
+    for _ in range(_TIMES + 1):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def _encode(method: str, params: Params, side: int, folder: Path) -> float:
