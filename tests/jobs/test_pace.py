@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,17 @@ def test_calls_and_products_have_this_computers_pace() -> None:
         pace.PRODUCT: Pace(layer_seconds=0.0, weight_seconds=0.0),
     }
     taken = costs.calibrate_seconds(plan, params, 256, Paces(known=known))  # 4 times the latents
-    assert taken["record"] == pytest.approx(4e-9 * weights * calls)
-    assert taken["calibrate"] == pytest.approx(taken["record"])  # one pass
+    assert taken["calibrate"] == pytest.approx(4e-9 * weights * calls)  # one pass
+    assert taken["record"] - taken["calibrate"] == pytest.approx(1.5)
     slower = known | {pace.PRODUCT: Pace(layer_seconds=0.0, weight_seconds=1e-12)}
     more = costs.calibrate_seconds(plan, params, 256, Paces(known=slower))["calibrate"]
     cubes = sum(item.layer.shape.in_features**3 for item in plan.quantized)
     assert more - taken["calibrate"] == pytest.approx(2e-12 * params.tokens_per_channel * cubes)
+    few = replace(params, prompts=1, steps=1, guidance=1.0)
+    short = costs.calibrate_seconds(plan, few, 32, Paces(known=slower))["calibrate"]
+    squares = sum(item.layer.shape.in_features**2 for item in plan.quantized)
+    once = 1e-9 * weights / 16  # 4 by 4 latents, and no more tokens than these
+    assert short == pytest.approx(once + 2e-12 * 16 * squares)
     found = pace.measure_running()
     assert found.keys() == {pace.CALL, pace.PRODUCT}
     assert all(each.layer_seconds == 0 < each.weight_seconds for each in found.values())

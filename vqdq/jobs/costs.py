@@ -37,7 +37,7 @@ _FLOPS = 100e9  # a second, of the products that calibration and error feedback 
 # Calls in 32 bits that one learnt call costs: forward, backward, and decoding the codes.
 _LEARNING = {"float32": 4.0, "bfloat16": 2.0}
 _WATCHED = 2.0  # calls that one costs whose extremes are taken
-_START = 1.5  # of what runs the model: the first call
+_START = 1.5  # of what runs the model: the first calls
 _START_PLANNING, _START_LOADING = 0.2, 0.1
 _CHECKED = 2.5e9  # bytes a second of the model's weights: read, and searched for what is no number
 _START_SAVING = 0.1  # what is not writing: copies opened, the card, the config
@@ -47,8 +47,11 @@ _ENCODED_BYTES = {"trellis": 22.0}
 _ENCODED_BYTES_OTHER = 25.0
 _WORK_BYTES = 50_000_000  # kernels, their threads, what an allocator keeps
 _KEPT_BYTES = 8.0  # of one that is only rounded to 16 bits
-# For each entry of the widest Hessian: its factor, the inverse and their copies.
+# For each entry of the widest Hessian: its factor, and the copies made of it.
 _FACTOR_BYTES, _FACTOR_BYTES_WIDE, _WIDE = 32, 16, 8192
+# Operations of a product that take as long as factoring, for each width cubed: w³/3 of them, on one
+# core, in 64 bits up to `feedback._WIDEST_DOUBLE` columns.
+_FACTORED, _FACTORED_WIDE = 5.0, 2.0
 _DRAWN = 8  # pictures whose calls are probed
 _PROBES = 16 * 2 * 4 * 3.0  # calls that measuring sensitivity costs: 16 probed backwards, 8 times
 
@@ -104,7 +107,8 @@ def encode_seconds(
         seconds += weights / pace if own is None else own.seconds(weights)
         if plan.recipe.calibration is not None:
             width, height = layer.layer.shape.in_features, layer.layer.shape.out_features
-            seconds += width**2 * (4 * width + 2 * height) * product
+            factored = _FACTORED if width <= _WIDE else _FACTORED_WIDE
+            seconds += width**2 * (factored * width + 2 * height) * product
     return seconds
 
 
@@ -152,11 +156,13 @@ def calibrate_seconds(
     calls = params.prompts * params.steps * (2 if params.guidance > 1 else 1)
     once = calls * call_seconds(plan.component, pixels, measured)
     widths = [layer.layer.shape.in_features for layer in plan.quantized]
-    operations = sum(2 * params.tokens_per_channel * width**3 for width in widths)
+    side = _latent_side(pixels)
+    tokens = [min(params.tokens_per_channel * width, calls * side**2) for width in widths]
+    operations = sum(2 * each * width**2 for each, width in zip(tokens, widths, strict=True))
     products = operations * _product_seconds(measured)
     held = 4 * sum(width**2 for width in widths)
     passes = math.ceil(held / (params.memory_gb * 1e9)) if held else 0
-    return {"record": once, "calibrate": passes * once + products}
+    return {"record": _START + once, "calibrate": passes * once + products}
 
 
 def finetune_seconds(
@@ -185,7 +191,7 @@ def ranges_seconds(
     once = calls * call_seconds(plan.component, pixels, measured)
     built = [quantizer for item in plan.activated if (quantizer := item.quantizer()) is not None]
     passes = 1 + any(quantizer.smooths for quantizer in built)
-    return ({} if drawn else {"record": once}) | {"ranges": passes * _WATCHED * once}
+    return ({} if drawn else {"record": _START + once}) | {"ranges": passes * _WATCHED * once}
 
 
 def measuring_seconds(plan: Plan, pixels: int) -> float:
@@ -201,8 +207,12 @@ def call_seconds(component: Component, pixels: int, measured: Paces | None = Non
     known = None if measured is None else measured.known.get(CALL)
     each = _CALL_SECONDS if known is None else known.weight_seconds
     weights = sum(layer.shape.count for layer in component.layers)
-    side = max(1, pixels // _PIXELS_A_LATENT) if pixels else _LATENT_SIDE
-    return each * weights * (side / _LATENT_SIDE) ** 2
+    return each * weights * (_latent_side(pixels) / _LATENT_SIDE) ** 2
+
+
+def _latent_side(pixels: int) -> int:
+    """Returns the side of the latents of a picture; of the embedded model's where it is unknown."""
+    return max(1, pixels // _PIXELS_A_LATENT) if pixels else _LATENT_SIDE
 
 
 def _product_seconds(measured: Paces | None) -> float:
