@@ -15,6 +15,10 @@ EXAMPLES = (
     draw(seed=2**63 - 1, guidance=0.0),
     CompareRequest(model="demo", variants=("a", "b"), prompt="ein Kreis 🎈", steps=1),
     InspectRequest(model="demo", prompt="x", layer="conv_in", step=19),
+    draw(mode="streaming", offload=True, device="cuda"),
+    CompareRequest(
+        model="demo", variants=("a",), prompt="x", mode="hybrid", cache_bytes=7, offload=True
+    ),
 )
 
 
@@ -42,6 +46,10 @@ def test_json_round_trip(request_):
         ({"guidance": -1.0}, "guidance", "out of range"),
         ({"guidance": "3"}, "guidance", "out of range"),
         ({"model": " "}, "model", "no model"),
+        ({"device": "gpu"}, "device", 'no device "gpu"'),
+        ({"offload": True}, "offload", "nothing to bring to a card"),
+        ({"offload": True, "mode": "integer"}, "offload", "nothing to bring to a card"),
+        ({"offload": 1, "mode": "streaming"}, "offload", "neither true nor false"),
     ],
 )
 def test_bad_values_name_place_and_remedy(values, where, what):
@@ -73,6 +81,21 @@ def test_names_that_are_no_folder(name):
 def test_json_faults(change, what):
     with pytest.raises(UserError, match=what):
         request_from_json(draw().to_json() | change)
+
+
+def test_where_it_runs_is_kept_only_where_it_is_not_as_usual():
+    """Requests of versions that knew neither a device nor offloading are those of today."""
+    values = draw(mode="streaming").to_json()
+    assert not {"offload", "device", "cache_bytes"} & values.keys()
+    opened = request_from_json(values)
+    assert (opened.offload, opened.device, opened.setting.offload) == (False, "cpu", False)
+    asked = draw(mode="streaming", offload=True, device="cuda")
+    assert {
+        "mode": "streaming",
+        "offload": True,
+        "device": "cuda",
+    }.items() <= asked.to_json().items()
+    assert asked.setting.offload
 
 
 def test_missing_field_and_nearest_key():

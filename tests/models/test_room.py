@@ -85,6 +85,12 @@ def test_offloaded_it_draws_the_same_and_takes_what_was_planned(
             assert source.peak == planned.transient_bytes  # int8 decodes to float32 at once
         else:
             assert source.peak <= planned.transient_bytes
+    packed = {item.layer.name: item.storage.total_bytes for item in ready.quantized}
+    once = [size for name, size in packed.items() if ".attn2.to_k" in name or ".attn2.to_v" in name]
+    away = estimate(ready, OFFLOADED)
+    assert away.waiting_bytes == sum(packed.values())
+    assert away.brought_bytes == away.waiting_bytes - sum(once) < away.waiting_bytes
+    assert away.decode_seconds == estimate(ready, STREAMING).decode_seconds
     # with the packed tensors on the card: more at rest, no buffers
     assert estimate(ready, STREAMING).waiting_bytes == 0
     assert mode_estimates(ready, offload=True)[1].waiting_bytes == 0  # nothing waits on a processor
@@ -173,6 +179,22 @@ def test_fewer_pixels_are_named_where_nothing_else_is_left(tmp_path: Path) -> No
     assert needed > some
     assert "Draw 80 x 80 pixels: " in room.smallest_change(pipe, *full_at(needed, some))
     assert "Compress the model" in room.smallest_change(pipe, *full_at(needed, 1000))
+
+
+def test_the_record_says_what_waited(
+    folder: Path, ready: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = WarmPipelines()
+    asked = GenerateRequest(model=str(folder / "small"), prompt="a red circle", steps=1)
+    away = replace(asked, mode="streaming", offload=True)
+    plain = generate.execute(asked, tmp_path, cache=cache)
+    assert not {"offload", "waiting_bytes"} & plain.keys()
+    here = generate.execute(away, tmp_path, cache=cache)
+    assert (here["mode"], here["offload"], here["waiting_bytes"]) == ("streaming", True, 0)
+    monkeypatch.setattr(residency, "Prefetch", partial(Prefetch, lambda _: WrittenDown()))
+    cache.drop()
+    there = generate.execute(away, tmp_path, cache=cache)
+    assert there["waiting_bytes"] == sum(item.storage.total_bytes for item in ready.quantized)
 
 
 class Watched(torch.Tensor):

@@ -18,8 +18,9 @@ from vqdq.jobs import compare as comparing
 from vqdq.jobs import generate as generating
 from vqdq.jobs.batch import FILE, read
 from vqdq.jobs.faults import disk_faults
+from vqdq.jobs.placing import require_device
 from vqdq.jobs.requests import CompareRequest, GenerateRequest
-from vqdq.jobs.results import CompareResult, Distance, PictureSet
+from vqdq.jobs.results import CompareResult, Distance, Picture, PictureSet
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.report import bundle
@@ -32,6 +33,7 @@ def generate(options: argparse.Namespace, output: Output) -> int:
         request = GenerateRequest(model=options.model, **_sampling(options), **_mode(options))
         if not options.output.lower().endswith(".png"):
             raise UserError("is not a PNG.", where=options.output, remedy="Name a new FILE.png.")
+        require_device(request.device)
     target = new_path(options.output)
     check_models(options.model, report=output.report)
     cache = WarmPipelines()
@@ -42,6 +44,7 @@ def generate(options: argparse.Namespace, output: Output) -> int:
     values = result | {"output": str(target)}
     lines = [str(target), f"  {duration(result['seconds'])}, {_verdict(result)}"]
     lines += [] if result["arithmetic"] is None else [f"  {_inputs(result)}"]
+    lines += [f"  {words}" for words in _waited(result)]
     output.result(values, [*lines, *([f"  {result['notice']}"] if result["notice"] else [])])
     return 0
 
@@ -59,6 +62,7 @@ def compare(options: argparse.Namespace, output: Output) -> int:
             floor=options.floor,
             **_mode(options),
         )
+        require_device(request.device)
     target = new_path(options.output)
     check_models(options.model, *options.variants, report=output.report)
     part = target.with_name(f".{target.name}.part")
@@ -78,6 +82,9 @@ def compare(options: argparse.Namespace, output: Output) -> int:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     lines = _medians(sets, result) if request.is_batch else _compared(result)
+    lines += [
+        f"  {each['label']}: {words}" for each in result["variants"] for words in _waited(each)
+    ]
     output.result(report | {"output": str(target)}, [str(target), *lines])
     return 0
 
@@ -158,8 +165,24 @@ def _verdict(picture: Any) -> str:
     return f"wrong: {', '.join(wrong)}" if wrong else "shows what was asked"
 
 
+def _waited(picture: Picture) -> list[str]:
+    """What leaving packed weights in main memory did, in words; nothing where it was not asked."""
+    if not picture.get("offload"):
+        return []
+    waiting = picture.get("waiting_bytes", 0)
+    if waiting:
+        return [f"{size(waiting)} of packed weights stayed in main memory, one layer ahead."]
+    if picture["setting"]["device"] == "cpu":
+        return [
+            "--offload changed nothing: it was drawn on the processor, which reads packed weights"
+            " in main memory anyway."
+        ]
+    return ["--offload changed nothing: layers that round their inputs keep theirs on the card."]
+
+
 def _mode(options: argparse.Namespace) -> dict[str, Any]:
-    return {"mode": options.mode, "cache_bytes": options.cache}
+    names = {"mode": "mode", "cache_bytes": "cache", "offload": "offload", "device": "device"}
+    return {name: getattr(options, flag) for name, flag in names.items()}
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:

@@ -192,12 +192,19 @@ MODES = ("resident", "streaming", "hybrid", "integer")  # of `vqdq.layers.reside
 
 
 def add_mode(parser: argparse.ArgumentParser) -> None:
-    """Adds how compressed models keep their decoded weights."""
+    """Adds where pictures are drawn, and how compressed models keep their weights there."""
+    here = "where it is drawn, in 32 bits: on the processor (default) or on a graphics card"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=here)
     text = (
         "decoded weights: kept (default), made at each use, kept within --cache, or int8 products"
     )
     parser.add_argument("--mode", choices=MODES, default="resident", help=text)
     add_cache(parser)
+    text = (
+        "streaming and hybrid on a card: packed weights stay in main memory, each layer comes over"
+        " one ahead; on the processor it changes nothing"
+    )
+    parser.add_argument("--offload", action="store_true", help=text)
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:

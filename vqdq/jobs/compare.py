@@ -35,7 +35,7 @@ def execute(
     """
     start = time.perf_counter()
     journal = Journal(folder, request)
-    base = cache.get(request.model, report=report)
+    base = cache.get(request.model, device=request.device, report=report)
     measures = Measures(request)
     work = _Work(
         request=request,
@@ -51,7 +51,7 @@ def execute(
             work.floor(place, reference)
     differences: list[str] = []
     for model, name in enumerate(request.variants, start=1):
-        warm = cache.get(name, setting=request.setting, report=report)
+        warm = cache.get(name, setting=request.setting, device=request.device, report=report)
         differences += _differences(base, warm)
         for place, reference in enumerate(references):
             work.variant(place, model, warm, reference)
@@ -215,5 +215,5 @@ def _differences(reference: Warm, other: Warm) -> list[str]:
 def _equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(
-        torch.equal(value, second[key]) for key, value in first.items()
+        torch.equal(value.cpu(), second[key].cpu()) for key, value in first.items()
     )

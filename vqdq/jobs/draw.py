@@ -106,6 +106,9 @@ def draw(
         picture["mode"] = warm_setting.mode
         if warm_setting.cache_bytes is not None:
             picture["cache_bytes"] = warm_setting.cache_bytes
+        if warm_setting.offload:
+            picture["offload"] = True
+            picture["waiting_bytes"] = modes.waiting_bytes(warm.pipeline)
     if card is not None:
         picture["card"] = CardResult(
             planned_bytes=card.planned_bytes(max(drawn.image.size)),

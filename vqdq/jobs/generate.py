@@ -24,7 +24,7 @@ def execute(
     Raises:
         UserError: the model cannot be opened or the picture cannot be written.
     """
-    warm = cache.get(request.model, setting=request.setting, report=report)
+    warm = cache.get(request.model, setting=request.setting, device=request.device, report=report)
     drawn = draw(warm, request, folder / name, report=report)
     return GenerateResult(
         **drawn.picture,

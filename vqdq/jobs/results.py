@@ -193,6 +193,8 @@ class Picture(TypedDict):
         extras: other measures by name ("clip"), where they were asked for.
         mode: how the model kept decoded weights ("hybrid" within `cache_bytes`); absent in pictures
             of versions that knew none, and of models that are not compressed.
+        offload: packed weights were to be left in main memory; absent where they were not.
+        waiting_bytes: of those that were, beside a card; 0 on the processor. With `offload` alone.
         card: where it was drawn on one.
     """
 
@@ -214,6 +216,8 @@ class Picture(TypedDict):
     extras: dict[str, float]
     mode: NotRequired[str]
     cache_bytes: NotRequired[int]
+    offload: NotRequired[bool]
+    waiting_bytes: NotRequired[int]
     card: NotRequired[CardResult]
 
 

@@ -25,6 +25,7 @@ from vqdq.jobs.grid_axes import parse_values
 from vqdq.jobs.grid_cells import Drawer, Picture
 from vqdq.jobs.requests.checks import (
     MAX_SEED,
+    check_device,
     check_models,
     check_number,
     check_sampling,
@@ -37,7 +38,6 @@ from vqdq.places import inside
 from vqdq.recipe import Recipe, load_recipe
 
 METRICS = ("psnr", "ssim", "flip")
-DEVICES = ("cpu", "cuda")
 MAX_PICTURES = 1_000_000
 _KEYS = (
     "version", "name", "models", "recipes", "prompts", "seeds", "steps", "guidance", "metrics",
@@ -98,9 +98,7 @@ class Sweep:
             if value not in METRICS:
                 remedy = nearest(value, METRICS, "metric")
                 raise UserError(f'no metric "{value}".', where="metrics", remedy=remedy)
-        if self.device not in DEVICES:
-            remedy = f"Use {' or '.join(DEVICES)}."
-            raise UserError(f'no device "{self.device}".', where="device", remedy=remedy)
+        check_device(self.device)
         if self.count > MAX_PICTURES:
             raise UserError(
                 f"asks for {self.count:,} pictures.", remedy=f"Use at most {MAX_PICTURES:,}."

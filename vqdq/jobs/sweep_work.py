@@ -106,7 +106,7 @@ class Bench:
 
     def pipeline(self, work: Mapping[str, Any], report: Report) -> Warm:
         """Returns the model that a unit names, warm, on the unit's device."""
-        warm = self._warm.get(work["model"], report=report)
+        warm = self._warm.get(work["model"], device=None, report=report)
         return self._placed(dataclasses.replace(warm, reference=work["name"]), work)
 
     def variant(self, work: Mapping[str, Any], report: Report) -> Warm:
@@ -117,7 +117,7 @@ class Bench:
                 self._variants.popitem(last=False)
             with self._scratch.place() as place:  # what is open needs no folder any more
                 folder = unpack(self.store, name, work["model"], Path(place))
-                warm = WarmPipelines().get(str(folder), report=report)
+                warm = WarmPipelines().get(str(folder), device=None, report=report)
             self._variants[name] = dataclasses.replace(warm, reference=str(work["recipe"]))
         self._variants.move_to_end(name)
         return self._placed(self._variants[name], work)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import psutil
 import torch
 
-from vqdq.jobs import inputs
+from vqdq.jobs import inputs, placing
 from vqdq.jobs.run import read_json
 from vqdq.layers.residency import RESIDENT, ModeSetting
 from vqdq.progress import Event, Report, silent
@@ -76,16 +76,21 @@ class WarmPipelines:
         reference: str,
         *,
         setting: ModeSetting = RESIDENT,
+        device: str | None = "cpu",
         report: Report = silent,
     ) -> Warm:
         """Returns the pipeline of a model, loaded if it is not warm.
 
         Args:
             setting: how it keeps decoded weights, until it is asked for again.
+            device: "cpu" or "cuda", where it lies until then; one pipeline at a time is on a card.
+                None leaves it where it is.
 
         Raises:
-            UserError: the model cannot be opened, or not run in that mode.
+            UserError: the model cannot be opened, not run in that mode, or does not lie on the
+                card; there is no card.
         """
+        placing.require_device(device or "cpu")
         from vqdq.models import pipelines  # heavy: diffusers
 
         place = self._locate(reference)
@@ -93,7 +98,11 @@ class WarmPipelines:
         if key in self._kept:
             self._kept.move_to_end(key)
             kept = self._kept[key]
+            if device == "cpu":  # first, or packed weights would come to the card once more
+                self._place_(kept, device)
             _set_mode_(kept.pipeline, setting)
+            if device == "cuda":
+                self._place_(kept, device)
             return _in_mode(_named(kept, reference, 0.0), setting)
         report(Event(stage="load", message=reference))
         info = pipelines.describe(place)
@@ -119,6 +128,8 @@ class WarmPipelines:
         )
         self._kept[key] = entry
         self._make_room(0)
+        if device is not None:
+            self._place_(entry, device)
         return _in_mode(entry, setting)
 
     def locate(self, reference: str) -> str:
@@ -128,6 +139,12 @@ class WarmPipelines:
     def drop(self) -> None:
         """Lets all pipelines go."""
         self._kept.clear()
+
+    def _place_(self, entry: Warm, device: str) -> None:
+        for other in self._kept.values() if device == "cuda" else ():
+            if other.pipeline is not entry.pipeline:
+                placing.place_(other.pipeline, "cpu", other.label)
+        placing.place_(entry.pipeline, device, entry.label)
 
     def _make_room(self, needed: int) -> None:
         while self._kept and (

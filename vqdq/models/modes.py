@@ -47,6 +47,8 @@ class ModeEstimate:
         waiting_bytes: packed tensors that stay in the processor's memory while a card computes;
             they are not among `stored_bytes`.
         buffer_bytes: of `transient_bytes`, what stays while others work: two buffers for weights.
+        brought_bytes: of `waiting_bytes`, what comes to the card at each call; layers that stay
+            decoded, or whose output is kept for a whole picture, come less often.
     """
 
     mode: Mode
@@ -59,6 +61,7 @@ class ModeEstimate:
     refusal: str = ""
     waiting_bytes: int = 0
     buffer_bytes: int = 0
+    brought_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -85,7 +88,8 @@ def mode_estimates(
         cache_bytes: of "hybrid"; None is half of what all decoded weights take.
         cores: that decode; None is those of this computer.
         offload: in "streaming" and "hybrid" packed weights come to the card one layer ahead
-            (`vqdq.layers.prefetch`); not those of layers with a rounded input.
+            (`vqdq.layers.prefetch`); not those of layers with a rounded input. How long they are
+            on their way is not among the seconds: see `brought_bytes`.
     """
     texts = _texts(plan)
     layers = {item.layer.name: _decoded(item, dtype, device, texts) for item in plan.quantized}
@@ -101,8 +105,7 @@ def mode_estimates(
         )
         held = residency.held_in(setting, layers, card=device != "cpu")
         seconds = sum(
-            layer.seconds / paths
-            + (layer.num_bytes + held.waiting.get(name, 0)) / _TO_DEVICE * (device != "cpu")
+            layer.seconds / paths + layer.num_bytes / _TO_DEVICE * (device != "cpu")
             for name, layer in layers.items()
             if name not in held.kept and name not in once
         )
@@ -119,6 +122,11 @@ def mode_estimates(
                 refusal=_refusal(plan, device) if mode == "integer" else "",
                 waiting_bytes=waiting,
                 buffer_bytes=held.buffer_bytes,
+                brought_bytes=sum(
+                    count
+                    for name, count in held.waiting.items()
+                    if name not in held.kept and name not in once
+                ),
             )
         )
     return tuple(found)
@@ -168,6 +176,16 @@ def held_bytes(pipeline: DiffusionPipeline) -> int:
 def kept_bytes(pipeline: DiffusionPipeline) -> int:
     """Returns the bytes that decoded weights will take once every layer has run."""
     return sum(residency.kept_bytes(part) for part in _modules(pipeline).values())
+
+
+def waiting_bytes(pipeline: DiffusionPipeline) -> int:
+    """Returns the packed bytes that lie in the processor's memory while a card computes."""
+    return sum(
+        layer.packed.storage.total_bytes
+        for part in _modules(pipeline).values()
+        for layer in residency.packed_layers(part).values()
+        if layer.offloaded
+    )
 
 
 def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:

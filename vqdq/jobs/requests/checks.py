@@ -18,6 +18,7 @@ MAX_GUIDANCE = 100.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 R = TypeVar("R")
 SAMPLING = ("prompt", "seed", "steps", "guidance")
+DEVICES = ("cpu", "cuda")
 
 
 def check_sampling(prompt: object, seed: object, steps: object, guidance: object) -> None:
@@ -81,6 +82,13 @@ def check_models(models: object, where: str, *, least: int, most: int) -> None:
         check_model(model, where)
     if len(set(listed)) < len(listed):
         raise UserError("a model is named twice.", where=where, remedy="Name each model once.")
+
+
+def check_device(device: object) -> None:
+    """Raises `UserError` unless `device` is one of `DEVICES`; whether it is here is not asked."""
+    if device not in DEVICES:
+        remedy = f"Use {' or '.join(DEVICES)}."
+        raise UserError(f'no device "{device}".', where="device", remedy=remedy)
 
 
 def sampling(request: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.requests.checks import (
     SAMPLING,
     build,
+    check_device,
     check_model,
     check_sampling,
     fields_of,
@@ -18,7 +19,7 @@ from vqdq.jobs.requests.checks import (
 )
 from vqdq.layers.residency import ModeSetting, checked
 
-_MODE = ("mode", "cache_bytes")
+_MODE = ("mode", "cache_bytes", "offload", "device")
 MAX_VARIANTS = 8
 MAX_PROMPTS = 50
 MAX_SEEDS = 8
@@ -29,7 +30,8 @@ MAX_SETS = 100  # a set: one prompt and seed, drawn by every model
 class GenerateRequest:
     """Draw one picture. `prompt, seed, steps, guidance` decide it together with the model.
 
-    `mode` and `cache_bytes` (see `vqdq.layers.residency.set_mode_`) decide memory and speed alone.
+    `mode`, `cache_bytes` and `offload` (see `vqdq.layers.residency.set_mode_`) decide memory and
+    speed alone; `device` is where it is drawn, "cpu" or "cuda".
     """
 
     kind: ClassVar[str] = "generate"
@@ -40,10 +42,12 @@ class GenerateRequest:
     guidance: float = 3.0
     mode: str = "resident"
     cache_bytes: int | None = None
+    offload: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_model(self.model, "model")
-        checked(self.mode, self.cache_bytes)
+        _check_running(self)
         check_sampling(self.prompt, self.seed, self.steps, self.guidance)
 
     @property
@@ -63,7 +67,7 @@ class GenerateRequest:
     @property
     def setting(self) -> ModeSetting:
         """How the model keeps its decoded weights."""
-        return checked(self.mode, self.cache_bytes)
+        return checked(self.mode, self.cache_bytes, self.offload)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +82,9 @@ class CompareRequest:
         floor: measure the reference against itself, too: drawn again, and with 16-bit rounding.
         clip: a folder with a CLIP model of transformers that rates pictures by their prompt, or "".
         lpips: measure LPIPS, with the package of that name.
-        mode, cache_bytes: how the variants keep decoded weights; pictures do not depend on it.
+        mode, cache_bytes, offload: how the variants keep their weights; pictures do not depend on
+            it.
+        device: "cpu" or "cuda", where all of them are drawn.
     """
 
     kind: ClassVar[str] = "compare"
@@ -95,10 +101,12 @@ class CompareRequest:
     lpips: bool = False
     mode: str = "resident"
     cache_bytes: int | None = None
+    offload: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_model(self.model, "model")
-        checked(self.mode, self.cache_bytes)
+        _check_running(self)
         models = "models were chosen to compare with"
         _check_count(len(self.variants), models, "variants", MAX_VARIANTS, 1)
         for variant in self.variants:
@@ -138,7 +146,7 @@ class CompareRequest:
     @property
     def setting(self) -> ModeSetting:
         """How the variants keep their decoded weights."""
-        return checked(self.mode, self.cache_bytes)
+        return checked(self.mode, self.cache_bytes, self.offload)
 
     @property
     def is_batch(self) -> bool:
@@ -180,11 +188,19 @@ class CompareRequest:
 
 
 def _mode(request: GenerateRequest | CompareRequest) -> dict[str, Any]:
-    """Returns the mode as JSON values; {} for the usual one."""
-    if request.mode == "resident":
-        return {}
-    cache = request.cache_bytes
-    return {"mode": request.mode, **({} if cache is None else {"cache_bytes": cache})}
+    """Returns how it is run as JSON values; what is as usual is left out."""
+    usual = {"mode": "resident", "cache_bytes": None, "offload": False, "device": "cpu"}
+    return {name: value for name in _MODE if (value := getattr(request, name)) != usual[name]}
+
+
+def _check_running(request: GenerateRequest | CompareRequest) -> None:
+    """Raises `UserError` for a mode or a device that cannot be."""
+    if type(request.offload) is not bool:
+        raise UserError(
+            f"{request.offload!r} is neither true nor false.", where="offload", remedy="Use true."
+        )
+    checked(request.mode, request.cache_bytes, request.offload)
+    check_device(request.device)
 
 
 def _check_count(count: int, noun: str, where: str, most: int, least: int = 0) -> None:
