@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -138,6 +139,60 @@ def test_less_memory_leaves_fewer_ways_and_says_what_the_least_is(sdxl: Inventor
     assert drawing_bytes(SDXL, 128, 1024) < GB
     cards = [GB // 2, *(memory * GB for memory in counts)]
     assert fit_each(sdxl, cards, 1024) == (least[0], *(found[0] for found in counts.values()))
+
+
+def test_packed_weights_wait_in_main_memory_where_the_recipe_fits_in_no_other_way(
+    sdxl: Inventory,
+) -> None:
+    """Every amount again from the plan: what is stored, two buffers, and what one layer takes."""
+    for name, card, side in (("rtn-8bit", 2 * GB, 1024), ("trellis-4bit", 3 * GB // 2, 512)):
+        ready = resolve(load_recipe(name, presets_folder()), sdxl.component)
+        counts = {item.layer.name: item.layer.shape.count for item in ready.quantized}
+        packed = {item.layer.name: item.storage.total_bytes for item in ready.quantized}
+        assert sum(packed.values()) > 0.7 * ready.predicted_bytes
+        rest = sum(math.prod(spec.shape) for spec in ready.tensors) - sum(
+            math.prod(spec.shape) for item in ready.quantized for spec in item.storage.tensors
+        )
+        streamed = 2 * rest + sum(packed.values()) + 6 * max(counts.values())
+        working = drawing_bytes(SDXL, side // 8, side)
+        assert streamed + working > card  # so that it fits in no mode, not even alone on the card
+        found = next(option for option in fit(sdxl, card, side) if option.recipe == name)
+        assert (found.offload, found.mode, found.one_at_a_time) == (True, "streaming", True)
+        assert found.how == "packed weights in main memory"
+        drawing = 2 * rest + 4 * max(counts.values())
+        drawing += max(packed[key] + 6 * counts[key] for key in counts)  # fp32, then fp16
+        vae = 2 * sdxl.parts[-1].census.parameters
+        phases = drawing + working, vae + decoding_bytes(VAE, side), 2 * CLIP["text_encoder_2"]
+        assert found.total_bytes == max(phases) <= card
+        assert found.waiting_bytes == sum(packed.values())
+        moved = 30 * found.waiting_bytes
+        assert found.transfer_seconds == pytest.approx(moved / 25e9)
+        why = " ".join(found.reasons)
+        assert (
+            f"weights ({found.waiting_bytes / 1e9:.1f} GB) wait in main memory, each layer" in why
+        )
+        assert f"on the card it would take at least {(streamed + working) / 1e9:.1f} GB" in why
+        assert f"Copying takes {moved / 25e9:.1f} s a picture, estimated at 25 GB/s" in why
+        assert "(PCIe 4.0 x16, assumed)" in why
+        assert found.opening == (
+            'pipe = vqdq.load("DIR", mode="streaming", offload=True).to(torch.float16);'
+            " pipe.enable_model_cpu_offload()"
+        )
+    assert not any(option.offload for option in fit(sdxl, 4 * GB, 1024))
+
+
+def test_packed_text_encoders_wait_too(with_t5: Inventory) -> None:
+    ways = [each for card in (20, 30) for each in fit(with_t5, card * GB // 10, 512)]
+    away = next(each for each in ways if each.offload)
+    asked = resolve(
+        also(load_recipe(away.recipe, presets_folder()), away.also), with_t5.component, [t5()]
+    )
+    parts = (asked, *asked.others)
+    assert away.waiting_bytes == sum(
+        item.storage.total_bytes for part in parts for item in part.quantized
+    )
+    alike = [each for each in ways if each.recipe == away.recipe and not each.offload]
+    assert all(each.card_bytes > away.card_bytes for each in alike)
 
 
 def test_what_cannot_be_answered(sdxl: Inventory) -> None:

@@ -80,7 +80,7 @@ def fit(options: argparse.Namespace, output: Output) -> int:
         verdict = "" if way.fits else "DOES NOT FIT: "
         lines += ["", f"  {verdict}{way.title}", f"    {way.sum}", f"    {' '.join(way.reasons)}"]
         if way.recipe:
-            lines.append(f"    {_command(options, way)}")
+            lines += [f"    {_command(options, way)}", f"    {way.opening}"]
     if not ways[0].fits:
         lines.append("  Nothing fits: this is what takes the least.")
     values = {

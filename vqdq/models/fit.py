@@ -3,7 +3,8 @@
 The bytes of weights are exact (the plan's, in each execution mode); what the activations take is
 counted without weights (`footprint`) and an estimate. Beside the denoiser the text encoders and the
 autoencoder's decoder can be packed too, which is offered where it buys something: a model that fits
-only then, or with all components on the card, or with more of its weights kept decoded.
+only then, or with all components on the card, or with more of its weights kept decoded. A recipe
+that fits in no other way is offered with its packed weights left in main memory.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from vqdq.models.fit_options import (
     beside,
     kept_way,
     option,
-    size,
-    with_reasons,
 )
+from vqdq.models.fit_reasons import size, with_reasons
 from vqdq.models.footprint import check_resolution, decoding_bytes, drawing_bytes, vae_scale
 from vqdq.models.inventory import Inventory, Part
 from vqdq.models.modes import ModeEstimate, mode_estimates
@@ -99,9 +99,10 @@ def fit(inventory: Inventory, card: int, resolution: int) -> tuple[FitOption, ..
     """Returns the ways that are predicted to fit, by falling quality.
 
     Of each recipe one way with the denoiser alone compressed, and one with other components too
-    where that is better in something else than quality: the first in this order that fits, all
-    components on the card before one at a time, kept decoded before decoded as it runs. When
-    nothing fits, the one that takes the least is returned, and its `fits` is False.
+    where that is better in something else than quality: the first in this order that fits, packed
+    weights on the card before those left in main memory, all components on the card before one at a
+    time, kept decoded before decoded as it runs. When nothing fits, the one that takes the least is
+    returned, and its `fits` is False.
 
     Args:
         card: bytes of its memory that programs may use.
@@ -124,31 +125,56 @@ def _fitting(counted: _Counted, card: int) -> Generator[FitOption, None, None]:
     for name, quality in TIERS:
         alone = counted.options(name, quality, card, counted.plain)
         first = next((each for each in alone if each.fits), None)
-        if first is not None:
-            yield with_reasons(first, alone, (0, 0), "")
-            if _rank(first) == (False, 0):
-                continue  # nothing to gain
-        for rest in counted.packed if name else ():
-            packed = counted.options(name, quality, card, rest)
-            found = next((each for each in packed if each.fits), None)
-            if found is not None and (first is None or _rank(found) < _rank(first)):
-                saved = (counted.before(rest), counted.after(rest))
-                yield with_reasons(found, packed, saved, _without(alone, first))
-                break
+        ways = [] if first is None else [with_reasons(first, alone, (0, 0), "")]
+        if first is None or _rank(first) != (False, False, 0):  # else there is nothing to gain
+            more = _with_others(counted, name, quality, card, alone, first)
+            ways += [] if more is None else [more]
+        yield from sorted(ways, key=lambda each: each.offload)
+
+
+def _with_others(
+    counted: _Counted,
+    name: str,
+    quality: str,
+    card: int,
+    alone: Sequence[FitOption],
+    first: FitOption | None,
+) -> FitOption | None:
+    """The first way with other components packed that fits and is better than `first`; one that
+    leaves packed weights in main memory only where none does without.
+    """
+    best: FitOption | None = None
+    for rest in counted.packed if name else ():
+        packed = counted.options(name, quality, card, rest)
+        found = next((each for each in packed if each.fits), None)
+        if found is None or (first is not None and _rank(found) >= _rank(first)):
+            continue
+        if best is None or not found.offload:
+            saved = (counted.before(rest), counted.after(rest))
+            best = with_reasons(found, packed, saved, _without(alone, first))
+        if not best.offload:
+            break
+    return best
 
 
 def _without(alone: Sequence[FitOption], first: FitOption | None) -> str:
     """What would be without packed components beside the denoiser."""
     if first is None:
         return f"Without that it would take {size(min(each.total_bytes for each in alone))}."
-    words = [first.how, "one component at a time" if first.one_at_a_time else ""]
+    words = [
+        f"with {first.how}" if first.offload else first.how,
+        "one component at a time" if first.one_at_a_time else "",
+    ]
     return f"Without that it would fit only {', '.join(filter(None, words))}."
 
 
-def _rank(found: FitOption) -> tuple[bool, int]:
-    """How much a way costs in time, coarsely: all on the card first, then what stays decoded."""
+def _rank(found: FitOption) -> tuple[bool, bool, int]:
+    """How much a way costs in time, coarsely: packed weights on the card first, then all components
+    on it, then what stays decoded.
+    """
     mode = "resident" if found.how == "kept decoded" else found.mode
-    return found.one_at_a_time, _MODES.index(mode) if mode in _MODES else 0
+    stays = _MODES.index(mode) if mode in _MODES else 0
+    return found.offload, found.one_at_a_time, stays
 
 
 def _least(counted: _Counted, card: int) -> FitOption:
@@ -184,7 +210,8 @@ class _Counted:
         self.others: tuple[Part, ...] = inventory.parts[1:]
         self.plain: Beside = beside(self.others, (), {})
         self._plans: dict[str, Plan | None] = {}
-        self._modes: dict[str, Mapping[str, ModeEstimate]] = {}
+        self._modes: dict[tuple[str, bool], Mapping[str, ModeEstimate]] = {}
+        self._beside: dict[tuple[str, ...], Beside] = {}
 
     @cached_property
     def packed(self) -> tuple[Beside, ...]:
@@ -222,13 +249,20 @@ class _Counted:
             quality = known[_PACKED_OTHERS]
         denoiser = {} if plan is None else {self.inventory.denoiser: plan}
         bits = {part.name: 16.0 for part in self.inventory.parts}
-        return [
-            option(
-                name, {**denoiser, **rest.plans}, quality, way, rest, self.working, card,
-                self.resolution, bits, alone=alone,
-            )
+        ways = [
+            (alone, rest, way)
             for alone in (False, True)
             for way in self._ways(name, plan, rest, card, alone=alone)
+        ]
+        if plan is not None:
+            waiting = self._waiting(rest), kept_way(self._estimates(name, plan, True)["streaming"])
+            ways += [(alone, *waiting) for alone in (False, True)]
+        return [
+            option(
+                name, {**denoiser, **rest.plans}, quality, way, others, self.working, card,
+                self.resolution, bits, alone=alone,
+            )
+            for alone, others, way in ways
         ]  # fmt: skip
 
     def _ways(
@@ -238,10 +272,8 @@ class _Counted:
         if plan is None:
             yield as_it_is(self.inventory.parts[0])
             return
-        if name not in self._modes:
-            found = mode_estimates(plan, dtype=torch.float16, device="cuda")
-            self._modes[name] = {each.mode: each for each in found}
-        resident, streaming = self._modes[name]["resident"], self._modes[name]["streaming"]
+        known = self._estimates(name, plan)
+        resident, streaming = known["resident"], known["streaming"]
         yield kept_way(resident, streamed_others=bool(rest.also))
         streamed = kept_way(streaming)
         working = max(self.working[1] + rest.decoding, rest.reading)
@@ -251,6 +283,21 @@ class _Counted:
             modes = mode_estimates(plan, dtype=torch.float16, device="cuda", cache_bytes=room)
             yield kept_way(next(each for each in modes if each.mode == "hybrid"))
         yield streamed
+
+    def _estimates(
+        self, name: str, plan: Plan, offload: bool = False
+    ) -> Mapping[str, ModeEstimate]:
+        """The estimates of a recipe's plan by mode, made once."""
+        if (name, offload) not in self._modes:
+            found = mode_estimates(plan, dtype=torch.float16, device="cuda", offload=offload)
+            self._modes[name, offload] = {each.mode: each for each in found}
+        return self._modes[name, offload]
+
+    def _waiting(self, rest: Beside) -> Beside:
+        """The same components with what is packed of them in main memory; made once."""
+        if rest.also not in self._beside:
+            self._beside[rest.also] = beside(self.others, rest.also, rest.plans, offload=True)
+        return self._beside[rest.also]
 
     def _plan(self, name: str) -> Plan | None:
         if not name:

@@ -7,7 +7,7 @@ autoencoder decodes; the one that takes most must fit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ from vqdq.recipe import Plan
 VAE = "vae"
 STEPS = 30  # of a picture, for what a mode costs
 _READS = 2  # of the prompt: what shall be in the picture, and what shall not
-_SMALL = 1e9  # bytes in all, below which amounts are told in MB
-_HOW = {"resident": "kept decoded", "hybrid": "partly kept decoded", "": ""}
+SMALL = 1e9  # bytes in all, below which amounts are told in MB
+HOW = {"resident": "kept decoded", "hybrid": "partly kept decoded", "": ""}
+_WAITING = "packed weights in main memory"
 _TRANSFER = 10e9  # bytes a second from main memory to a card; assumed, not measured
+BUS = 25e9  # the same from pinned memory: PCIe 4.0 x16 in practice; assumed, not measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,7 @@ class FitOption:
         recipe: a preset, or "" for the model as it is; `quality`: what to expect, in words.
         also: wishes for other components, as `vqdq.also` takes them.
         mode: how packed weights are kept; "" without any. `cache_bytes`: of "hybrid", else None.
+        offload: packed weights stay in main memory, each layer comes over one ahead.
         how: the same in words.
         one_at_a_time: each component is on the card only while it works
             (`enable_model_cpu_offload`).
@@ -48,8 +51,12 @@ class FitOption:
         amounts: what takes the memory where it is at its highest; `phase`: "drawing", "decoding" or
             "reading the prompt".
         card_bytes, resolution: what was asked.
-        seconds: ESTIMATED, what the mode and moving components add to a picture.
+        seconds: ESTIMATED, what the mode and moving components add to a picture, those of
+            `transfer_seconds` included.
         reasons: why it is this way, in sentences.
+        waiting_bytes: packed weights that stay in main memory; exact.
+        transfer_seconds: ESTIMATED, how long they are on their way for one picture, at `BUS` bytes
+            a second: packed bytes x calls / that. It is hidden where computing takes longer.
     """
 
     recipe: str
@@ -67,6 +74,9 @@ class FitOption:
     resolution: int
     seconds: float
     reasons: tuple[str, ...]
+    offload: bool = False
+    waiting_bytes: int = 0
+    transfer_seconds: float = 0.0
 
     @property
     def total_bytes(self) -> int:
@@ -95,12 +105,30 @@ class FitOption:
     @property
     def sum(self) -> str:
         """The amounts as a sum: "1.0 GB weights + … = 4.7 of 8 GB, estimated"."""
-        unit, name = (1e9, "GB") if self.total_bytes >= _SMALL else (1e6, "MB")
+        unit, name = (1e9, "GB") if self.total_bytes >= SMALL else (1e6, "MB")
         parts = " + ".join(f"{item.bytes / unit:.1f} {name} {item.name}" for item in self.amounts)
+        return f"{parts} = {self.total}"
+
+    @property
+    def total(self) -> str:
+        """All amounts beside the card: "4.7 of 8 GB, estimated"."""
+        unit, name = (1e9, "GB") if self.total_bytes >= SMALL else (1e6, "MB")
         whole = f"{self.total_bytes / unit:.1f}"
-        if self.card_bytes >= _SMALL > self.total_bytes:
-            return f"{parts} = {whole} MB of {self.card_bytes / 1e9:g} GB, estimated"
-        return f"{parts} = {whole} of {self.card_bytes / unit:g} {name}, estimated"
+        if self.card_bytes >= SMALL > self.total_bytes:
+            return f"{whole} MB of {self.card_bytes / 1e9:g} GB, estimated"
+        return f"{whole} of {self.card_bytes / unit:g} {name}, estimated"
+
+    @property
+    def opening(self) -> str:
+        """The line of Python that opens the compressed folder this way; "" for 16 bits."""
+        if not self.recipe:
+            return ""
+        cache = "" if self.cache_bytes is None else f", cache_bytes={self.cache_bytes}"
+        words = f', mode="{self.mode}"{cache}{", offload=True" if self.offload else ""}'
+        words = "" if self.mode == "resident" else words
+        place = "torch.float16" if self.one_at_a_time else '"cuda", torch.float16'
+        then = "; pipe.enable_model_cpu_offload()" if self.one_at_a_time else ""
+        return f'pipe = vqdq.load("DIR"{words}).to({place}){then}'
 
     def to_json(self) -> dict[str, Any]:
         """Returns the option as JSON values."""
@@ -110,6 +138,8 @@ class FitOption:
             "quality": self.quality,
             "mode": self.mode,
             "cache_bytes": self.cache_bytes,
+            "offload": self.offload,
+            "waiting_bytes": self.waiting_bytes,
             "one_at_a_time": self.one_at_a_time,
             "bits_per_weight": dict(self.bits),
             "file_bytes": dict(self.file_bytes),
@@ -119,6 +149,9 @@ class FitOption:
             "card_bytes": self.card_bytes,
             "resolution": self.resolution,
             "estimated_seconds": self.seconds,
+            "estimated_transfer_seconds": self.transfer_seconds,
+            "assumed_bus_bytes_per_second": BUS,
+            "opening": self.opening,
             "fits": self.fits,
             "reasons": list(self.reasons),
         }
@@ -126,7 +159,12 @@ class FitOption:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """How the denoiser's weights are kept: what they take while it draws, and afterwards."""
+    """How the denoiser's weights are kept: what they take while it draws, and afterwards.
+
+    Attributes:
+        waiting: packed bytes that stay in main memory; moved: of them, what comes over the bus for
+            one picture.
+    """
 
     mode: str
     cache_bytes: int | None
@@ -134,6 +172,8 @@ class Way:
     drawing: int
     resting: int
     seconds: float
+    waiting: int = 0
+    moved: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +187,7 @@ class Beside:
         vae: weights of the autoencoder; `decoding`: as `reading`.
         seconds: ESTIMATED, what decoding their weights adds to a picture.
         plans: of those that are packed, by component.
+        waiting, moved: as of `Way`.
     """
 
     also: tuple[str, ...]
@@ -157,6 +198,8 @@ class Beside:
     decoding: int
     seconds: float
     plans: Mapping[str, Plan]
+    waiting: int = 0
+    moved: int = 0
 
     @property
     def resting(self) -> int:
@@ -181,25 +224,41 @@ def kept_way(estimate: ModeEstimate, *, streamed_others: bool = False) -> Way:
     return Way(
         mode="hybrid" if whole else estimate.mode,
         cache_bytes=estimate.held_bytes if whole else estimate.cache_bytes,
-        how=_HOW.get(estimate.mode, "decoded as it runs"),
+        how=_WAITING if estimate.waiting_bytes else HOW.get(estimate.mode, "decoded as it runs"),
         drawing=estimate.weight_bytes,
-        resting=estimate.stored_bytes + estimate.held_bytes,
+        resting=estimate.stored_bytes + estimate.held_bytes + estimate.buffer_bytes,
         seconds=STEPS * estimate.decode_seconds,
+        waiting=estimate.waiting_bytes,
+        # what does not come at each call comes once
+        moved=estimate.waiting_bytes + (STEPS - 1) * estimate.brought_bytes,
     )
 
 
-def beside(parts: Sequence[Part], also: tuple[str, ...], plans: Mapping[str, Plan]) -> Beside:
+def beside(
+    parts: Sequence[Part],
+    also: tuple[str, ...],
+    plans: Mapping[str, Plan],
+    *,
+    offload: bool = False,
+) -> Beside:
     """Returns what components take: packed and decoded at each use where they have a plan, else in
     16 bits.
+
+    Args:
+        offload: what is packed waits in main memory.
     """
     weights = {part.name: part.half_bytes for part in parts}
     transient = dict.fromkeys(weights, 0)
-    seconds = 0.0
+    seconds, waiting, moved = 0.0, 0, 0
     for name, plan in plans.items():
-        modes = mode_estimates(plan, dtype=torch.float16, device="cuda")
+        modes = mode_estimates(plan, dtype=torch.float16, device="cuda", offload=offload)
         streamed = next(each for each in modes if each.mode == "streaming")
-        weights[name], transient[name] = streamed.stored_bytes, streamed.transient_bytes
-        seconds += streamed.decode_seconds * (1 if name == VAE else _READS)
+        weights[name] = streamed.stored_bytes + streamed.buffer_bytes
+        transient[name] = streamed.transient_bytes - streamed.buffer_bytes
+        uses = 1 if name == VAE else _READS
+        seconds += streamed.decode_seconds * uses
+        waiting += streamed.waiting_bytes
+        moved += streamed.waiting_bytes * uses
     encoders = [name for name in weights if name != VAE]
     return Beside(
         also=also,
@@ -210,6 +269,8 @@ def beside(parts: Sequence[Part], also: tuple[str, ...], plans: Mapping[str, Pla
         decoding=transient.get(VAE, 0),
         seconds=seconds,
         plans=plans,
+        waiting=waiting,
+        moved=moved,
     )
 
 
@@ -251,8 +312,16 @@ def option(
                 ("weights", way.resting), encoders, vae, ("working memory", rest.reading),
             ],
         }  # fmt: skip
+    if way.waiting:
+        phases = {
+            phase: [
+                ("weights and buffers" if name == "weights" else name, size) for name, size in items
+            ]
+            for phase, items in phases.items()
+        }
     phase, amounts = max(phases.items(), key=lambda item: sum(size for _, size in item[1]))
     moved = rest.resting + way.resting if alone else 0
+    transfer = (way.moved + rest.moved) / BUS
     packed = {name: plan.model_bits_per_weight for name, plan in plans.items()}
     return FitOption(
         recipe=recipe,
@@ -268,53 +337,9 @@ def option(
         phase=phase,
         card_bytes=card,
         resolution=resolution,
-        seconds=way.seconds + rest.seconds + moved / _TRANSFER,
+        seconds=way.seconds + rest.seconds + moved / _TRANSFER + transfer,
         reasons=(),
+        offload=way.waiting > 0,
+        waiting_bytes=way.waiting + rest.waiting,
+        transfer_seconds=transfer,
     )
-
-
-def with_reasons(
-    chosen: FitOption, considered: Sequence[FitOption], saved: tuple[int, int], plain: str
-) -> FitOption:
-    """The option with why nothing faster was taken, and what its way costs.
-
-    Args:
-        considered: the options of the same recipe and the same wishes, the fastest first.
-        saved: bytes of what the wishes are about, in 16 bits and packed.
-        plain: what would be without them, a sentence.
-    """
-    reasons = [f"{chosen.quality}."]
-    if chosen.also:
-        before, after = saved
-        noun = "Text encoders" if len(chosen.also) == 1 else "Text encoders and decoder"
-        noun = "The decoder" if chosen.others == "decoder" else noun
-        verb = "takes" if chosen.others == "decoder" else "take"
-        unit, name = (1e9, "GB") if before >= _SMALL else (1e6, "MB")
-        amount = f"{after / unit:.1f} {name} instead of {before / unit:.1f} {name}"
-        reasons.append(f"{noun} {verb} {amount}. {plain}")
-    faster = considered[: considered.index(chosen)]
-    kept = next((each for each in faster if each.one_at_a_time == chosen.one_at_a_time), None)
-    decoded = chosen.how not in ("", _HOW["resident"])
-    if decoded:
-        held = "Each layer"
-        if chosen.cache_bytes is not None:
-            reasons.append(f"{size(chosen.cache_bytes)} of its weights stay decoded.")
-            held = "The rest"
-        why = "" if kept is None else f": all kept decoded, it would take {size(kept.total_bytes)}"
-        reasons.append(f"{held} is decoded each time it is used{why}.")
-    if chosen.one_at_a_time:
-        together = min(each.total_bytes for each in considered if not each.one_at_a_time)
-        reasons.append(
-            f"With all components on the card it would take {size(together)}, so each one"
-            " waits in main memory until it works."
-        )
-    if chosen.seconds >= 1:
-        reasons.append(
-            f"That adds about {chosen.seconds:.0f} s to a picture of {STEPS} steps, estimated."
-        )
-    return replace(chosen, reasons=tuple(reasons))
-
-
-def size(count: float) -> str:
-    """Returns bytes for people, in GB or MB of powers of ten."""
-    return f"{count / 1e9:.1f} GB" if count >= _SMALL else f"{count / 1e6:.1f} MB"
