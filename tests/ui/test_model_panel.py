@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from huggingface_hub import constants
 
@@ -20,10 +21,10 @@ from vqdq.jobs.store import Workspace
 from vqdq.models.fit import fit
 from vqdq.models.glance import glance
 from vqdq.models.sources import demo_folder
-from vqdq.ui import fit_panel, model_cards, model_facts, model_panel, panels
+from vqdq.ui import compare, drawn_on, fit_panel, model_cards, model_facts, model_panel, panels
 from vqdq.ui.desk import Desk
 from vqdq.ui.model_open import Opening
-from vqdq.ui.wording import size
+from vqdq.ui.wording import escape, size
 
 __all__ = ["hub"]
 
@@ -169,7 +170,33 @@ def test_a_fitting_way_names_all_that_it_compresses(desk: Desk) -> None:
     assert shown.count('data-also="text_encoder*,vae"') == 7
     assert "Use r0, text encoders and decoder too" in shown
     assert "7 ways fit 1000 GB" in shown
-    assert "2 more ways" in shown
+    assert "4 more ways, and why" in shown
+    assert shown.index("Use r2,") < shown.index("<details") < shown.index("Use r3,")
+
+
+def test_a_way_that_leaves_weights_in_main_memory_says_how_it_is_opened(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = next(each for each in fit(desk.subject.inventory, 10**12, 128) if each.recipe)
+    away = replace(found, mode="streaming", offload=True)
+    shown = fit_panel.cards_html((away,))
+    opening = 'vqdq.load("DIR", mode="streaming", offload=True).to("cuda", torch.float16)'
+    assert f"Opened with <code>pipe = {escape(opening)}</code>" in shown
+    assert 'data-way="offload"' in shown
+    assert "<code>" not in fit_panel.cards_html((found,))
+    assert drawn_on.way(replace(away, offload=False)) == "streaming"
+    assert drawn_on.way(replace(away, one_at_a_time=True)) == ""
+    assert drawn_on.fields("offload") == {"device": "cuda", "mode": "streaming", "offload": True}
+    with pytest.raises(UserError, match="no place to draw"):
+        drawn_on.fields("elsewhere")
+    monkeypatch.setattr(drawn_on.fit, "present_card", lambda: None)
+    assert drawn_on.applied("offload") == gr.skip()
+    monkeypatch.setattr(drawn_on.fit, "present_card", lambda: ("a card", 8 * 10**9))
+    assert drawn_on.applied("offload")["value"] == "offload"
+    assert drawn_on.applied("") == gr.skip()
+    monkeypatch.setattr(Desk, "variants", lambda _: [("small", "small")])
+    run = compare.submit_batch(desk, ("a red circle",), (7,), ("small",), place="offload")
+    assert desk.workspace.run(run).request.to_json().items() >= drawn_on.fields("offload").items()
 
 
 def test_what_fits_is_counted_beside_the_page(desk: Desk, models: Path) -> None:

@@ -17,12 +17,13 @@ from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
-from vqdq.ui import compare_extras, comparison, header, settings, viewer
+from vqdq.ui import compare_extras, comparison, drawn_on, header, settings, viewer
 from vqdq.ui.compare_batch import CompareLook, board, drawn
 from vqdq.ui.compare_gallery import first_model_html, gallery_html, words_html
 from vqdq.ui.compare_numbers import blank_numbers, numbers
 from vqdq.ui.comparison import Comparison
 from vqdq.ui.desk import ASSETS, Desk, as_fault
+from vqdq.ui.fit_panel import PRESENT, FitLook
 from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
 from vqdq.ui.wording import escape, file_url, roughly
 
@@ -46,8 +47,12 @@ class Bridge:
     asked: list[Any]
 
 
-def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
-    """Returns the regions and events of this tab, and what other tabs need of it."""
+def build(desk: Desk, session: gr.State, tab: gr.Tab, fits: Any) -> tuple[Part, Bridge]:
+    """Returns the regions and events of this tab, and what other tabs need of it.
+
+    Args:
+        fits: the component whose buttons choose a way that fits a card.
+    """
     first = EXAMPLE_PROMPTS[0] if desk.is_demo else ""
     with gr.Column(elem_classes=["vq-compare"]):
         with gr.Row(elem_classes=["vq-ask"]):
@@ -82,6 +87,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
                 info=_floor_words(desk),
                 elem_id="vq-floor",
             )
+            place = drawn_on.build()
         first_model = html("", "vq-first-model")
         with gr.Accordion("Many prompts", open=False, elem_id="vq-many"):
             prompts = gr.Textbox(
@@ -96,7 +102,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
                 draw_all = gr.Button("Draw all", elem_id="vq-draw-all", min_width=112)
         clip, lpips = compare_extras.build()
         gallery = html("", "vq-gallery")
-    more = [chosen, steps, guidance, floor, clip, lpips]
+    more = [chosen, steps, guidance, floor, clip, lpips, place]
 
     def example(event: gr.EventData, now: str) -> Any:
         if clicked(event).get("act") != "example":
@@ -118,6 +124,10 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
         except UserError as error:
             return state, _refused(error)
         return state.showing(compare=run).looking(CompareLook()), ""
+
+    def fitted(state: Session, event: gr.EventData) -> Any:
+        own = state.look(FitLook).card == PRESENT
+        return drawn_on.applied(clicked(event).get("way", "") if own else "")
 
     def act(state: Session, event: gr.EventData) -> Session:
         data, look = clicked(event), state.look(CompareLook)
@@ -143,6 +153,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> tuple[Part, Bridge]:
         Wire(words.click, example, [prompt], [prompt]),
         *(Wire(part.click, act, [session], [session]) for part in (stage, sets, gallery)),
         Wire(tab.select, _enter, [session], [session]),
+        Wire(fits.click, fitted, [session], [place]),
     ]  # fmt: skip
     regions = [
         Region("compare stage", stage, markup(lambda s: stage_html(desk, s))),
@@ -191,8 +202,12 @@ def submit_batch(
     floor: bool = False,
     clip: str = "",
     lpips: bool = False,
+    place: str = drawn_on.PROCESSOR,
 ) -> str:
     """Returns the id of a queued comparison of every prompt with every seed.
+
+    Args:
+        place: where it is drawn, as `drawn_on` names it.
 
     Raises:
         UserError: what is wrong with the prompts, the seeds, the models or the settings.
@@ -222,15 +237,23 @@ def submit_batch(
         floor=floor,
         clip=clip,
         lpips=lpips,
+        **drawn_on.fields(place),
     )
     return desk.workspace.submit(request)
 
 
 def _read(
-    variants: Any, steps: float, guidance: float, floor: bool, clip: str | None, lpips: bool
+    variants: Any,
+    steps: float,
+    guidance: float,
+    floor: bool,
+    clip: str | None,
+    lpips: bool,
+    place: str | None,
 ) -> tuple[Any, ...]:
     """The values of the controls below the pictures, as `submit_batch` takes them."""
-    return variants or (), int(steps), guidance, bool(floor), (clip or "").strip(), bool(lpips)
+    extras = (clip or "").strip(), bool(lpips)
+    return variants or (), int(steps), guidance, bool(floor), *extras, place or drawn_on.PROCESSOR
 
 
 def lines(text: object) -> tuple[str, ...]:

@@ -132,6 +132,7 @@ def build(desk: Desk, session: gr.State) -> tuple[Part, Settings, dict[str, Any]
         "restore": (restore, made.inputs, [*made.inputs, *areas, *views]),
         "start": (button, start_job, made.inputs),
         "trouble": trouble,
+        "fits": fits,
         "status": status,
         "table": table,
     }

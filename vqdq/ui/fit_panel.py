@@ -12,7 +12,7 @@ from vqdq.errors import UserError
 from vqdq.models import fit as fits
 from vqdq.models.fit import CARDS
 from vqdq.models.fit_options import FitOption
-from vqdq.ui import header
+from vqdq.ui import drawn_on, header
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import Part, Region, Session, Wire, html, markup
 from vqdq.ui.wording import chip, count, escape, size
@@ -20,7 +20,7 @@ from vqdq.ui.wording import chip, count, escape, size
 PRESENT, USUAL = "", "8 GB"
 OWN = "Its own size"
 RESOLUTIONS = (OWN, "512", "768", "1024", "1536", "2048")
-FIRST = 5  # ways that are shown before the rest is asked for
+FIRST = 3  # ways that are shown before the rest is asked for
 SIDE = 512  # of a model that says no size
 
 
@@ -96,14 +96,25 @@ def cards_html(found: tuple[FitOption, ...]) -> str:
     many = "One way fits" if len(found) == 1 else f"{len(found)} ways fit"
     best = "" if len(found) == 1 else ", the best first"
     head = f"<p>{many} {_card_size(found[0])}{best} {note}</p>"
+    shown = [_card(found[0]), *(_card(each, whole=False) for each in found[1:FIRST])]
+    return f'<div class="vq-fits">{head}{"".join(shown)}{_more(found)}</div>'
+
+
+def _more(found: tuple[FitOption, ...]) -> str:
+    """What is a press away: the reasons of the ways beside the best, and the ways after them."""
     rest = found[FIRST:]
-    more = (
-        f'<details class="vq-more"><summary>{count(len(rest), "more way")}</summary>'
-        f'<div class="vq-fits">{"".join(map(_card, rest))}</div></details>'
-        if rest
-        else ""
+    words = f"{count(len(rest), 'more way')}, and why" if rest else "And why"
+    reasons = "".join(
+        f'<p class="vq-small vq-muted"><b>{escape(each.title)}</b> {escape(each.sum)}.'
+        f" {_why(each)}</p>"
+        for each in found[1:FIRST]
     )
-    return f'<div class="vq-fits">{head}{"".join(map(_card, found[:FIRST]))}{more}</div>'
+    if not reasons:
+        return ""
+    return (
+        f'<details class="vq-more"><summary>{words}</summary>'
+        f'<div class="vq-fits">{reasons}{"".join(map(_card, rest))}</div></details>'
+    )
 
 
 def _card_size(option: FitOption) -> str:
@@ -113,26 +124,37 @@ def _card_size(option: FitOption) -> str:
     )
 
 
-def _card(option: FitOption) -> str:
+def _card(option: FitOption, *, whole: bool = True) -> str:
     share = 100 * option.total_bytes / option.card_bytes
     also = ",".join(map(pattern_of, option.also))
     words = f"{option.recipe}, {option.others} too" if also else option.recipe
     button = (
         f'<button type="button" class="vq-button vq-button-small" data-act="recipe"'
-        f' data-recipe="{escape(option.recipe)}" data-also="{escape(also)}">Use {escape(words)}'
+        f' data-recipe="{escape(option.recipe)}" data-also="{escape(also)}"'
+        f' data-way="{drawn_on.way(option)}">Use {escape(words)}'
         "</button>"
         if option.recipe
         else '<span class="vq-small vq-muted">Nothing to compress</span>'
     )
-    more = " ".join(option.reasons[1:])
+    short = "" if whole else " vq-fit-short"
+    said = f'<p class="vq-small">{escape(option.sum if whole else option.total)}</p>'
+    if whole and (more := _why(option)):
+        said += f'<p class="vq-small vq-muted">{more}</p>'
     return (
-        f'<article class="vq-fit"><div class="vq-fit-head"><b>{escape(option.title)}</b>'
+        f'<article class="vq-fit{short}"><div class="vq-fit-head"><b>{escape(option.title)}</b>'
         f"<span>{escape(option.quality)}</span></div>"
         f'<div class="vq-fit-bar" aria-hidden="true"><i style="width:{min(share, 100):.0f}%"></i>'
-        f'</div><p class="vq-small">{escape(option.sum)}</p>'
-        + (f'<p class="vq-small vq-muted">{escape(more)}</p>' if more else "")
-        + f'<div class="vq-actions">{button}</div></article>'
+        f'</div><div class="vq-fit-said">{said}<div class="vq-actions">{button}</div></div>'
+        "</article>"
     )
+
+
+def _why(option: FitOption) -> str:
+    """The reasons, and how it is opened where packed weights are left in main memory."""
+    words = escape(" ".join(option.reasons[1:]))
+    if option.offload:
+        words += f" Opened with <code>{escape(option.opening)}</code>"
+    return words
 
 
 def _side(text: str, own: int) -> int:

@@ -88,7 +88,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                 with made["table"]:
                     first = html(_first(desk), "vq-first", elem_classes=["vq-table"])
             with gr.Tab("Compare", id="compare", render_children=True) as beside:
-                parts, bridge = compare.build(desk, session, beside)
+                parts, bridge = compare.build(desk, session, beside, made["fits"])
                 parts += own
                 parts += provenance.build(desk, session, tabs, picture, bridge.asked, bridge.chosen)
             with gr.Tab("Inspect", id="inspect", render_children=True) as inside:
