@@ -125,7 +125,7 @@ def test_ranges_cost_what_their_calls_cost(place) -> None:
     stages = costs.stages(ready, 0)
     assert list(stages) == ["plan", "load", "encode", "record", "ranges"]
     calls = 15 * costs.call_seconds(ready.component, 0)
-    assert stages["record"] == pytest.approx(1.5 + calls)
+    assert stages["record"] == pytest.approx(1.0 + calls)
     assert stages["ranges"] == pytest.approx(2 * calls)  # the same calls, watched
     smooth = plan(place / "tiny", inputs.with_ranges(given("smooth"), recipe.ranges))
     assert costs.stages(smooth, 0)["ranges"] == pytest.approx(2 * stages["ranges"])

@@ -37,7 +37,7 @@ _FLOPS = 100e9  # a second, of the products that calibration and error feedback 
 # Calls in 32 bits that one learnt call costs: forward, backward, and decoding the codes.
 _LEARNING = {"float32": 4.0, "bfloat16": 2.0}
 _WATCHED = 2.0  # calls that one costs whose extremes are taken
-_START = 1.5  # of what runs the model: the first calls
+_START = 1.0  # of what runs the model: the first calls
 _START_PLANNING, _START_LOADING = 0.2, 0.1
 _CHECKED = 2.5e9  # bytes a second of the model's weights: read, and searched for what is no number
 _START_SAVING = 0.1  # what is not writing: copies opened, the card, the config
@@ -46,6 +46,7 @@ _SAVED = 400e6  # bytes a second: written, made durable, read again for their ch
 _ENCODED_BYTES = {"trellis": 22.0}
 _ENCODED_BYTES_OTHER = 25.0
 _WORK_BYTES = 50_000_000  # kernels, their threads, what an allocator keeps
+_WATCHING_BYTES = 100_000_000  # inputs of the layers, as they are watched
 _KEPT_BYTES = 8.0  # of one that is only rounded to 16 bits
 # For each entry of the widest Hessian: its factor, and the copies made of it.
 _FACTOR_BYTES, _FACTOR_BYTES_WIDE, _WIDE = 32, 16, 8192
@@ -53,6 +54,7 @@ _FACTOR_BYTES, _FACTOR_BYTES_WIDE, _WIDE = 32, 16, 8192
 # core, in 64 bits up to `feedback._WIDEST_DOUBLE` columns.
 _FACTORED, _FACTORED_WIDE = 5.0, 2.0
 _DRAWN = 8  # pictures whose calls are probed
+_SAMPLED = 0.03  # of a layer whose error is measured at every rate, on a sample of its weights
 _PROBES = 16 * 2 * 4 * 3.0  # calls that measuring sensitivity costs: 16 probed backwards, 8 times
 
 
@@ -135,6 +137,8 @@ def memory_bytes(plan: Plan, program: int, parameters: int) -> int:
     copied = recipe.finetune is not None or recipe.ranges is not None
     if recipe.calibration is not None or copied:
         held += 4 * parameters * (2 if copied else 1)
+    if recipe.ranges is not None:
+        held += _WATCHING_BYTES
     return round(program + work + held)
 
 
@@ -195,11 +199,11 @@ def ranges_seconds(
 
 
 def measuring_seconds(plan: Plan, pixels: int) -> float:
-    """Returns the seconds of measuring how much each layer matters."""
+    """Returns the seconds of measuring how much each layer matters, and what each rate costs it."""
     shape = plan.recipe.calibration or CalibrationParams()
     halves = 2 if shape.guidance > 1 else 1
     calls = halves * (_DRAWN * shape.steps + _PROBES)
-    return _START + calls * call_seconds(plan.component, pixels)
+    return _START + calls * call_seconds(plan.component, pixels) + _SAMPLED * len(plan.quantized)
 
 
 def call_seconds(component: Component, pixels: int, measured: Paces | None = None) -> float:
