@@ -10,10 +10,12 @@ import torch
 
 from tests.models import tiny
 from vqdq.errors import UserError
-from vqdq.jobs import placing
+from vqdq.jobs import generate, placing
+from vqdq.jobs.requests import GenerateRequest
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.layers import card_memory
 from vqdq.layers.card_memory import CardState
+from vqdq.layers.quantized import QuantizedLayer
 from vqdq.models.compressor import compress_folder
 from vqdq.recipe import Recipe
 
@@ -34,6 +36,29 @@ def test_without_a_card_it_is_said_and_nothing_is_loaded(monkeypatch: pytest.Mon
         WarmPipelines().get("no such model", device="cuda")
     assert "the processor draws" in caught.value.remedy
     placing.require_device("cpu")
+
+
+def test_a_card_computes_in_16_bits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "require_device", lambda _: None)
+    monkeypatch.setattr(placing, "place_", lambda *_: None)
+    cache = WarmPipelines()
+    kept = {device: cache.get(str(place / "small"), device=device) for device in ("cpu", "cuda")}
+    plain, half = (kept[device].pipeline for device in ("cpu", "cuda"))
+    assert cache.get(str(place / "small"), device="cuda").pipeline is half
+    assert cache.get(str(place / "small")).pipeline is plain
+    assert {p.dtype for p in plain.unet.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.unet.parameters()} == {torch.float16}
+    request = GenerateRequest(model=str(place / "small"), prompt="a", seed=0, steps=1, device="cuda")
+    picture = generate.execute(request, place, cache=cache)
+    assert picture["setting"]["dtype"] == "float16"
+    assert kept["cuda"].tensor_bytes < kept["cpu"].tensor_bytes
+    layer = next(m for m in half.unet.modules() if isinstance(m, QuantizedLayer))
+    assert layer.held_bytes == 2 * layer.dense(torch.float16).numel()  # kept as it was drawn with
+    for supported, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, s=supported, **__: s)
+        assert placing.computing_dtype("cuda", "transformer") == wanted
+        assert placing.computing_dtype("cuda", "unet") == torch.float16
+        assert placing.computing_dtype("cpu", "transformer") == torch.float32
 
 
 def test_one_model_at_a_time_is_on_the_card(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

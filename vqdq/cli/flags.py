@@ -193,7 +193,7 @@ MODES = ("resident", "streaming", "hybrid", "integer")  # of `vqdq.layers.reside
 
 def add_mode(parser: argparse.ArgumentParser) -> None:
     """Adds where pictures are drawn, and how compressed models keep their weights there."""
-    here = "where it is drawn, in 32 bits: on the processor (default) or on a graphics card"
+    here = "where it is drawn: on the processor (default), in 32 bits, or on a graphics card, in 16"
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=here)
     text = (
         "decoded weights: kept (default), made at each use, kept within --cache, or int8 products"

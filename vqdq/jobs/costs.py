@@ -46,7 +46,7 @@ _SAVED = 400e6  # bytes a second: written, made durable, read again for their ch
 _ENCODED_BYTES = {"trellis": 22.0}
 _ENCODED_BYTES_OTHER = 25.0
 _WORK_BYTES = 50_000_000  # kernels, their threads, what an allocator keeps
-_WATCHING_BYTES = 100_000_000  # inputs of the layers, as they are watched
+_WATCHING_BYTES = 50_000_000  # inputs of the layers, as they are watched
 _KEPT_BYTES = 8.0  # of one that is only rounded to 16 bits
 # For each entry of the widest Hessian: its factor, and the copies made of it.
 _FACTOR_BYTES, _FACTOR_BYTES_WIDE, _WIDE = 32, 16, 8192

@@ -20,6 +20,20 @@ def require_device(device: str) -> None:
         )
 
 
+def computing_dtype(device: str, component: str) -> torch.dtype:
+    """Returns float32 on the processor, on a card 16 bits: what its units are made for, and half
+    the memory.
+
+    Args:
+        component: of the denoiser. A "unet" computes in float16; transformers are trained in
+            bfloat16, and what they hand on (T5's states, too) can be too large for float16.
+    """
+    if device != "cuda":
+        return torch.float32
+    wide = component != "unet" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if wide else torch.float16
+
+
 def place_(pipeline: Any, device: str, label: str) -> None:
     """Moves all components of a pipeline to "cpu" or "cuda", unless they lie there.
 

@@ -69,7 +69,7 @@ class WarmPipelines:
         self._locate = locate
         total = int(psutil.virtual_memory().total)
         self._limit = int(total * SHARE_OF_MEMORY) if limit_bytes is None else limit_bytes
-        self._kept: OrderedDict[tuple[str, int], Warm] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, torch.dtype], Warm] = OrderedDict()
 
     def get(
         self,
@@ -83,8 +83,9 @@ class WarmPipelines:
 
         Args:
             setting: how it keeps decoded weights, until it is asked for again.
-            device: "cpu" or "cuda", where it lies until then; one pipeline at a time is on a card.
-                None leaves it where it is.
+            device: "cpu" or "cuda", where it lies until then, and computes in
+                `placing.computing_dtype`; one pipeline at a time is on a card. None leaves it
+                where it is, in 32 bits.
 
         Raises:
             UserError: the model cannot be opened, not run in that mode, or does not lie on the
@@ -94,7 +95,9 @@ class WarmPipelines:
         from vqdq.models import pipelines  # heavy: diffusers
 
         place = self._locate(reference)
-        key = (place, _changed(place))
+        unet = device == "cuda" and pipelines.describe(place).component == "unet"
+        dtype = placing.computing_dtype(device or "cpu", "unet" if unet else "transformer")
+        key = (place, _changed(place), dtype)
         if key in self._kept:
             self._kept.move_to_end(key)
             kept = self._kept[key]
@@ -106,9 +109,9 @@ class WarmPipelines:
             return _in_mode(_named(kept, reference, 0.0), setting)
         report(Event(stage="load", message=reference))
         info = pipelines.describe(place)
-        self._make_room(4 * info.parameters)
+        self._make_room(dtype.itemsize * info.parameters)
         start = time.perf_counter()
-        pipeline = pipelines.load(place, report=report)
+        pipeline = pipelines.load(place, dtype=dtype, report=report)
         _set_mode_(pipeline, setting)
         seconds = time.perf_counter() - start
         folder = Path(place)
@@ -118,8 +121,8 @@ class WarmPipelines:
             label=_label(reference, facts, info.title),
             pipeline=pipeline,
             load_seconds=seconds,
-            # a quantized layer decodes into 32 bits at its first use
-            tensor_bytes=max(tensor_bytes(pipeline), 4 * info.parameters),
+            # a quantized layer decodes at its first use
+            tensor_bytes=max(tensor_bytes(pipeline), dtype.itemsize * info.parameters),
             facts=facts,
             file_bytes=int(facts.get("weight_bytes", info.bytes)),
             is_demo="demo" in (place, facts.get("base_model")),

@@ -80,9 +80,10 @@ def load(
     mode: Mode = "resident",
     cache_bytes: int | None = None,
     offload: bool = False,
+    dtype: torch.dtype = torch.float32,
     report: Report = silent,
 ) -> DiffusionPipeline:
-    """Returns the pipeline of a model, compressed or not: float32, on the CPU.
+    """Returns the pipeline of a model, compressed or not, on the CPU.
 
     Args:
         model: "demo", a folder, a single .safetensors file or a hub id; see `sources.locate`.
@@ -91,6 +92,7 @@ def load(
             "hybrid" within `cache_bytes`.
         offload: "streaming" and "hybrid" leave the packed weights in the processor's memory when
             the pipeline is moved to a card.
+        dtype: in which it computes; packed weights are decoded to it.
 
     Raises:
         UserError: the model cannot be found, opened or trusted, or not run in that mode.
@@ -108,7 +110,7 @@ def load(
         with quiet():
             pipeline = DiffusionPipeline.from_pretrained(
                 source.folder,
-                dtype=torch.float32,
+                dtype=dtype,
                 variant=source.variant,
                 use_safetensors=True,
                 local_files_only=True,

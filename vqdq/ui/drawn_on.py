@@ -31,7 +31,7 @@ def build() -> gr.Dropdown:
         [(words, name) for name, (words, _) in _WAYS.items()],
         value=PROCESSOR,
         label="Drawn on",
-        info="In 32 bits on both.",
+        info="The processor computes in 32 bits, the card in 16.",
         visible=fit.present_card() is not None,
         elem_id="vq-drawn-on",
     )
