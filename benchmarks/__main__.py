@@ -18,6 +18,7 @@ from benchmarks import (
     loading,
     outliers,
     people,
+    predictions,
     rate_distortion,
     start_token,
     studio,
@@ -140,6 +141,15 @@ PARTS = {
         "VmHWM, with pages of mapped files; its own memory (RssAnon) is sampled. Killed: SIGKILL "
         "half-way, the same command again, and SHA256SUMS compared.",
         large.run,
+    ),
+    "predictions": (
+        "Predictions",
+        "What is said before anything runs, for what it then took, each in a process of its own "
+        "after measuring this computer's pace as the studio does. demo: the embedded model; wide: "
+        "random weights in SDXL's widths, five layers calibrated, one of them with 23,040 columns; "
+        "sd1: random weights of Stable Diffusion 1.5's size. Medians with the smallest and the "
+        "largest of three runs where there are two numbers in brackets.",
+        predictions.run,
     ),
     "studio": (
         "Studio",

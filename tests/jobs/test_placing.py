@@ -48,7 +48,8 @@ def test_a_card_computes_in_16_bits(place: Path, monkeypatch: pytest.MonkeyPatch
     assert cache.get(str(place / "small")).pipeline is plain
     assert {p.dtype for p in plain.unet.parameters()} == {torch.float32}
     assert {p.dtype for p in half.unet.parameters()} == {torch.float16}
-    request = GenerateRequest(model=str(place / "small"), prompt="a", seed=0, steps=1, device="cuda")
+    asked: Any = {"model": str(place / "small"), "prompt": "a", "seed": 0, "steps": 1}
+    request = GenerateRequest(**asked, device="cuda")
     picture = generate.execute(request, place, cache=cache)
     assert picture["setting"]["dtype"] == "float16"
     assert kept["cuda"].tensor_bytes < kept["cpu"].tensor_bytes
