@@ -11,6 +11,7 @@ from tests.models import tiny
 from vqdq import activations
 from vqdq.activations.attention import AttentionParams
 from vqdq.cli import main
+from vqdq.layers import execution
 from vqdq.params import describe
 from vqdq.recipe import Recipe
 
@@ -50,6 +51,21 @@ def test_a_method_with_settings_goes_to_every_layer_that_is_encoded(place, capsy
     assert recipe.ranges is not None
     assert recipe.name == "mine-a6"
     assert recipe_of(place, capsys, "--activations", "dynamic").ranges is None
+
+
+def test_8_bit_floats_have_8_bits_and_are_simulated_on_a_processor(place, capsys) -> None:
+    values = planned(place, capsys, "--activations", "fp8")
+    taken = [row for row in values["layers"] if row["activation"]]
+    assert {row["activation"] for row in taken} == {"fp8"}
+    assert {row["activation_bytes"] for row in taken} == {0}
+    found = values["arithmetic"]
+    assert (found["integer"], found["fp8"], found["simulated"]) == (0, 0, len(taken))
+    assert list(found["reasons"]) == [execution.on_processor("fp8", "row")]
+    assert main(["plan", str(place / "tiny"), "--recipe", str(place / "mine.json"),
+                 "--activations", "fp8:bits=6"]) == 2  # fmt: skip
+    said = capsys.readouterr().err
+    assert "6 is not offered" in said
+    assert "Use one of: 8." in said
 
 
 def test_attention_ranges_and_calibration_together(place, capsys) -> None:
@@ -110,7 +126,7 @@ def test_a_plan_says_which_arithmetic_and_how_long(place, capsys) -> None:
     assert main([str(word) for word in asked]) == 0
     said = capsys.readouterr().out
     assert "activations 8 bits (minmax), attention scores 8 bits (log), q, k, v 8 bits" in said
-    assert f"none of {len(values['layers'])} layers runs in integer" in said.lower()
+    assert f"none of {len(values['layers'])} layers runs in 8-bit arithmetic" in said.lower()
     assert "minmax 8" in said
 
 

@@ -1,4 +1,4 @@
-"""Layers so small that integers are no faster keep their input, where a method is told so."""
+"""Layers so small that 8 bits are no faster keep their input, where a method is told so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vqdq import activations
 from vqdq.activations.base import FEWEST_PRODUCTS, Site
 
 
-@pytest.mark.parametrize("method", ["dynamic", "rotated"])
+@pytest.mark.parametrize("method", ["dynamic", "fp8", "rotated"])
 def test_small_layers_are_spared_only_on_request(method: str) -> None:
     site = Site(channels=64, positions=FEWEST_PRODUCTS // 64 // 32, taps=1)
     assert 64 * site.positions * 32 == FEWEST_PRODUCTS

@@ -64,6 +64,22 @@ def test_counts_add_up_and_say_why() -> None:
     assert "Attention is simulated." in said
 
 
+def test_8_bit_floats_are_counted_and_said_by_their_own_name() -> None:
+    some, none = [Execution(kind="fp8", exact=False)] * 3, [Execution(kind="integer")] * 2
+    found = arithmetic.counted([*some, *none], (), total=6)
+    assert (found.get("fp8"), found["integer"], found["sixteen_bit"]) == (3, 2, 1)
+    assert (found["simulated"], found["reasons"], found["rounded_weights"]) == (0, {}, 3)
+    assert arithmetic.in_words(found) == (
+        "2 of 6 layers run in integer arithmetic on this machine; 3 of 6 layers run in 8-bit floats"
+        " on this machine; 1 takes its input in 16 or 32 bits. 3 of them use the stored weight"
+        " rounded to 8 bits a row."
+    )
+    alone = arithmetic.counted(some, (), total=3)
+    assert "8-bit floats save on a card has not been measured" in arithmetic.price(alone)
+    del alone["fp8"]  # as an earlier run's record
+    assert arithmetic.in_words(alone | {"integer": 3}).startswith("3 of 3 layers run in integer")
+
+
 def test_a_model_is_asked_layer_by_layer() -> None:
     model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 4))
     assert arithmetic.measured(model) is None
@@ -165,6 +181,4 @@ def test_small_layers_of_the_embedded_model_keep_their_input_and_it_is_said() ->
     found = arithmetic.expected(ready)
     assert found is not None
     assert found["integer"] == len(ready.activated)
-    assert f"{len(spared)} of them so small that integers are no faster" in arithmetic.in_words(
-        found
-    )
+    assert f"{len(spared)} of them so small that 8 bits are no faster" in arithmetic.in_words(found)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from vqdq import activations, codecs
-from vqdq.activations.base import Grid, Site, quantize, ranged
+from vqdq.activations.base import Code, Grid, Site, quantize, ranged
 from vqdq.kernels import int8_products
 from vqdq.kernels.int8 import Lines
 from vqdq.layers import execution, integer_groups
@@ -55,6 +55,10 @@ class Known:
     @property
     def bits(self) -> int:
         return self.known.bits
+
+    @property
+    def code(self) -> Code:
+        return self.known.code
 
     def rotation_block(self, _site: Site) -> int:
         return self.block

@@ -32,15 +32,15 @@ def calibrated(layer: nn.Linear | nn.Conv2d) -> QuantizedLinear | QuantizedConv2
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("simulated", [False, True])
-@pytest.mark.parametrize("name", ["dynamic", "minmax"])
+@pytest.mark.parametrize("name", ["dynamic", "fp8", "minmax"])
 def test_what_is_no_number_names_the_layer(
     bad: float, simulated: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if simulated:
         monkeypatch.setattr("vqdq.layers.execution.step", no_step)
     for layer, shape in ((nn.Linear(8, 5), (2, 4, 8)), (nn.Conv2d(8, 5, 3), (2, 8, 4, 4))):
-        dynamic = name == "dynamic"
-        packed = quantized(layer, activations.create("dynamic")) if dynamic else calibrated(layer)
+        own = name != "minmax"
+        packed = quantized(layer, activations.create(name)) if own else calibrated(layer)
         inputs = torch.zeros(shape)
         with torch.no_grad():
             packed(inputs)

@@ -253,7 +253,8 @@ def test_every_method_is_stored_exactly(
     """With calibrated weights: smoothing changes what is encoded, and its Hessian."""
     kind = activations.get(method)
     scale = {"scale": "tensor"} if "scale" in kind.settings.__dataclass_fields__ else {}
-    activation = {"method": method, "params": {"bits": 6, **scale}}
+    bits = 8 if method == "fp8" else 6
+    activation = {"method": method, "params": {"bits": bits, **scale}}
     rules = [{"pattern": "*attn*", **WEIGHTS_ONLY, "activation": activation}]
     recipe = replace(
         Recipe.from_json({"name": method, "rules": rules}),

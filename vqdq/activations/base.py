@@ -2,8 +2,8 @@
 
 A quantizer sees a layer's input as rows [batch, positions, channels]: the tokens of a linear layer,
 the pixels of a convolution's feature map, or the rows of q, k and v with heads folded into the
-batch. Nothing here knows a layer or a kernel: `layers` computes with the codes, in integers where
-a kernel can and in float ("simulated") where none can, and both compute the same sums.
+batch. Nothing here knows a layer: `layers` computes with the codes, in integers or 8-bit floats
+where a kernel can and in float ("simulated") where none can, and both compute the same sums.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 
 from vqdq.errors import UserError
+from vqdq.kernels import fp8
 from vqdq.params import Params
 from vqdq.tensors import TensorSpec
 
 Axis = Literal["tensor", "sample", "row", "channel", "group"]
+Code = Literal["integer", "fp8"]
+"""What a code is: a whole number, or an 8-bit float (OCP e4m3, see `vqdq.kernels.fp8`)."""
 SMALLEST_SCALE = 1e-12  # of an input that is constant zero
 FEWEST_PRODUCTS = 1 << 22
 """Of a layer for one picture: with fewer, what a call costs (20 µs, and the codes twice as much) is
@@ -68,15 +71,17 @@ class InputRanges:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """Even levels of an input: x̂ = scale · (q − zero), q a whole number in 0 … 2^bits − 1.
+    """Levels of an input: x̂ = scale · (q − zero), q a whole number in 0 … 2^bits − 1, so that they
+    are even; or x̂ = scale · q, q an 8-bit float, with 8 levels to each power of two.
 
     Attributes:
         bits: of a code.
         axis: what has a scale of its own, and so the shape of `scale` and `zero`: "tensor" [],
             "sample" [batch], "row" [batch, positions] or [positions] (alike in the batch),
             "channel" [channels], "group" [groups] of channels.
-        scale: float32, positive; zero: float32 whole numbers.
+        scale: float32, positive; zero: float32 whole numbers, 0 for 8-bit floats.
         index: group of each channel, int64 [channels]; only for "group".
+        code: what q is.
     """
 
     bits: int
@@ -84,10 +89,11 @@ class Grid:
     scale: torch.Tensor
     zero: torch.Tensor
     index: torch.Tensor | None = None
+    code: Code = "integer"
 
     @property
     def highest(self) -> int:
-        """The largest code."""
+        """The largest whole number that is a code."""
         return (1 << self.bits) - 1
 
     def wide(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,12 +128,15 @@ def ranged(
 
 
 def quantize(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Returns the codes of [batch, positions, channels], float32 whole numbers.
+    """Returns the codes of [batch, positions, channels] as float32.
 
-    q = clamp(round(x · (1/scale)) + zero, 0, 2^bits − 1), the reciprocal rounded to float32 and
-    ties to even: every kernel does exactly this.
+    Whole numbers q = clamp(round(x · (1/scale)) + zero, 0, 2^bits − 1), or 8-bit floats
+    q = e4m3(clamp(x · (1/scale), −448, 448)); the reciprocal rounded to float32 and ties to even:
+    every kernel does exactly this.
     """
     scale, zero = grid.wide()
+    if grid.code == "fp8":
+        return fp8.codes_of(rows.float(), scale).float()
     return (torch.round(rows.float() * scale.reciprocal()) + zero).clamp_(0, grid.highest)
 
 
@@ -225,12 +234,17 @@ class ActivationQuantizer(ABC, Generic[P]):
         """Bits of a code, 4 to 8."""
 
     @property
+    def code(self) -> Code:
+        """What a code is; that of every grid."""
+        return "integer"
+
+    @property
     def calibrated(self) -> bool:
         """Whether the grid comes from stored parameters; else it comes from the input itself."""
         return True
 
     def spares(self, site: Site, outputs: int) -> bool:
-        """Whether a layer's input stays in 16 bits because integers would not make it faster."""
+        """Whether a layer's input stays in 16 bits because 8 would not make it faster."""
         del site, outputs
         return False
 
@@ -241,7 +255,8 @@ class ActivationQuantizer(ABC, Generic[P]):
 
     def own_axis(self, site: Site) -> Axis | None:
         """Returns "row" or "sample" where `grid` is `ranged` over the extremes of just that, with 0
-        in it, so that a kernel may measure and round a row in one visit; None otherwise.
+        in it (8-bit floats: "row", with `fp8.scales_of`), so that a kernel may measure and round a
+        row in one visit; None otherwise.
         """
         del site
         return None

@@ -44,7 +44,7 @@ def small_setting() -> bool:
     return param(
         True,
         label="Small layers too",
-        help="Off: layers with fewer than 4 million products a picture, which integers make no"
+        help="Off: layers with fewer than 4 million products a picture, which 8 bits make no"
         " faster, keep 16 bits.",
         advanced=True,
     )

@@ -1,4 +1,5 @@
-"""How a model's layers are computed, counted: in integers, simulated, or in 16 bits, and why.
+"""How a model's layers are computed, counted: in integers, in 8-bit floats, simulated, or in 16
+bits, and why.
 
 `measured` asks the layers of a loaded model. `expected` asks a plan, before there is anything to
 load: it knows the shapes and the methods, not yet the groups that calibration will find.
@@ -14,15 +15,13 @@ from torch import nn
 
 from vqdq.activations.base import Axis, Site, axis_at
 from vqdq.jobs.results import ArithmeticResult
-from vqdq.layers import integer
 from vqdq.layers.attention import attention_execution
-from vqdq.layers.execution import Execution
+from vqdq.layers.execution import Execution, on_processor
 from vqdq.layers.matrix import kind_of
 from vqdq.layers.quantized import QuantizedLayer
 from vqdq.recipe import Plan
 
-_INTEGER = Execution(kind="integer")
-_SPARED = Execution(kind="16-bit", reason="so small that integers are no faster")
+_SPARED = Execution(kind="16-bit", reason="so small that 8 bits are no faster")
 
 
 def measured(denoiser: nn.Module) -> ArithmeticResult | None:
@@ -43,7 +42,8 @@ def measured(denoiser: nn.Module) -> ArithmeticResult | None:
 
 
 def expected(plan: Plan) -> ArithmeticResult | None:
-    """Returns how the layers of a plan should be computed on this machine; None as above.
+    """Returns how the layers of a plan should be computed on this machine's processor; None as
+    above.
 
     Attention layers are not part of a plan: they count as one when they are quantized.
     """
@@ -58,16 +58,16 @@ def expected(plan: Plan) -> ArithmeticResult | None:
         key = (planned.activation_params, site)
         if key not in known:
             known[key] = axis_at(quantizer, site)
-        why = integer.refusal(known[key], None, None)
-        given.append(Execution(kind="simulated", reason=why) if why else _INTEGER)
+        why = on_processor(quantizer.code, known[key])
+        given.append(Execution(kind="simulated" if why else quantizer.code, reason=why))
     given += [_SPARED] * sum(planned.spared for planned in plan.layers)
     attention = [] if recipe.attention is None else [Execution(kind="simulated")]
     return counted(given, attention, len(plan.layers))
 
 
 def in_words(found: ArithmeticResult) -> str:
-    """Returns the counts as sentences: what is integer, what is simulated, why, and its price."""
-    total, parts = found["layers"], [_integer_words(found)]
+    """Returns the counts as sentences: what is computed in 8 bits, what is simulated, and why."""
+    total, parts = found["layers"], [_eight_bit_words(found)]
     if found["simulated"]:
         verb = "is" if found["simulated"] == 1 else "are"
         others = {k: v for k, v in found["reasons"].items() if k != _SPARED.reason}
@@ -90,23 +90,28 @@ def in_words(found: ArithmeticResult) -> str:
 
 def price(found: ArithmeticResult) -> str:
     """Returns what that means for speed, in one sentence."""
-    if not found["integer"]:
+    floats = found.get("fp8", 0)
+    if not found["integer"] and not floats:
         return "Simulated layers show what the picture would be, and make it slower, not faster."
+    if not found["integer"]:
+        return "What 8-bit floats save on a card has not been measured yet."
     slow = found["simulated"] or found["attention_simulated"]
     rest = "; what is simulated costs time" if slow else ""
     return (
-        f"Integer products save time in wide layers on a CPU{rest}: Compare measures both. On a GPU"
-        " everything is simulated until there are kernels."
+        f"Integer products save time in wide layers on a CPU{rest}: Compare measures both. What"
+        " they save on a GPU has not been measured yet."
     )
 
 
-def _integer_words(found: ArithmeticResult) -> str:
-    count, total = found["integer"], found["layers"]
-    if not count and not found["simulated"]:
-        return ""
-    if not count:
-        return f"none of {total} layers runs in integer arithmetic on this machine"
-    return f"{count} of {total} layers run in integer arithmetic on this machine"
+def _eight_bit_words(found: ArithmeticResult) -> str:
+    total, floats = found["layers"], found.get("fp8", 0)
+    kinds = ((found["integer"], "integer arithmetic"), (floats, "8-bit floats"))
+    parts = [
+        f"{count} of {total} layers run in {kind} on this machine" for count, kind in kinds if count
+    ]
+    if not parts and found["simulated"]:
+        return f"none of {total} layers runs in 8-bit arithmetic on this machine"
+    return "; ".join(parts)
 
 
 def _why(reasons: Mapping[str, int]) -> str:
@@ -122,13 +127,14 @@ def counted(
     """Returns the counts of executions among `total` layers that could be quantized."""
     found = list(layers)
     kinds = Counter(each.kind for each in found)
-    reasons = Counter(each.reason for each in found if each.kind != "integer")
+    reasons = Counter(each.reason for each in found if each.kind in ("simulated", "16-bit"))
     scores = list(attention)
     return ArithmeticResult(
         layers=total,
         integer=kinds["integer"],
+        fp8=kinds["fp8"],
         simulated=kinds["simulated"],
-        sixteen_bit=total - kinds["integer"] - kinds["simulated"],
+        sixteen_bit=total - kinds["integer"] - kinds["fp8"] - kinds["simulated"],
         rounded_weights=sum(not each.exact for each in found if each.kind != "16-bit"),
         reasons=dict(reasons.most_common()),
         attention=len(scores),

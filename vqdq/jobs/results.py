@@ -39,16 +39,18 @@ class ArithmeticResult(TypedDict):
 
     Attributes:
         layers: linear layers and convolutions, all of them.
-        integer: in integer products; simulated: the same codes in float; sixteen_bit: the others,
-            whose input is taken as it comes.
-        rounded_weights: of integer and simulated ones, whose weight was rounded to 8 bits a row
-            because its codec does not decode to int8.
-        reasons: why a layer with a quantized input is not computed in integers -> layers.
+        integer: in integer products; fp8: in products of 8-bit floats, absent from runs of before
+            it was possible; simulated: the same codes in float; sixteen_bit: the others, whose
+            input is taken as it comes.
+        rounded_weights: of the first three, whose weight was rounded to 8 bits a row because its
+            codec does not decode to the levels that are multiplied.
+        reasons: why a layer with a quantized input is not computed in 8 bits -> layers.
         attention: attention layers with a quantizer; attention_simulated: that use it.
     """
 
     layers: int
     integer: int
+    fp8: NotRequired[int]
     simulated: int
     sixteen_bit: int
     rounded_weights: int

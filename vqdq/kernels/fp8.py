@@ -38,40 +38,51 @@ def fp8_rows(lines: Lines) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if backend.on_card(lines.values) and not backend.refusal(ROWS, lines.values):
         module = importlib.import_module("vqdq.kernels.triton.floats")
-        return module.fp8_rows(lines)
+        return module.fp8_rows(lines.on(lines.values.device))
     return reference_rows(lines)
 
 
 def reference_rows(lines: Lines) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns what `fp8_rows` is to compute."""
-    codes, scale = _rounded(int8_reference.rows_of(lines))
+    codes, scale = rounded(int8_reference.rows_of(lines))
     if lines.is_map:
         batch, channels, height, width = lines.values.shape
         codes = codes.reshape(batch, height, width, channels)
     return codes, scale
 
 
-def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns float32 rows [..., columns] as e4m3 and their scales [...]."""
+def scales_of(rows: torch.Tensor) -> torch.Tensor:
+    """Returns the scales of float32 rows [..., columns], float32 [...], see `fp8_rows`."""
     scale = (rows.abs().amax(-1) / LARGEST).clamp_min(SMALLEST_SCALE)
-    scale = torch.where(torch.isfinite(rows).all(-1), scale, torch.nan)
-    codes = rows * scale.reciprocal()[..., None]
-    return codes.clamp(-LARGEST, LARGEST).to(FORMAT), scale
+    return torch.where(torch.isfinite(rows).all(-1), scale, torch.nan)
+
+
+def codes_of(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Returns float32 rows as e4m3; their scales broadcast over them."""
+    return (rows * scale.reciprocal()).clamp(-LARGEST, LARGEST).to(FORMAT)
+
+
+def rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns float32 rows [..., columns] as e4m3 and their scales [...]."""
+    scale = scales_of(rows)
+    return codes_of(rows, scale[..., None]), scale
 
 
 def rounded_weight(weight: torch.Tensor, taps: int = 1) -> tuple[Levels, torch.Tensor]:
     """Returns a weight [out, taps * channels] as e4m3, and scales of the outputs, float32 [out]."""
-    levels, scales = _rounded(weight.float())
-    apart = levels.reshape(len(weight), taps, -1)
-    edges = torch.tensor([0, apart.shape[2]], dtype=torch.int32, device=weight.device)
-    return (
-        Levels(
-            levels=apart.contiguous(),
-            sums=torch.empty(0, len(weight), device=weight.device),
-            edges=edges,
-            source=torch.empty(0, dtype=torch.int64, device=weight.device),
-        ),
-        scales,
+    levels, scales = rounded(weight.float())
+    return prepared(levels, taps), scales
+
+
+def prepared(levels: torch.Tensor, taps: int) -> Levels:
+    """Returns e4m3 levels [out, taps * channels] as `fp8_product` reads them."""
+    outputs, device = len(levels), levels.device
+    apart = levels.reshape(outputs, taps, -1)
+    return Levels(
+        levels=apart.contiguous(),
+        sums=torch.empty(0, outputs, device=device),
+        edges=torch.tensor([0, apart.shape[2]], dtype=torch.int32, device=device),
+        source=torch.empty(0, dtype=torch.int64, device=device),
     )
 
 

@@ -1,7 +1,8 @@
 """Products of 8-bit codes: what a layer with a quantized input computes, and in which arithmetic.
 
 y = Σ_g s_g (X_g − z_g) Ŵ_gᵀ over the groups g of channels that share a scale; a scale of the row
-stands outside of the sum, one of the channel cannot. The float path below is the definition.
+stands outside of the sum, one of the channel cannot. Codes and weight are 8-bit integers, or both
+are 8-bit floats. The float path below is the definition.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import nn
 from torch.nn import functional
 
 from vqdq import codecs, kernels
-from vqdq.activations.base import Axis, Grid, dequantize, quantize
+from vqdq.activations.base import Axis, Code, Grid, dequantize, quantize
 from vqdq.codecs import rotation
 from vqdq.codecs.base import EightBit
-from vqdq.kernels import backend
+from vqdq.kernels import backend, fp8
 from vqdq.layers import card, integer, integer_convolutions, integer_groups
 from vqdq.layers.matrix import from_matrix
 
@@ -37,13 +38,13 @@ class Execution:
     """How a layer is computed on this machine.
 
     Attributes:
-        kind: "integer": int8 products summed in int32; "simulated": the same codes in float;
-            "16-bit": the input is not quantized.
-        reason: why it is not integer; "" when it is.
+        kind: "integer": int8 products summed in int32; "fp8": products of 8-bit floats, summed in
+            float32; "simulated": the same codes in float; "16-bit": the input is not quantized.
+        reason: why it is neither of the first two; "" when it is.
         exact: the 8-bit weight is the stored one, not its rounding to 8 bits a row.
     """
 
-    kind: Literal["integer", "simulated", "16-bit"]
+    kind: Literal["integer", "fp8", "simulated", "16-bit"]
     reason: str = ""
     exact: bool = True
 
@@ -51,20 +52,22 @@ class Execution:
 class Weight8:
     """A weight with 8 bits a row, in the forms that products take.
 
-    What is kept is int8 that a kernel has packed, in at most `KEPT_FORMS` forms (one, unless groups
-    of channels change with the noise level), or float32 while a layer is simulated, never both. So
-    with the packed weight it takes less than the float32 weight. Levels are not kept: they are
-    decoded again when another form is made.
+    What is kept is bytes that a kernel has packed, in at most `KEPT_FORMS` forms (one, unless
+    groups of channels change with the noise level), or float32 while a layer is simulated, never
+    both. So with the packed weight it takes less than the float32 weight. Levels are not kept: they
+    are decoded again when another form is made.
 
     Attributes:
         block: of the rotation in whose basis the columns are; 0 for none.
+        code: what a level is, int8 ("integer") or e4m3 ("fp8").
         signs: of that rotation, ±1 for each input channel, float32 [channels]; empty for none.
         exact: the levels are the stored weight, not its rounding to 8 bits a row.
     """
 
-    def __init__(self, layer: QuantizedLayer, block: int) -> None:
+    def __init__(self, layer: QuantizedLayer, block: int, code: Code = "integer") -> None:
         self.block = block
-        self._fresh: EightBit | None = _eight_bit(layer, block)
+        self.code: Code = code
+        self._fresh: EightBit | None = _eight_bit(layer, block, code)
         self.exact = self._fresh.exact
         channels = layer.packed.shape.channels
         self.signs = torch.empty(0)
@@ -87,7 +90,7 @@ class Weight8:
     def stored(self, layer: QuantizedLayer) -> EightBit:
         """Returns levels and scales; decoded anew from the second time on."""
         fresh, self._fresh = self._fresh, None
-        return _eight_bit(layer, self.block) if fresh is None else fresh
+        return _eight_bit(layer, self.block, self.code) if fresh is None else fresh
 
     def form(self, layer: QuantizedLayer, key: Hashable, make: Callable[[EightBit], Form]) -> Form:
         """Returns what `make` gives for the weight; kept under `key` until newer ones need room."""
@@ -114,18 +117,21 @@ class Weight8:
         return dense
 
 
-def _eight_bit(layer: QuantizedLayer, block: int) -> EightBit:
+def _eight_bit(layer: QuantizedLayer, block: int, code: Code) -> EightBit:
     """Returns the weight of a layer whose input is rotated in blocks of `block` (0: not)."""
     packed = layer.packed
     taps, channels = packed.shape.taps, packed.shape.channels
     codec = codecs.create(packed.codec, packed.params)
-    own = codec.eight_bit(packed)
+    own = codec.eight_bit(packed) if code == "integer" else None
     if own is not None and own.block == block and (block == 0 or taps == 1):
         return own
     matrix = codec.decode(packed).to(_device(layer))
     if block:
         signs = fixed_signs(channels).to(matrix.device).repeat(taps)
         matrix = kernels.hadamard(matrix * signs, block)
+    if code == "fp8":
+        levels, scales = fp8.rounded(matrix.float())
+        return EightBit(levels=levels, scales=scales, exact=False, block=block)
     return rounded(matrix, block)
 
 
@@ -155,20 +161,22 @@ def rotated(rows: torch.Tensor, weight: Weight8) -> torch.Tensor:
 def step(
     layer: QuantizedLayer, weight: Weight8, axis: Axis, grid: Grid | None, bits: int
 ) -> integer.Step | None:
-    """Returns what computes a layer in integers, None where it must be simulated.
+    """Returns what computes a layer in 8 bits, None where it must be simulated.
 
     Args:
         grid: None takes the own range of each row or sample, whichever `axis` says.
     """
     window = _window(layer)
     zero = None if grid is None else grid.zero
-    if refusal(layer, axis, grid):
+    if refusal(layer, axis, grid, weight.code):
         return None
     if backend.on_card(next(iter(layer.packed.tensors.values()))):
         index = None if grid is None else grid.index
         key = ("card", None if index is None else index.cpu().numpy().tobytes())
         taps = layer.packed.shape.taps
         held = weight.form(layer, key, lambda stored: card.levels_of(stored, taps, index))
+        if weight.code == "fp8":
+            return card.float_step(layer, held)
         return card.step(layer, held, axis, grid, bits)
     bias = None if layer.bias is None else layer.bias.detach().float()
     window = None if window is not None and window.is_product else window
@@ -201,12 +209,24 @@ def _window(layer: nn.Module) -> integer.Window | None:
     return integer.Window.of(layer) if isinstance(layer, nn.Conv2d) else None
 
 
-def refusal(layer: QuantizedLayer, axis: Axis, grid: Grid | None) -> str:
-    """Returns why a layer with this grid (None: its own range) is simulated; "" for integers."""
+def refusal(layer: QuantizedLayer, axis: Axis, grid: Grid | None, code: Code) -> str:
+    """Returns why a layer with this grid (None: its own range) is simulated; "" where it is not."""
     tensor = next(iter(layer.packed.tensors.values()))
     if tensor.device.type != "cpu" or backend.on_card(tensor):
-        return card.refusal(tensor, axis, _window(layer))
-    return integer.refusal(axis, None if grid is None else grid.zero, _window(layer))
+        return card.refusal(tensor, axis, _window(layer), code)
+    return on_processor(code, axis, None if grid is None else grid.zero, _window(layer))
+
+
+def on_processor(
+    code: Code,
+    axis: Axis,
+    zero: torch.Tensor | None = None,
+    window: integer.Window | None = None,
+) -> str:
+    """Returns why codes are not multiplied as they are on a processor; "" where they are."""
+    if code == "fp8":
+        return "8-bit floats are multiplied on NVIDIA cards from Ada on, not on a processor"
+    return integer.refusal(axis, zero, window)
 
 
 def how(layer: QuantizedLayer, given: LayerInput) -> Execution:
@@ -214,14 +234,15 @@ def how(layer: QuantizedLayer, given: LayerInput) -> Execution:
     if not given.enabled:
         return Execution(kind="16-bit", reason="activations are switched off")
     exact, why = given.weight(layer).exact, reason(layer, given)
-    return Execution(kind="simulated" if why else "integer", reason=why, exact=exact)
+    return Execution(kind="simulated" if why else given.quantizer.code, reason=why, exact=exact)
 
 
 def reason(layer: QuantizedLayer, given: LayerInput) -> str:
-    """Returns why a layer is simulated at some noise level; "" for integers. Decodes nothing."""
+    """Returns why a layer is simulated at some noise level; "" where not. Decodes nothing."""
     if not given.enabled:
         return "activations are switched off"
-    found = (refusal(layer, axis, grid) for axis, grid in given.known_grids(layer))
+    code = given.quantizer.code
+    found = (refusal(layer, axis, grid, code) for axis, grid in given.known_grids(layer))
     return next((why for why in found if why), "")
 
 

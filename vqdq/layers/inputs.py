@@ -1,8 +1,9 @@
 """The input side of a packed layer: which levels it is rounded to, and the products of the codes.
 
 The weight of such a layer is used with 8 bits a row: exactly as stored where its codec decodes to
-int8, rounded otherwise. So a layer computes one function, whatever computes it: in integers where a
-kernel can ("integer"), else the same codes in float ("simulated", with the reason).
+int8 and the codes are integers, rounded otherwise. So a layer computes one function, whatever
+computes it: in integers or 8-bit floats where a kernel can ("integer", "fp8"), else the same codes
+in float ("simulated", with the reason).
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class LayerInput:
 
     def convolution(self, layer: QuantizedLayer, inputs: torch.Tensor) -> torch.Tensor:
         """Returns the convolution of [batch, channels, height, width], channels last in memory
-        where it is computed in integers.
+        where it is computed in 8 bits.
         """
         step = self._step(layer, inputs)
         if step is not None:
@@ -200,7 +201,7 @@ class LayerInput:
         return execution.convolution(dense, layer, maps, grid).to(inputs.dtype)
 
     def _step(self, layer: QuantizedLayer, values: torch.Tensor) -> Step | None:
-        """Returns what computes the layer in integers for an input like `values`, or None."""
+        """Returns what computes the layer in 8 bits for an input like `values`, or None."""
         if values.device.type != "cpu" and not backend.on_card(values):
             return None
         own = self.quantizer.own_axis(self.site)
@@ -246,7 +247,7 @@ class LayerInput:
         return result[0]
 
     def execution(self, layer: QuantizedLayer) -> execution.Execution:
-        """Returns whether the layer is computed in integers here, and why not."""
+        """Returns in which arithmetic the layer is computed here, and why it is simulated."""
         found = execution.how(layer, self)
         if layer.residency == "streaming":
             self.forget_weight()
@@ -271,7 +272,7 @@ class LayerInput:
         """Returns the 8-bit weight that the codes are multiplied with."""
         if self._weight is None:
             block = self.quantizer.rotation_block(self.site)
-            self._weight = execution.Weight8(layer, block)
+            self._weight = execution.Weight8(layer, block, self.quantizer.code)
         return self._weight
 
     def _stored(self, layer: QuantizedLayer) -> dict[str, torch.Tensor]:

@@ -14,8 +14,10 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from vqdq.activations.base import Axis, Code
+from vqdq.codecs.base import WeightShape
 from vqdq.errors import UserError
-from vqdq.layers import execution, integer
+from vqdq.layers import card, execution, integer
 from vqdq.layers.prefetch import Prefetch
 from vqdq.layers.quantized import QuantizedLayer
 
@@ -194,7 +196,7 @@ def set_mode_(
     "resident": each layer is decoded once, at its first use; "streaming": at each use; "hybrid":
     the layers that `chosen` picks are kept, the others stream; "integer": as resident, and refused
     unless layers with a rounded input multiply integers here. A layer with a rounded input is kept
-    in 8 bits where it multiplies integers, in float32 where it is simulated.
+    in 8 bits where it multiplies these, in float32 where it is simulated.
 
     Args:
         cache_bytes: of the decoded weights of "hybrid".
@@ -272,7 +274,7 @@ def decoded_layer(
         size = simulated_bytes(shape.count)
     else:
         axis, _ = next(given.known_grids(layer))
-        size = integer.weight_bytes(shape.out_features, shape.in_features, shape.taps, axis)
+        size = eight_bit_bytes(shape, axis, given.quantizer.code)
     return DecodedLayer(
         name=name,
         num_bytes=size,
@@ -287,6 +289,13 @@ def decoded_layer(
 def matrix_bytes(weights: int, dtype: torch.dtype, *, rounded: bool) -> int:
     """Returns the bytes of the matrix that is decoded first; 0 where it is the weight itself."""
     return 0 if dtype == torch.float32 and not rounded else 4 * weights
+
+
+def eight_bit_bytes(shape: WeightShape, axis: Axis, code: Code) -> int:
+    """Returns the bytes of a weight as products of 8-bit codes take it."""
+    if code == "fp8":
+        return card.float_bytes(shape.out_features, shape.in_features)
+    return integer.weight_bytes(shape.out_features, shape.in_features, shape.taps, axis)
 
 
 def simulated_bytes(weights: int) -> int:
@@ -321,7 +330,9 @@ def _offload_(layers: Iterable[QuantizedLayer], offload: bool) -> None:
 
 def _require_integers(layers: dict[str, QuantizedLayer]) -> None:
     reasons = [
-        execution.reason(layer, layer.input) for layer in layers.values() if layer.input is not None
+        execution.reason(layer, given) or not_integers(given.quantizer.code)
+        for layer in layers.values()
+        if (given := layer.input) is not None
     ]
     if not reasons:
         raise UserError(
@@ -333,5 +344,10 @@ def _require_integers(layers: dict[str, QuantizedLayer]) -> None:
         raise UserError(
             f"no layer multiplies integers here: {reasons[0]}.",
             where="mode",
-            remedy="Choose another mode; the layers are then simulated.",
+            remedy="Choose another mode, such as resident, for the same picture.",
         )
+
+
+def not_integers(code: Code) -> str:
+    """Returns why codes are not multiplied as integers although a kernel takes them; "" or not."""
+    return "the recipe rounds inputs to 8-bit floats" if code == "fp8" else ""

@@ -15,7 +15,7 @@ from torch import nn
 
 from vqdq.activations.base import ActivationQuantizer, Site, axis_at
 from vqdq.kernels import backend, int8_parts
-from vqdq.layers import integer, residency
+from vqdq.layers import card, execution, residency
 from vqdq.layers.residency import MODES, DecodedLayer, Mode, ModeSetting
 from vqdq.models.denoisers import denoiser
 from vqdq.recipe import Plan, PlannedLayer
@@ -84,7 +84,7 @@ def mode_estimates(
         dtype: of the computation (`vqdq.load` opens in float32).
         device: "cpu", or that of a card. Its seconds are then those of weights that decode on the
             processor and travel (at an assumed 10 GB a second), an upper bound where the card has
-            a kernel that decodes; whether it multiplies integers is known only where it is.
+            a kernel that decodes; whether it multiplies in 8 bits is known only where it is.
         cache_bytes: of "hybrid"; None is half of what all decoded weights take.
         cores: that decode; None is those of this computer.
         offload: in "streaming" and "hybrid" packed weights come to the card one layer ahead
@@ -203,7 +203,7 @@ def _decoded(
         size = residency.simulated_bytes(shape.count)
     else:
         axis = axis_at(quantizer, item.layer.site)
-        size = integer.weight_bytes(shape.out_features, shape.in_features, shape.taps, axis)
+        size = residency.eight_bit_bytes(shape, axis, quantizer.code)
     return DecodedLayer(
         name=item.layer.name,
         num_bytes=size,
@@ -250,7 +250,7 @@ def _refusal(plan: Plan, device: str) -> str:
     if device != "cpu" and (why := _card_refusal(device)):
         return why
     reasons = [
-        _simulated(quantizer, item.layer.site, device)
+        _simulated(quantizer, item.layer.site, device) or residency.not_integers(quantizer.code)
         for item in plan.activated
         if (quantizer := item.quantizer()) is not None
     ]
@@ -261,13 +261,22 @@ def _simulated(quantizer: ActivationQuantizer[Any], site: Site, device: str) -> 
     """Returns why a layer will be simulated, as far as it is known before calibration."""
     axis = axis_at(quantizer, site)
     if device == "cpu":
-        return integer.refusal(axis, None, None)
+        return execution.on_processor(quantizer.code, axis)
+    if quantizer.code == "fp8":
+        return _unknown_card(device) or card.float_refusal(torch.empty(0, device=device))
     per_channel = "scales lie on the summed axis, one for each channel" if axis == "channel" else ""
     return _card_refusal(device) or per_channel
 
 
 def _card_refusal(device: str) -> str:
     """Returns why a card multiplies no integers; "" where it does."""
-    if not torch.cuda.is_available():
-        return f"whether {device} multiplies integers is known only on a computer with one"
-    return backend.refusal(int8_parts.OPERATION, torch.empty(0, device=device))
+    return _unknown_card(device) or backend.refusal(
+        int8_parts.OPERATION, torch.empty(0, device=device)
+    )
+
+
+def _unknown_card(device: str) -> str:
+    """Returns why nothing can be said of a card; "" where there is one."""
+    if torch.cuda.is_available():
+        return ""
+    return f"whether {device} multiplies in 8 bits is known only on a computer with one"

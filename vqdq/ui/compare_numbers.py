@@ -160,7 +160,8 @@ def _computed(found: Comparison) -> list[str]:
 def _layers(entry: Entry) -> str:
     found = entry.arithmetic
     kinds = () if found is None else (
-        ("integer", found["integer"]), ("simulated", found["simulated"])
+        ("integer", found["integer"]), ("fp8", found.get("fp8", 0)),
+        ("simulated", found["simulated"]),
     )  # fmt: skip
     chips = [f"{number} {chip(kind, _told(entry))}" for kind, number in kinds if number]
     return "<br>".join(chips) or "float"
@@ -284,6 +285,8 @@ def _drawn(entry: Entry) -> str:
     found = entry.arithmetic
     if found is not None and found["integer"]:
         words += f", {count(found['integer'], 'layer')} integer"
+    if found is not None and found.get("fp8"):
+        words += f", {count(found.get('fp8', 0), 'layer')} fp8"
     if found is not None and found["simulated"]:
         words += f", {found['simulated']} simulated"
     return words or "–"

@@ -93,6 +93,7 @@ def _arithmetic(words: str, found: ArithmeticResult, note: str, *, more: str = "
     """Widths, counts with their chips, and sentences; `note`: the chip for where they come from."""
     kinds = (
         ("integer", found["integer"], "8-bit codes, int8 products, sums in int32."),
+        ("fp8", found.get("fp8", 0), "8-bit floats (e4m3) and their products, sums in float32."),
         ("simulated", found["simulated"], "The same codes, multiplied in float."),
     )
     counts = [
