@@ -15,6 +15,7 @@ from vqdq.capture.codes import Codes
 from vqdq.capture.kept import Keeper
 from vqdq.capture.streams import spread_of
 from vqdq.layers.surgery import quantize_, quantize_inputs_
+from vqdq.views.values import code_words
 
 
 class _Net(nn.Module):
@@ -231,3 +232,26 @@ def test_extremes_on_disk_have_three_digits(tmp_path):
     exact = saved.series["first"]
     np.testing.assert_allclose(found.channel_high, exact.channel_high, rtol=2**-11)
     assert np.isnan(found.channel_low[:, 2:]).all()
+
+
+def test_codes_of_8_bit_floats_are_counted_and_have_uneven_levels(tmp_path):
+    """1.0 is 448 steps of its own scale; below it lie 126 magnitudes of either sign, and 0."""
+    rows = torch.tensor([448.0, -448.0, 416.0, 1.0, -1.06, 2**-9, 2**-11, 0.0]).reshape(1, 1, 8)
+    counter = Codes(1, "fp8", 8, "fp8")
+    counter.update(rows, create("fp8").grid(rows, {}, Site(channels=8), None))
+    found = counter.result()
+    levels = found.levels()
+    assert (found.total, len(levels), float(found.scale[0])) == (253, 253, 1.0)
+    assert (np.diff(levels) > 0).all()
+    np.testing.assert_array_equal(levels, -levels[::-1])
+    seen = np.repeat(levels, found.counts[0]).tolist()
+    assert seen == [-448.0, -1.0, 0.0, 0.0, 2**-9, 1.0, 416.0, 448.0]
+    assert found.clipped.tolist() == [0.0]
+    assert code_words(found, half="all", halves=("all",)).startswith("253 levels: 246 never occur")
+    net = _quantized(8)
+    quantize_inputs_(net, {"first": (create("fp8"), Site(channels=32))}, {"first": {}})
+    saved = _guided(net, detail=("first",))
+    saved.save(tmp_path / "record.npz")
+    back = ActivationRecord.load(tmp_path / "record.npz").codes["first", 0]
+    np.testing.assert_array_equal(back.levels(3), saved.codes["first", 0].levels(3))
+    assert (back.code, back.counted.tolist()) == ("fp8", [576, 576])

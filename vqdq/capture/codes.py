@@ -7,16 +7,19 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from vqdq import kernels
-from vqdq.activations.base import Grid
+from vqdq.activations.base import Code, Grid
+from vqdq.kernels import fp8
 from vqdq.layers.inputs import LayerInput
 from vqdq.layers.quantized import QuantizedLayer
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
+FLOATS = 253  # 8-bit floats: 126 magnitudes of either sign, and 0
 COUNTED = 1 << 14
 """Values of one call whose codes are counted: all of fewer, else evenly spaced positions."""
 
@@ -29,8 +32,9 @@ class CodesRecord:
         method, bits, axis: as the quantizer says; `axis` is what has a scale of its own.
         scale, zero: of the last call, float32 [scales]; x̂ = scale · (q − zero).
         index: group of each channel, [channels]; empty when the axis is no group.
-        counts: how often each code occurred, [halves, 2^bits].
+        counts: how often each code occurred, rising, [halves, 2^bits]; [halves, FLOATS] of "fp8".
         below, above: counted values beyond the lowest and the highest level, [halves].
+        code: "integer", or "fp8" where q is an 8-bit float.
     """
 
     method: str
@@ -42,6 +46,12 @@ class CodesRecord:
     counts: Counts
     below: Counts
     above: Counts
+    code: str = "integer"
+
+    @property
+    def total(self) -> int:
+        """How many codes there are."""
+        return self.counts.shape[1]
 
     @property
     def counted(self) -> Counts:
@@ -59,8 +69,8 @@ class CodesRecord:
         return (self.counts > 0).mean(axis=1, dtype=np.float64)
 
     def levels(self, scale: int = 0) -> npt.NDArray[np.floating]:
-        """Returns the levels of one of the scales, rising, [2^bits]."""
-        codes = np.arange(1 << self.bits)
+        """Returns the levels of one of the scales, rising, [total]."""
+        codes = np.arange(self.total) if self.code == "integer" else _floats()
         return float(self.scale[scale]) * (codes - float(self.zero[scale]))
 
 
@@ -76,13 +86,26 @@ def turned(given: LayerInput) -> bool:
     return given.smooths or given.quantizer.rotation_block(given.site) > 0
 
 
+def _floats() -> Floats:
+    """Returns all 8-bit floats, rising, [FLOATS]."""
+    size = torch.arange(1, FLOATS // 2 + 1, dtype=torch.uint8).view(fp8.FORMAT).float()
+    return torch.cat((-size.flip(0), torch.zeros(1), size)).numpy()
+
+
+def _places(floats: Tensor) -> Tensor:
+    """Returns where 8-bit floats stand among all of them (`_floats`), float32."""
+    bits = floats.view(torch.uint8).int()
+    size = (bits & 0x7F).float()
+    return FLOATS // 2 + torch.where(bits > 0x7F, -size, size)
+
+
 class Codes:
     """Running counts of the codes of one layer at one step."""
 
-    def __init__(self, halves: int, method: str, bits: int) -> None:
+    def __init__(self, halves: int, method: str, bits: int, code: Code = "integer") -> None:
         self._method = method
-        self._bits = bits
-        self._counts: Counts = np.zeros((halves, (1 << bits) + 2), dtype=np.int64)
+        self._total = FLOATS if code == "fp8" else 1 << bits
+        self._counts: Counts = np.zeros((halves, self._total + 2), dtype=np.int64)
         self._grid: Grid | None = None
 
     def update(self, rows: Tensor, grid: Grid) -> None:
@@ -96,7 +119,10 @@ class Codes:
         stride = -(-rows.shape[1] // count)
         if stride > 1:
             scale, zero = (_some(part, rows.shape[1], stride) for part in (scale, zero))
-        kernels.add_codes(rows[:, ::stride].float(), scale, zero, grid.highest, self._counts)
+        some = rows[:, ::stride].float()
+        if grid.code == "fp8":
+            some, scale, zero = _places(fp8.codes_of(some, scale)), torch.ones(()), torch.zeros(())
+        kernels.add_codes(some, scale, zero, self._total - 1, self._counts)
 
     def result(self) -> CodesRecord:
         """Returns what was counted; values beyond the levels count for the outermost codes."""
@@ -120,6 +146,7 @@ class Codes:
             counts=counts,
             below=below,
             above=above,
+            code=grid.code,
         )
 
 

@@ -155,7 +155,7 @@ class Recorder:
         halves = len(self.clock.halves)
         rows, grid = codes.rounded_rows(given, layer, x)
         if key not in self._codes:
-            self._codes[key] = Codes(halves, given.quantizer.name, grid.bits)
+            self._codes[key] = Codes(halves, given.quantizer.name, grid.bits, grid.code)
         self._codes[key].update(rows, grid)
         if not detailed or not codes.turned(given):
             return

@@ -94,7 +94,7 @@ def value_histogram(
 def code_words(codes: CodesRecord, *, half: str, halves: Sequence[str]) -> str:
     """Returns one sentence: how many levels, how many never occur, how much lies beyond them."""
     at = halves.index(half) if half in halves else len(halves) - 1
-    total = 1 << codes.bits
+    total = codes.total
     empty = total - int((codes.counts[at] > 0).sum())
     scales = len(codes.scale)
     each = "" if scales == 1 else f" for each of {scales} scales ({codes.axis})"
