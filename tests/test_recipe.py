@@ -21,7 +21,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 NAMES = ("vq-4bit", "vq-3bit", "vq-2bit", "trellis-4bit", "trellis-3bit", "trellis-2bit")
 NAMES += ("trellis-3bit-calibrated", "trellis-2bit-calibrated", "trellis-3bit-tuned")
 NAMES += ("vq-3bit-calibrated", "gptq-4bit", "rtn-8bit", "rtn-4bit", "rtn-3bit")
-NAMES += ("w8a8", "dgq-w4a8", "dgq-w4a6", "w3a8-trellis")
+NAMES += ("w8a8", "dgq-w4a8", "dgq-w4a6", "w3a8-trellis", "w3a8-fp8")
 
 UNET = {
     "conv_in": (64, 4, 9),

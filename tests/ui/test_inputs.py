@@ -24,7 +24,7 @@ from vqdq.ui import inputs, links, rules, settings
 from vqdq.ui.desk import Desk
 from vqdq.ui.settings import Settings, Wish
 
-PRESETS = ("w8a8", "dgq-w4a8", "dgq-w4a6", "w3a8-trellis")
+PRESETS = ("w8a8", "dgq-w4a8", "dgq-w4a6", "w3a8-trellis", "w3a8-fp8")
 
 
 @pytest.fixture
@@ -79,8 +79,14 @@ def test_every_setting_goes_through_the_panel_and_the_address(desk, panel) -> No
 
 @pytest.mark.parametrize("name", activations.names())
 def test_every_method_can_be_chosen_at_every_width(panel, name: str) -> None:
+    """There are no floats of fewer bits than 8, and they are refused by name."""
     for _, bits in inputs.BITS[1:]:
         values = held(panel) | {"activations": bits, "activation": name}
+        if name == "fp8" and bits < 8:
+            with pytest.raises(UserError, match=f"{bits} is not offered") as caught:
+                panel.wish(values)
+            assert caught.value.remedy == "Use one of: 8."
+            continue
         general = panel.wish(values).recipe.rules[-1]
         assert (general.activation, general.quantizer().bits) == (name, bits)
         assert general.activation_params == activations.get(name).settings(bits=bits)
