@@ -106,7 +106,8 @@ PARTS = {
         "As the evidence above; inputs of the layers are rounded to A bits beside weights of W "
         "bits (W4, W3: trellis; W16: fp16), attention stays as it is; or the scores alone are "
         "rounded, everything else in float. Ranges: 16 training prompts, 20 steps. Layers: how "
-        "many ran in which arithmetic here; attention is always simulated. As published: groups "
+        "many ran in which arithmetic here; attention is always simulated. 8-bit floats: e4m3, a "
+        "scale for each token or pixel, and weights rounded to e4m3 by row. As published: groups "
         "anew at each of 20 levels; base 2, one scale a batch.",
         activations.run,
     ),

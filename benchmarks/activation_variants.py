@@ -28,6 +28,7 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "per token, per pixel": ("dynamic", {"pixels": True}),
     "rotated": ("rotated", {}),
     "smoothed and rotated": ("smooth", {"rotation": 128}),
+    "8-bit floats": ("fp8", {}),
 }
 _ASKED = (
     "per tensor",
@@ -39,6 +40,7 @@ _ASKED = (
     "per token, per pixel",
     "rotated",
     "smoothed and rotated",
+    "8-bit floats",
 )
 _DRAWN_SCORES = (("linear", 6), ("linear", 4))
 _PLAIN = {"keep_sums": False}
@@ -101,7 +103,7 @@ def _rows(weights: str, bits: int, *methods: str, drawn: tuple[str, ...] = ()) -
             activation=(_METHODS[name][0], {**_METHODS[name][1], "bits": bits}),
             pictures=name in drawn,
         )
-        for name in methods or _METHODS
+        for name in methods or [name for name in _METHODS if bits == 8 or "floats" not in name]
     ]
 
 
@@ -123,9 +125,9 @@ def _alone(weights: str) -> ActivationVariant:
 
 VARIANTS: tuple[ActivationVariant, ...] = (
     *(_alone(weights) for weights in _WEIGHTS),
-    *_rows("W8", 8, *_ASKED, drawn=("DGQ, 8 groups",)),
+    *_rows("W8", 8, *_ASKED, drawn=("DGQ, 8 groups", "per token, per picture", "8-bit floats")),
     *_rows("W4", 6, drawn=("per tensor", "DGQ, 8 groups")),
-    *_rows("W3", 8, *_ASKED, drawn=("per token, per picture",)),
+    *_rows("W3", 8, *_ASKED, drawn=("per token, per picture", "8-bit floats")),
     *_rows("W4 round-to-nearest", 8, "per tensor", "per token, per picture", drawn=("per tensor",)),
     *_rows("W4", 8, *_ASKED),
     *_scores(8),

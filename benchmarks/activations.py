@@ -119,7 +119,7 @@ def _line(row: dict[str, Any]) -> list[str]:
     known = cells(row)
     counts = row.get("arithmetic", {})
     words = ", ".join(
-        f"{counts[kind]} {kind}" for kind in ("integer", "simulated") if counts.get(kind)
+        f"{counts[kind]} {kind}" for kind in ("integer", "fp8", "simulated") if counts.get(kind)
     )
     return [*known[:3], words or "–", *known[4:]]
 

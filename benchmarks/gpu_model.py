@@ -76,17 +76,23 @@ def denoiser(bench: Bench) -> None:
     _measured(bench, "resident", lambda: model(*given), base)
     if bench.is_late:
         return
-    for layer in model.modules():
-        if isinstance(layer, QuantizedLayer):
-            layer.forget_weight()
-    gpu_denoiser.round_inputs_(model, "rotated")
-    found = execution.executions(model)
-    whole = sum(each.kind == "integer" for each in found.values())
-    note = f"{whole} of {len(found)} layers in integers"
-    bench.add("denoiser", "W3A8, layers in integers", whole / max(1, len(found)), "", note=note)
-    _measured(bench, "W3A8, levels kept", lambda: model(*given), base)
-    if not bool(model(*given).isfinite().all()):
-        bench.faults.append("denoiser: the output of W3A8 is not finite")
+    for method, kind, words in (
+        ("rotated", "integer", "in integers"),
+        ("fp8", "fp8", "in 8-bit floats"),
+    ):
+        if bench.is_late:
+            return
+        for layer in model.modules():
+            if isinstance(layer, QuantizedLayer):
+                layer.forget_weight()
+        gpu_denoiser.round_inputs_(model, method)
+        found = execution.executions(model)
+        whole = sum(each.kind == kind for each in found.values())
+        note = f"{whole} of {len(found)} layers {words}"
+        bench.add("denoiser", f"W3A8, layers {words}", whole / max(1, len(found)), "", note=note)
+        _measured(bench, f"W3A8 {words}, levels kept", lambda: model(*given), base)
+        if not bool(model(*given).isfinite().all()):
+            bench.faults.append(f"denoiser: the output of W3A8 {words} is not finite")
     del dtype
 
 

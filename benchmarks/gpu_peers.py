@@ -185,14 +185,15 @@ def _ours(bench: Bench) -> tuple[tuple[str, Callable[[nn.Module], nn.Module]], .
                 layer.residency = "resident"
         return model
 
-    def integer(model: nn.Module) -> nn.Module:
-        gpu_denoiser.round_inputs_(packed(model), "rotated")
+    def rounded(model: nn.Module, method: str) -> nn.Module:
+        gpu_denoiser.round_inputs_(packed(model), method)
         return model
 
     return (
         ("ours, 3 bits streaming", packed),
         ("ours, 3 bits resident", resident),
-        ("ours, W3A8", integer),
+        ("ours, W3A8 in integers", partial(rounded, method="rotated")),
+        ("ours, W3A8 in 8-bit floats", partial(rounded, method="fp8")),
     )
 
 

@@ -33,6 +33,7 @@ def test_the_script_measures_prints_a_table_last_and_writes_json(
     assert {row["section"] for row in stored["rows"]} == set(sections)
     named = {row["name"]: row for row in stored["rows"]}
     assert named["W3A8, layers in integers"]["value"] == 1
+    assert named["W3A8, layers in 8-bit floats"]["value"] == 1
     assert named["same"]["value"] > 0
     for name, why in (("broken", "fails here: ValueError: no card"), ("absent", "not installed")):
         assert (named[name]["unit"], named[name]["note"]) == (gpu.NOTHING, why)
