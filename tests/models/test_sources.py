@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models import tiny
+from tests.models import families, tiny
 from vqdq.errors import UserError
 from vqdq.models.pipelines import component, describe, load
 from vqdq.models.sources import DEMO, demo_folder, locate, presets_folder
@@ -34,6 +34,17 @@ def test_folder_is_described_without_weights(model: Path) -> None:
     assert info.latent_shape == (4, 8, 8)
     assert info.parameters == sum(p.numel() for p in load(model).unet.parameters())
     assert info.bytes == (model / "unet/diffusion_pytorch_model.safetensors").stat().st_size
+
+
+def test_flux_has_the_size_that_its_pipeline_draws_by_default(tmp_path: Path) -> None:
+    pipe, _ = families.flux_dev()
+    pipe.save_pretrained(tmp_path)
+    assert describe(tmp_path).resolution is None  # without an autoencoder nobody knows
+    (tmp_path / "vae").mkdir()
+    widths = {"block_out_channels": [8, 8, 8, 8]}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(widths))
+    assert describe(tmp_path).resolution == (1024, 1024)
+    assert pipe.default_sample_size * 8 == 1024
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from vqdq.rules import Rule
 
 TIERS = (
     ("", "16 bits, as it is"),
-    ("rtn-8bit", "Pictures stay the same"),
+    ("rtn-8bit", "Nearest to 16 bits"),
     ("trellis-4bit", "Hard to tell from 16 bits"),
     ("trellis-3bit", "Close to 16 bits"),
     ("trellis-2bit", "Changes can be seen"),

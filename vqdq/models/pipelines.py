@@ -44,6 +44,9 @@ __all__ = [
     "presets_folder",
 ]
 
+_DEFAULT_SIDES = {"FluxPipeline": 128, "ChromaPipeline": 128, "HiDreamImagePipeline": 128}
+"""Latents a side of a picture whose size no config says: `default_sample_size` in diffusers."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
@@ -222,13 +225,13 @@ def describe(model: str | Path) -> ModelInfo:
     recipe = str(own.get("name")) if isinstance(own, dict) else None
     latent = _latent_shape(source)
     scale = _vae_scale(source)
-    size = None
-    if latent is not None and scale is not None:
-        size = (latent[2] * scale, latent[1] * scale)
+    kind = str(source.index.get("_class_name", ""))
+    side = latent[1] if latent is not None else _DEFAULT_SIDES.get(kind)
+    size = None if side is None or scale is None else (side * scale, side * scale)
     return ModelInfo(
         title=source.title,
         reference=source.reference,
-        pipeline_class=str(source.index.get("_class_name", "")),
+        pipeline_class=kind,
         component=source.denoiser,
         parameters=sum(math.prod(tensor.shape) for tensor in ghost.parameters()),
         resolution=size,
