@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import gpu_kernels, gpu_products
 from benchmarks.compiling import Compiled, compiling
-from benchmarks.gpu import Bench
+from benchmarks.gpu_bench import Bench
 from vqdq import kernels
 from vqdq.codecs import tables
 from vqdq.kernels import few_rows, int8_parts

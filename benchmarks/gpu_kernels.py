@@ -12,7 +12,7 @@ from vqdq.kernels import int8_reference, reference
 from vqdq.kernels.int8 import Lines
 
 if TYPE_CHECKING:
-    from benchmarks.gpu import Bench
+    from benchmarks.gpu_bench import Bench
 
 LAYERS = 2.5e9  # weights of the SDXL-size denoiser that are compressed
 

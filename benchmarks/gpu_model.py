@@ -14,7 +14,7 @@ from vqdq.layers import execution, residency
 from vqdq.layers.quantized import QuantizedLayer
 
 if TYPE_CHECKING:
-    from benchmarks.gpu import Bench
+    from benchmarks.gpu_bench import Bench
 
 BITS, STATE_BITS = 3, 12
 

@@ -24,7 +24,7 @@ from benchmarks import gpu_denoiser
 from vqdq.layers.quantized import QuantizedLayer
 
 if TYPE_CHECKING:
-    from benchmarks.gpu import Bench
+    from benchmarks.gpu_bench import Bench
 
 SMALL = gpu_denoiser.Size(widths=(128,), depths=(1,), text=64, tokens=5, latent=4, head=32)
 

@@ -16,7 +16,7 @@ from vqdq.kernels.int8 import Border, Lines
 from vqdq.kernels.triton import support
 
 if TYPE_CHECKING:
-    from benchmarks.gpu import Bench
+    from benchmarks.gpu_bench import Bench
 
 
 def integers_check(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_denoiser, gpu_peers
+from benchmarks import gpu, gpu_bench, gpu_denoiser, gpu_peers
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a card the script itself is run")
@@ -36,7 +36,7 @@ def test_the_script_measures_prints_a_table_last_and_writes_json(
     assert named["W3A8, layers in 8-bit floats"]["value"] == 1
     assert named["same"]["value"] > 0
     for name, why in (("broken", "fails here: ValueError: no card"), ("absent", "not installed")):
-        assert (named[name]["unit"], named[name]["note"]) == (gpu.NOTHING, why)
+        assert (named[name]["unit"], named[name]["note"]) == (gpu_bench.NOTHING, why)
     assert "interpreter" in stored["environment"]["card"]
     printed = capsys.readouterr().out.strip().splitlines()
     assert printed[-1] == "0 of 0 checks pass; 0 sections failed"
@@ -47,7 +47,7 @@ def test_the_script_measures_prints_a_table_last_and_writes_json(
 
 
 def test_a_section_that_breaks_is_written_down_and_the_next_one_runs() -> None:
-    bench = gpu.Bench(device=torch.device("cpu"), tiny=True)
+    bench = gpu_bench.Bench(device=torch.device("cpu"), tiny=True)
     with gpu.section(bench, "first", 10):
         raise RuntimeError("no such kernel")
     with gpu.section(bench, "second", -1):
