@@ -11,8 +11,11 @@ import torch
 
 from tests.models import families, tiny
 from vqdq.errors import UserError
+from vqdq.models.first_call import first_call
+from vqdq.models.generate import generate
 from vqdq.models.pipelines import component, describe, load
 from vqdq.models.sources import DEMO, demo_folder, locate, presets_folder
+from vqdq.models.trajectory import draw
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,43 @@ def test_demo_and_presets_lie_beside_the_package(
     monkeypatch.setattr("vqdq.models.sources._REPOSITORY", tmp_path)
     with pytest.raises(UserError, match="not installed"):
         locate(DEMO)
+
+
+def _emptied(folder: Path, *names: str) -> Path:
+    """Leaves components out as diffusers writes it: the index names them, and nothing in them."""
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in names:
+        index[name] = [None, None]
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_without_any_text_encoder_a_prompt_is_refused_and_said_before(copied: Path) -> None:
+    folder = _emptied(copied, "text_encoder", "tokenizer")
+    source = locate(folder)
+    assert (source.missing, source.to_draw) == ((), ("text_encoder", "tokenizer"))
+    assert "text_encoder/ and tokenizer/" in source.to_complete
+    assert "model_index.json" in source.to_complete
+    with pytest.raises(UserError, match="cannot draw without text_encoder, tokenizer"):
+        load(folder)  # diffusers itself names its own class and nothing to do
+
+
+def test_a_pipeline_without_any_text_encoder_refuses_a_prompt() -> None:
+    pipeline = families.sdxl()[0]  # diffusers loads such a folder: embeddings can be drawn
+    asked = {"steps": 1, "guidance": 1.0}
+    for drawn in (
+        lambda: generate(pipeline, prompt="a circle", seed=0, **asked),
+        lambda: first_call(pipeline, "a circle", guidance=1.0),
+        lambda: draw(pipeline, ["a circle"], seed=0, **asked),
+    ):
+        with pytest.raises(UserError, match="text_encoder, text_encoder_2, tokenizer") as caught:
+            drawn()
+        assert "model_index.json" in caught.value.remedy
+
+
+def test_one_text_encoder_of_two_is_enough(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    index |= {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}
+    (copied / "model_index.json").write_text(json.dumps(index))
+    assert locate(copied).to_draw == ()

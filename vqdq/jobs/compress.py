@@ -100,7 +100,7 @@ def _result(
             )
             for other in result.plan.others
         ],
-        missing=list(locate(request.model).missing),
+        missing=list(locate(request.model).to_draw),
         learnt=None
         if result.learnt is None
         else cast(LearntResult, dataclasses.asdict(result.learnt)),

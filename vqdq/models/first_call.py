@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vqdq.models.denoisers import denoiser
+from vqdq.models.generate import require_text
 from vqdq.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ class _Seen(Exception):
 
 
 def first_call(pipeline: DiffusionPipeline, prompt: str, *, guidance: float) -> FirstCall:
-    """Returns what the first call would be; the text is encoded, nothing is drawn."""
+    """Returns what the first call would be; the text is encoded, nothing is drawn.
+
+    Raises:
+        UserError: the pipeline has no text encoder.
+    """
+    require_text(pipeline)
     found: list[FirstCall] = []
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

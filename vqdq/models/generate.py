@@ -17,6 +17,7 @@ from torch import nn
 from vqdq.errors import UserError
 from vqdq.models.denoisers import denoiser
 from vqdq.models.quiet import quiet
+from vqdq.models.sources import empty_text
 from vqdq.progress import Event, Report, silent
 
 if TYPE_CHECKING:
@@ -74,6 +75,21 @@ def check_request(*, prompt: str, seed: int, steps: int, guidance: float) -> Non
         raise UserError(f"{guidance!r} is out of range.", where="guidance", remedy="Use 0 to 100.")
 
 
+def require_text(pipeline: DiffusionPipeline) -> None:
+    """Raises `UserError` for a pipeline whose text encoders or tokenizers are all left empty."""
+    parts = cast(dict[str, object], getattr(pipeline, "components", {}))
+    empty = empty_text(parts, lambda part: part is None)
+    if empty:
+        words = " and ".join(f"{name}/" for name in empty)
+        raise UserError(
+            f"cannot draw from a prompt without {', '.join(empty)}: its model_index.json leaves"
+            " them empty.",
+            where=str(getattr(pipeline, "name_or_path", "")),
+            remedy=f"Copy {words} of the model it was made from into its folder, and name them in"
+            " its model_index.json. It can be compressed without.",
+        )
+
+
 def generate(
     pipeline: DiffusionPipeline,
     *,
@@ -96,8 +112,9 @@ def generate(
         capture: a context that is open while the picture is drawn (a recorder's).
 
     Raises:
-        UserError: an argument out of range.
+        UserError: an argument out of range, or the pipeline has no text encoder.
     """
+    require_text(pipeline)
     check_request(prompt=prompt, seed=seed, steps=steps, guidance=guidance)
     watch = _Watch(steps=steps, report=report)
     module = denoiser(pipeline)[1]

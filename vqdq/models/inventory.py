@@ -214,8 +214,8 @@ def inventory(model: str | Path) -> Inventory:
         parts=tuple(parts),
         component=source_component(source),
         resolution=info.resolution,
-        missing=source.missing,
-        to_complete=source.to_complete if source.missing else "",
+        missing=source.to_draw,
+        to_complete=source.to_complete if source.to_draw else "",
         openers={name: partial(_opened, each) for name, each in others(source).items()},
     )
 

@@ -105,7 +105,7 @@ def load(
     checked(mode, cache_bytes, offload)
     report(Event(stage="load", done=0, total=2, message=str(model)))
     source = locate(model, base=base, report=report)
-    _require_whole(source)
+    _require_whole(source, source.missing)
     source.check()  # a damaged file is named here, not deep inside a loader
     _refuse_code(source)
     report(Event(stage="load", done=1, total=2, message=source.title))
@@ -119,6 +119,7 @@ def load(
                 local_files_only=True,
             )
     except (OSError, ValueError, ImportError) as error:
+        _require_whole(source, source.to_draw)
         raise UserError(
             f"diffusers cannot open it: {_first_line(error)}",
             where=str(source.folder),
@@ -258,10 +259,10 @@ def _vae_scale(source: Source) -> int | None:
     return 2 ** (len(widths) - 1) if isinstance(widths, list) and 0 < len(widths) < 16 else None
 
 
-def _require_whole(source: Source) -> None:
-    if source.missing:
+def _require_whole(source: Source, lacking: tuple[str, ...]) -> None:
+    if lacking:
         raise UserError(
-            f"cannot draw without {', '.join(source.missing)}: not there.",
+            f"cannot draw without {', '.join(lacking)}: not there.",
             where=str(source.file or source.folder),
             remedy=source.to_complete,
         )

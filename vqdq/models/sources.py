@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -85,11 +86,21 @@ class Source:
         )
 
     @property
+    def to_draw(self) -> tuple[str, ...]:
+        """What is missing to draw from a prompt: `missing`, and the text encoders and tokenizers
+        where the index leaves every one empty.
+
+        With those alone the model can be loaded, and drawn from embeddings.
+        """
+        return self.missing + empty_text(self.index, lambda value: not _is_component(value))
+
+    @property
     def to_complete(self) -> str:
-        """How to add what is missing, a sentence."""
-        words = " and ".join(f"{name}/" for name in self.missing)
+        """How to add what is missing to draw, a sentence."""
+        words = " and ".join(f"{name}/" for name in self.to_draw)
         if self.file is None:
-            return f"Copy {words} of the model it was made from into {self.folder}."
+            index = "" if self.to_draw == self.missing else " and name it in its model_index.json"
+            return f"Copy {words} of the model it was made from into {self.folder}{index}."
         return (
             f"Type `vqdq import {self.file.name} --base BASE` with a diffusers folder or a hub id"
             f" of the same family, or copy its {words} into what was written."
@@ -211,6 +222,17 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return True  # what hinders us is said when the folder is opened
+
+
+def empty_text(parts: Mapping[str, object], is_empty: Callable[[object], bool]) -> tuple[str, ...]:
+    """Returns the text encoders, and the tokenizers, of a pipeline that has none but empty ones.
+
+    Some empty ones mean nothing: Stable Diffusion 3 works without its third text encoder.
+    """
+    kinds = [[name for name in parts if name.startswith(k)] for k in ("text_encoder", "tokenizer")]
+    return tuple(
+        name for names in kinds for name in names if all(is_empty(parts[each]) for each in names)
+    )
 
 
 def is_plain(name: str) -> bool:

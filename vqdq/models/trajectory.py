@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vqdq.models.denoisers import denoiser
+from vqdq.models.generate import require_text
 from vqdq.models.quiet import quiet
 from vqdq.progress import Event, Report, silent
 
@@ -118,7 +119,12 @@ def listening(module: nn.Module, prompts: int = 1) -> Generator[list[Call], None
 def draw(
     pipeline: DiffusionPipeline, prompts: Sequence[str], *, steps: int, guidance: float, seed: int
 ) -> torch.Tensor:
-    """Returns the latents that `prompts` end in, float32 on the CPU; seed + i begins prompt i."""
+    """Returns the latents that `prompts` end in, float32 on the CPU; seed + i begins prompt i.
+
+    Raises:
+        UserError: the pipeline has no text encoder.
+    """
+    require_text(pipeline)
     with quiet(), torch.no_grad():
         done = cast(Any, pipeline)(
             prompt=list(prompts),
