@@ -21,6 +21,8 @@ class Event:
         stage: short name of the stage ("load", "encode", "save", "generate").
         done: units finished in this stage; 0 <= done <= total.
         total: units in this stage; 0 when unknown.
+        share: of the stage's work that is finished, 0 to 1, where its units are far from equal
+            (a layer has a thousand weights or ten million); None where they count the same.
         message: what is being worked on now (a layer name, a step).
         preview: path of a picture to show while it runs, or None.
     """
@@ -28,6 +30,7 @@ class Event:
     stage: str
     done: int = 0
     total: int = 0
+    share: float | None = None
     message: str = ""
     preview: str | None = None
 

@@ -312,6 +312,20 @@ def test_eta_is_the_median_of_recent_rates():
     assert eta.update("save", 1, 0, 108.0) is None
 
 
+def test_eta_of_unequal_layers_is_by_their_work():
+    """Three layers of 1, 1 and 2 units of work, one of 16: 5 s a unit, so the last takes 80."""
+    eta, at, work = Eta(), 0.0, 0
+    for done, more in enumerate((1, 1, 2)):
+        assert eta.update("encode", done, 4, at, work / 20) is None
+        at, work = at + 5 * more, work + more
+    assert eta.update("encode", 3, 4, at, work / 20) == pytest.approx(80.0)
+    assert eta.update("encode", 3, 4, at + 30, work / 20) == pytest.approx(50.0)
+    resumed = Eta()  # what was done before it began here took no time here
+    for done in range(4):
+        left = resumed.update("encode", 10 + done, 20, 5.0 * done, 0.5 + done / 20)
+    assert left == pytest.approx(5.0 * 7)
+
+
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 3)), min_size=4, max_size=30))
 @settings(max_examples=50, deadline=None)
 def test_eta_is_never_negative(steps):

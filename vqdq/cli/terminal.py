@@ -83,7 +83,8 @@ class HumanOutput:
 
     def report(self, event: Event, /) -> None:
         """Draws the bar."""
-        left = self._eta.update(event.stage, event.done, event.total, time.monotonic())
+        now = time.monotonic()
+        left = self._eta.update(event.stage, event.done, event.total, now, event.share)
         if not self._clock.due(event):
             return
         text = bar(event, left)

@@ -1,4 +1,7 @@
-"""When a stage will be done: the median of recent rates, silent until there are three of them."""
+"""When a stage will be done, silent until three units are finished.
+
+Equal units: the median of recent rates. Unequal ones: what is left of the work at the rate so far.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,21 @@ class Eta:
         self._stage = ""
         self._last: tuple[float, int] | None = None
         self._paces: deque[float] = deque(maxlen=_WINDOW)  # seconds per unit
+        self._first = (0.0, 0.0)  # when the stage began here, and the share that was done then
 
-    def update(self, stage: str, done: int, total: int, now: float) -> float | None:
+    def update(
+        self, stage: str, done: int, total: int, now: float, share: float | None = None
+    ) -> float | None:
         """Returns the expected remaining seconds, or None before three samples.
 
         Args:
             stage: a new name starts anew.
             done, total: units; a total of 0 is unknown.
             now: seconds of a clock that does not go back.
+            share: of the work that is done, see `Event`; changes only with `done`.
         """
         if stage != self._stage or self._last is None or done < self._last[1]:
-            self._stage, self._last = stage, (now, done)
+            self._stage, self._last, self._first = stage, (now, done), (now, share or 0.0)
             self._paces.clear()
         elif done > self._last[1]:
             self._paces.append((now - self._last[0]) / (done - self._last[1]))
@@ -37,6 +44,10 @@ class Eta:
         if len(self._paces) < _ENOUGH or total <= 0:
             return None
         waited = now - self._last[0]
+        began, before = self._first
+        if share is not None and share > before:
+            took = self._last[0] - began
+            return max(0.0, took * (1 - share) / (share - before) - waited)
         return max(0.0, statistics.median(self._paces) * (total - done) - waited)
 
 

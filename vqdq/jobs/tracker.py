@@ -35,7 +35,7 @@ class Tracker:
     def __call__(self, event: Event, /) -> None:
         """Takes one event; see the module."""
         now = time.monotonic()
-        eta = self._eta.update(event.stage, event.done, event.total, now)
+        eta = self._eta.update(event.stage, event.done, event.total, now, event.share)
         self._pending = (event, eta)
         new = self._written is None or event.stage != self._written.stage or event.preview
         if now >= self._next or new:

@@ -215,7 +215,7 @@ def compress(
         packed[planned.layer.name] = layer.packed
         if layer.bias is not None:
             changed[f"{planned.layer.name}.bias"] = layer.bias
-    report(Event(stage="encode", done=len(chosen), total=len(chosen)))
+    report(Event(stage="encode", done=len(chosen), total=len(chosen), share=1.0))
     twin = student(module, ready, packed, changed, smoothing)
     if ready.recipe.finetune is not None:
         learnt = teacher.tune(twin, ready.recipe.finetune, _sampling(ready), report)
@@ -250,14 +250,13 @@ def _encode(
     report: Report,
 ) -> None:
     """Encodes what is missing of every component, the denoiser first."""
-    before, total = 0, sum(len(each.quantized) for each in (plan, *plan.others))
-    for each in (plan, *plan.others):
-        name, told = each.component.name, counted(report, before, total)
+    plans = (plan, *plan.others)
+    for place, each in enumerate(plans):
+        name, told = each.component.name, counted(report, plans, place)
         if each is plan:
             encode_missing(plan, reads[name], partial, teacher, smoothing, told)
         else:
             encode_missing(each, reads[name], partial.part(name), None, {}, told)
-        before += len(each.quantized)
 
 
 def _smoothing(

@@ -218,11 +218,11 @@ def _power(weight: torch.Tensor, hessian: torch.Tensor) -> float:
     return float((weight @ hessian).mul_(weight).sum(dtype=torch.float64))
 
 
-def within(report: Report, done: int, total: int, name: str) -> Report:
-    """Returns the report of a codec: it may cancel, but the stage stays "layer k of n"."""
+def within(report: Report, at: Event) -> Report:
+    """Returns the report of a codec: it may cancel, but the stage stays "layer k of n", `at`."""
 
     def inner(event: Event, /) -> None:
-        text = f"{name}: {event.message}" if event.message else name
-        report(Event(stage="encode", done=done, total=total, message=text))
+        text = f"{at.message}: {event.message}" if event.message else at.message
+        report(replace(at, message=text))
 
     return inner

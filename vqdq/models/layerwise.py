@@ -40,6 +40,8 @@ def encoded(
     calibration = plan.recipe.calibration
     total = len(plan.quantized)
     done = total - len(layers)
+    work = sum(planned.layer.shape.count for planned in plan.quantized)
+    finished = work - sum(planned.layer.shape.count for planned in layers)
     corrected = calibration is not None and calibration.bias_correction
     most = max((planned.layer.shape.count for planned in plan.quantized), default=0)
     for part, stats in _passes(plan, layers, teacher, report):
@@ -59,11 +61,13 @@ def encoded(
         for batch in batches(part, stats, most):
             name, more = batch[0].layer.name, len(batch) - 1
             words = f"{name} and {more} like it" if more else name
-            report(Event(stage="encode", done=done, total=total, message=words))
-            told = within(report, done, total, words)
+            at = Event(stage="encode", done=done, total=total, share=finished / work, message=words)
+            report(at)
+            told = within(report, at)
             jobs = (job(planned) for planned in batch)
             yield from zip(batch, encode_layers([*jobs], plan.recipe.seed, told), strict=True)
             done += len(batch)
+            finished += sum(planned.layer.shape.count for planned in batch)
 
 
 def batches(
@@ -116,7 +120,7 @@ def encode_missing(
             name = planned.layer.name
             partial.keep(numbers[name], name, layer)
     total = len(plan.quantized)
-    report(Event(stage="encode", done=total, total=total))
+    report(Event(stage="encode", done=total, total=total, share=1.0))
 
 
 def reader(reads: Reads) -> Read:
@@ -137,16 +141,22 @@ def require_finite(plan: Plan, reads: Reads) -> None:
             require_numbers(reads[key](), key)
 
 
-def counted(report: Report, before: int, total: int) -> Report:
+def counted(report: Report, plans: Sequence[Plan], place: int) -> Report:
     """Returns a report whose stage "encode" counts the layers of all components.
 
     Args:
-        before: layers of the components that came earlier; total: of all.
+        plans: of the components, in their order; place: of the one that reports.
     """
+    layers = [len(plan.quantized) for plan in plans]
+    works = [sum(planned.layer.shape.count for planned in plan.quantized) for plan in plans]
 
     def inner(event: Event, /) -> None:
         if event.stage == "encode":
-            event = replace(event, done=before + event.done, total=total)
+            share = event.share
+            if share is not None:
+                share = (sum(works[:place]) + share * works[place]) / sum(works)
+            done = sum(layers[:place]) + event.done
+            event = replace(event, done=done, total=sum(layers), share=share)
         report(event)
 
     return inner

@@ -27,13 +27,11 @@ def other_students(pipeline: DiffusionPipeline, plan: Plan, report: Report) -> d
         UserError: a fault of the weights (the layer is named).
     """
     made: dict[str, nn.Module] = {}
-    before = len(plan.quantized)
-    total = before + sum(len(other.quantized) for other in plan.others)
-    for other in plan.others:
+    plans = (plan, *plan.others)
+    for place, other in enumerate(plan.others, 1):
         name = other.component.name
         module: nn.Module = cast(Any, pipeline).components[name]
-        made[name] = student_of(module, live(name, module), other, counted(report, before, total))
-        before += len(other.quantized)
+        made[name] = student_of(module, live(name, module), other, counted(report, plans, place))
     return made
 
 
