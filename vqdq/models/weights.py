@@ -98,9 +98,11 @@ def open_weights(path: Path) -> WeightFile:
             fact = "overlaps another tensor" if start < end else "leaves a gap before it"
             raise UserError(f"{key} {fact}.", where=place, remedy=_DAMAGED)
         end = stop
-    if size != 8 + length + end:
+    promised = 8 + length + end
+    if size != promised:
+        fact = "is cut short" if size < promised else "is longer than it says"
         raise UserError(
-            f"holds {size} bytes, its header promises {8 + length + end}.",
+            f"{fact}: it holds {size:,} bytes, its header promises {promised:,}.",
             where=place,
             remedy=_DAMAGED,
         )
