@@ -1,10 +1,18 @@
-"""Medians, quartiles and the order of a batch's sets, by hand."""
+"""Medians, quartiles and the order of a batch's sets, by hand; what a comparison is asked."""
 
 from __future__ import annotations
 
+import json
 import math
 
+import pytest
+
+from vqdq.errors import UserError
+from vqdq.jobs.store import Workspace
+from vqdq.ui import compare, page
 from vqdq.ui.compare_batch import lost, ranked, spread
+from vqdq.ui.desk import Desk
+from vqdq.ui.live import Session
 
 ALL = dict.fromkeys(("count", "shapes", "colours", "sizes", "relation", "background"), True)
 
@@ -37,3 +45,34 @@ def test_a_set_counts_as_its_most_changed_variant():
     assert ranked(sets, "lost") == [2, 1, 0]
     assert ranked(sets, "asked") == [0, 1, 2]
     assert lost(sets[2], sets[2]["variants"][0]) == 1
+
+
+@pytest.fixture
+def desk(tmp_path):
+    workspace = Workspace.open(tmp_path / "workspace")
+    for name, of in (("mine", "demo"), ("theirs", "/models/other")):
+        folder = workspace.models_folder / name
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+        (folder / "vqdq.json").write_text(json.dumps({"base_model": of}))
+    yield Desk(workspace, "demo")
+    workspace.close()
+
+
+def test_nothing_to_compare_with_says_what_to_do(desk) -> None:
+    with pytest.raises(UserError, match="no compressed model is chosen") as caught:
+        compare.submit(desk, "a circle", 7, [])
+    assert caught.value.remedy == "Tick one or more below the pictures."
+
+
+def test_a_model_of_another_original_is_not_said_to_be_missing(desk) -> None:
+    with pytest.raises(UserError, match="was made of /models/other, and this page is about demo"):
+        compare.submit(desk, "a circle", 7, ["theirs"])
+
+
+@pytest.mark.parametrize("floor", [True, False])
+def test_the_button_of_a_result_measures_the_floor_as_the_box_says(desk, floor) -> None:
+    data = {"act": "compare", "name": "mine"}
+    page._act(desk, Session(), data, floor, ("a circle", 7, 4, 3.0))
+    (run,) = desk.workspace.runs("compare")
+    assert (run.request.floor, run.request.variants, run.request.steps) == (floor, ("mine",), 4)

@@ -105,10 +105,10 @@ def caption(row: GridRow, rows: Mapping[str, GridRow], grid: Grid) -> list[str]:
 
 
 def distance(row: GridRow) -> str:
-    """Returns the distance from the reference in words: "34.1 dB", "equal", "" without one."""
+    """Returns the distance from the reference in words: "PSNR 34.1 dB", "equal", "" without one."""
     if not row["reference"]:
         return ""
-    return "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+    return "equal" if row["psnr"] is None else f"PSNR {row['psnr']:.1f} dB"
 
 
 def table(request: GridRequest, grid: Grid, rows: Mapping[str, GridRow]) -> str:

@@ -56,6 +56,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
     with gr.Column(elem_classes=["vq-blind"]):
         fault = html("", "vq-blind-fault")
         main = html("", "vq-blind-main")
+        start = html("", "vq-blind-start")
         with gr.Column(visible=False, elem_id="vq-blind-setup") as setup:
             form = blind_form.build(desk)
         pictures = html("", "vq-blind-pictures")
@@ -95,6 +96,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
     ]
     regions = [
         Region("blind main", main, markup(lambda s: main_html(desk, s))),
+        Region("blind start", start, markup(lambda s: start_html(desk, s))),
         Region("blind setup", setup, lambda s: _setup(desk, s)),
         Region("blind models", form.models, lambda s: _models(desk, s)),
         Region("blind pictures", pictures, markup(lambda s: pictures_html(desk, s))),
@@ -102,7 +104,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab) -> Part:
         Region(RESULTS, results, lambda s: _results(desk, s)),
         Region("blind pairs", seen, markup(lambda s: seen_html(desk, s))),
     ]
-    return Part(regions=regions, wires=wires)
+    return Part(regions=regions, wires=wires, doors=[start])
 
 
 def submit(desk: Desk, wish: Wish) -> str:
@@ -302,19 +304,35 @@ _WHY = (
 )
 
 
-def _setup(desk: Desk, session: Session) -> tuple[str, Any]:
-    """Whether the form is there: while a test is set up, and before there is any."""
-    shown = "blind" in session.opened and (
+def start_html(desk: Desk, session: Session) -> str:
+    """Returns the way to a first compressed model, in the place of the form; "" with one."""
+    if desk.variants() or not _setting_up(desk, session):
+        return ""
+    return (
+        '<div class="vq-nothing"><h3>There is no compressed model yet</h3><p>Compress this model'
+        " first: people then say which of two pictures is better, without knowing which model drew"
+        ' it.</p><div class="vq-actions"><button type="button" class="vq-button" data-act="start">'
+        "Open Compress</button></div></div>"
+    )
+
+
+def _setting_up(desk: Desk, session: Session) -> bool:
+    """Whether a test is set up: when one asks for it, and before there is any."""
+    return "blind" in session.opened and (
         session.look(BlindLook).making
         or (not session.run("blind") and not desk.workspace.runs("blind", 1))
     )
+
+
+def _setup(desk: Desk, session: Session) -> tuple[str, Any]:
+    """Whether the form is there."""
+    shown = _setting_up(desk, session) and bool(desk.variants())
     return str(shown), gr.update(visible=shown)
 
 
 def _models(desk: Desk, session: Session) -> tuple[str, Any]:
     known = desk.variants()
-    words = "" if known else "There is none yet: make one on the Compress tab."
-    return repr(known), gr.update(**grown(session, "blind models", known), info=words)
+    return repr(known), gr.update(**grown(session, "blind models", known))
 
 
 def _results(desk: Desk, session: Session) -> tuple[str, Any]:

@@ -40,11 +40,12 @@ class Bridge:
 
     Attributes:
         chosen: the control with the variants to show.
-        asked: prompt, seed, steps and guidance as they stand.
+        asked: prompt, seed, steps and guidance as they stand; `floor`: whether to measure it.
     """
 
     chosen: gr.CheckboxGroup
     asked: list[Any]
+    floor: gr.Checkbox
 
 
 def build(desk: Desk, session: gr.State, tab: gr.Tab, fits: Any) -> tuple[Part, Bridge]:
@@ -98,7 +99,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab, fits: Any) -> tuple[Part, 
                 elem_id="vq-prompts",
             )
             with gr.Row(elem_classes=["vq-ask"]):
-                seeds = gr.Textbox("7", label="Seeds, 1 to 8", elem_id="vq-seeds", min_width=112)
+                seeds = gr.Textbox("7", label="Seeds, at most 8", elem_id="vq-seeds", min_width=112)
                 draw_all = gr.Button("Draw all", elem_id="vq-draw-all", min_width=112)
         clip, lpips = compare_extras.build()
         gallery = html("", "vq-gallery")
@@ -166,7 +167,7 @@ def build(desk: Desk, session: gr.State, tab: gr.Tab, fits: Any) -> tuple[Part, 
         Region("gallery", gallery, markup(lambda s: gallery_html(desk, shown_run(desk, s)))),
     ]
     part = Part(regions=regions, wires=wires, doors=[first_model])
-    return part, Bridge(chosen=chosen, asked=[prompt, seed, steps, guidance])
+    return part, Bridge(chosen=chosen, asked=[prompt, seed, steps, guidance], floor=floor)
 
 
 def _enter(state: Session) -> Session:
@@ -214,13 +215,26 @@ def submit_batch(
     """
     names = tuple(str(name) for name in variants)
     known = {name for _, name in desk.variants()}
+    if not names:
+        ticked = "Tick one or more below the pictures."
+        raise UserError(
+            "no compressed model is chosen, so there is nothing to compare with.",
+            remedy=ticked if known else "Compress this model first.",
+        )
     if len(names) > SHOWN:
         raise UserError(
             f"{len(names)} compressed models are too many to look at side by side.",
             where="variants",
             remedy=f"Choose at most {SHOWN}; the Grid tab draws with more.",
         )
+    others = {entry.name: entry.model for entry in desk.workspace.models()}
     for name in names:
+        if name not in known and name in others:
+            raise UserError(
+                f"it was made of {others[name]}, and this page is about {desk.model}.",
+                where=name[:80],
+                remedy="Open that model first, by the name at the top of the page.",
+            )
         if name not in known:
             raise UserError(
                 f'there is no compressed model "{name[:80]}".',

@@ -24,8 +24,8 @@ def first_model_html(desk: Desk) -> str:
         )
     return (
         '<div class="vq-nothing"><h3>There is no compressed model yet</h3><p>Make a'
-        " 3-bit copy first. It takes"
-        ' a moment, and your model stays as it is.</p><div class="vq-actions"><button type="button"'
+        " 3-bit copy first; your model stays as it is. The Compress tab says how long it takes."
+        '</p><div class="vq-actions"><button type="button"'
         f' class="vq-button" data-act="first" data-goal="{DEFAULT_GOAL}">Compress to 3'
         f" bits</button></div></div>"
     )

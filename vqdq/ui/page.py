@@ -172,12 +172,14 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         outputs = [session, made["trouble"]]
         then_refresh(button.click(start, [session, *inputs], outputs, **ACTION))
 
-        def act(state: Session, event: gr.EventData, *asked: Any) -> list[Any]:
-            return _act(desk, state, clicked(event), asked)
+        def act(state: Session, event: gr.EventData, floor: bool, *asked: Any) -> list[Any]:
+            return _act(desk, state, clicked(event), bool(floor), asked)
 
         for component in (pill, made["status"], *parts.doors):
             outputs = [session, tabs, bridge.chosen]
-            then_refresh(component.click(act, [session, *bridge.asked], outputs, **ACTION))
+            then_refresh(
+                component.click(act, [session, bridge.floor, *bridge.asked], outputs, **ACTION)
+            )
         for wire in parts.wires:
             then_refresh(wire.trigger(wire.function, wire.inputs, wire.outputs, **ACTION))
     return page
@@ -244,10 +246,13 @@ def check_address(host: str, port: int, auth: Users | None) -> None:
             ) from error
 
 
-def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...]) -> list[Any]:
+def _act(
+    desk: Desk, state: Session, data: dict[str, str], floor: bool, asked: tuple[Any, ...]
+) -> list[Any]:
     """Answers a button inside our own markup: session, tabs and chosen models.
 
     Args:
+        floor: whether the Compare tab measures it;
         asked: prompt, seed, steps and guidance of the Compare tab.
     """
     run, kind = data.get("run", ""), data.get("kind", "")
@@ -274,7 +279,8 @@ def _act(desk: Desk, state: Session, data: dict[str, str], asked: tuple[Any, ...
                 tab, chosen = gr.Tabs(selected="compare"), gr.update(value=[name])
                 prompt, seed, steps, guidance = _cell(desk, state, data.get("key", "")) or asked
                 if str(prompt or "").strip():
-                    run = compare.submit(desk, prompt, seed, [name], steps, guidance)
+                    settings = prompt, seed, [name], steps, guidance
+                    run = compare.submit(desk, *settings, floor=floor)
                     state = state.showing(compare=run).looking(compare.CompareLook())
             case "start":
                 tab = gr.Tabs(selected="compress")

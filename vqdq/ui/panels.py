@@ -52,14 +52,14 @@ def prediction(
     time = chip("estimated", f"{cost.seconds_source} {each.capitalize()}.")
     memory = chip("estimated", cost.memory_source)
     kept = len(plan.layers) - len(plan.quantized)
-    besides = f"{kept} kept in 16 bits" if kept else ""
+    besides = f"and {kept} kept in 16 bits" if kept else ""
     return (
         f"{bars(plan.reference_bytes, plan.predicted_bytes, exact)}{_whole(plan, whole, exact)}"
         '<dl class="vq-figures">'
         f"{_figure('Bits per weight', digits(plan.bits_per_weight), exact)}"
         f"{_figure('Time', '≈ ' + duration(cost.seconds), time)}"
         f"{_figure('Memory', '≈ ' + size(cost.memory_bytes), memory)}"
-        f"{_figure('Layers', str(len(plan.quantized)), besides)}"
+        f"{_figure('Layers compressed', str(len(plan.quantized)), besides)}"
         f"</dl>{inputs_card(plan.recipe, found)}"
     )
 

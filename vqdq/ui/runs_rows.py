@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -229,7 +230,8 @@ def _figure(run: RunRecord) -> tuple[str, str]:
         return (f"{100 * run.done / run.total:.0f} %" if run.total else "…"), header.position(run)
     if run.state in ("failed", "interrupted"):
         fault = as_fault(run.error)
-        return "–", shorten(f"{fault.what} {fault.remedy}", 160)
+        what = fault.what[:1].upper() + fault.what[1:]
+        return "–", shorten(f"{what} {fault.remedy}", 160)
     values = run.result or {}
     took = duration(run.seconds) if run.seconds else ""
     if run.state != "done":
@@ -245,7 +247,7 @@ def _figure(run: RunRecord) -> tuple[str, str]:
     if run.kind == "compare":
         rows = values.get("variants") or [{}]
         psnr = decibels(float("inf") if rows[0].get("psnr") is None else rows[0]["psnr"])
-        return psnr, f"{', '.join(str(row.get('label')) for row in rows)} · {took}"
+        return f"PSNR {psnr}", f"{', '.join(str(row.get('label')) for row in rows)} · {took}"
     if isinstance(run.request, GridRequest):
         return count(run.request.cells, "picture"), took
     return "–", took
@@ -257,11 +259,16 @@ def _details(run: RunRecord) -> str:
     request = run.request.to_json()
     if isinstance(run.request, CompressRequest | PlanRequest):
         request["recipe"] = run.request.recipe.name
-    lines += [f"{key:8} {value}" for key, value in request.items() if key != "kind"]
+    lines += [f"{key:8} {_plain(value)}" for key, value in request.items() if key != "kind"]
     lines += _arithmetic(run.result or {})
     if run.state not in ("queued", "running"):
         lines += _events(run.folder, run.finished)
     return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    """A value of a request: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @lru_cache(maxsize=256)
@@ -293,4 +300,7 @@ def _event(line: str) -> str:
     if not isinstance(event, dict):
         return line
     known = cast(dict[str, Any], event)
-    return " ".join(f"{key}={value}" for key, value in known.items() if value not in (None, ""))
+    stamp = known.pop("time", None)
+    when = [f"{datetime.fromtimestamp(stamp):%H:%M:%S}"] if isinstance(stamp, float) else []
+    told = (f"{key}={value}" for key, value in known.items() if value not in (None, ""))
+    return " ".join((*when, *told))

@@ -105,8 +105,9 @@ def covered(over: str) -> str:
 
 
 def _covered(over: str, main: str, other: str) -> str:
+    empty = " vq-stage-empty" if other == "vq-ghost" else ""
     return (
-        f'{_modes(disabled=True)}<div class="vq-stage">{main}</div>'
+        f'{_modes(disabled=True)}<div class="vq-stage{empty}">{main}</div>'
         f'<div class="vq-pane vq-pane-other {other}"></div><div class="vq-over">{over}</div></div>'
         f"{_foot(empty=True)}"
     )
