@@ -187,7 +187,7 @@ def test_without_any_text_encoder_a_prompt_is_refused_and_said_before(copied: Pa
     folder = _emptied(copied, "text_encoder", "tokenizer")
     source = locate(folder)
     assert (source.missing, source.to_draw) == ((), ("text_encoder", "tokenizer"))
-    assert "text_encoder/ and tokenizer/" in source.to_complete
+    assert "text_encoder/, tokenizer/" in source.to_complete
     assert "model_index.json" in source.to_complete
     with pytest.raises(UserError, match="cannot draw without text_encoder, tokenizer"):
         load(folder)  # diffusers itself names its own class and nothing to do

@@ -80,7 +80,7 @@ def require_text(pipeline: DiffusionPipeline) -> None:
     parts = cast(dict[str, object], getattr(pipeline, "components", {}))
     empty = empty_text(parts, lambda part: part is None)
     if empty:
-        words = " and ".join(f"{name}/" for name in empty)
+        words = ", ".join(f"{name}/" for name in empty)
         raise UserError(
             f"cannot draw from a prompt without {', '.join(empty)}: its model_index.json leaves"
             " them empty.",

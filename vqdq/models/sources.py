@@ -97,9 +97,9 @@ class Source:
     @property
     def to_complete(self) -> str:
         """How to add what is missing to draw, a sentence."""
-        words = " and ".join(f"{name}/" for name in self.to_draw)
+        words = ", ".join(f"{name}/" for name in self.to_draw)
         if self.file is None:
-            index = "" if self.to_draw == self.missing else " and name it in its model_index.json"
+            index = "" if self.to_draw == self.missing else " and name them in its model_index.json"
             return f"Copy {words} of the model it was made from into {self.folder}{index}."
         return (
             f"Type `vqdq import {self.file.name} --base BASE` with a diffusers folder or a hub id"

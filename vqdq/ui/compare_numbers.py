@@ -27,7 +27,8 @@ MEANINGS = {
     " 4K screen; 0 for none, 1 for the most.",
     "Latent cosine": "How much the last latent, before it becomes pixels, points in the same"
     " direction; 1 for the same.",
-    "Time": "Seconds to draw this picture, without loading the model.",
+    "Time": "Seconds to draw this picture, without loading the model. Where weights are decoded or"
+    " packed once, the first picture of a model pays for it, and later ones take less.",
     "Memory": "The model's tensors and the most that the process took while it drew.",
     "Layers": "In which arithmetic it was computed on this machine, asked of each layer.",
     "Attention": "In which arithmetic attention was computed on this machine.",

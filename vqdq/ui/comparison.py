@@ -214,8 +214,9 @@ def light_table(found: Comparison) -> str:
 
 def caption(found: Comparison) -> str:
     """Returns the line under a light table that says what is seen."""
+    shipped = "" if found.run else "An example that comes with the demo model. "
     return (
-        f'<p class="vq-caption">The same prompt and seed, drawn twice:'
+        f'<p class="vq-caption">{shipped}The same prompt and seed, drawn twice:'
         f" <q>{escape(found.prompt)}</q>, seed"
         f" {found.seed}. Drag the divider, or press Space to swap them.</p>"
     )
