@@ -19,6 +19,7 @@ from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.ui import compare_extras, comparison, drawn_on, header, settings, viewer
 from vqdq.ui.compare_batch import CompareLook, board, drawn
+from vqdq.ui.compare_choice import SHOWN, require_variants
 from vqdq.ui.compare_gallery import first_model_html, gallery_html, words_html
 from vqdq.ui.compare_numbers import blank_numbers, numbers
 from vqdq.ui.comparison import Comparison
@@ -29,7 +30,6 @@ from vqdq.ui.wording import escape, file_url, roughly
 
 FIRST_LOOK = ASSETS / "first-look"
 STEPS, GUIDANCE = 20, 3.0
-SHOWN = 4  # variants beside the original at once: as many as there are colours
 CHEAP_SECONDS = 1.5  # up to which the floor is measured unasked
 SMALL = 50_000_000  # parameters of a model whose floor is cheap before anything was drawn
 
@@ -214,33 +214,7 @@ def submit_batch(
         UserError: what is wrong with the prompts, the seeds, the models or the settings.
     """
     names = tuple(str(name) for name in variants)
-    known = {name for _, name in desk.variants()}
-    if not names:
-        ticked = "Tick one or more below the pictures."
-        raise UserError(
-            "no compressed model is chosen, so there is nothing to compare with.",
-            remedy=ticked if known else "Compress this model first.",
-        )
-    if len(names) > SHOWN:
-        raise UserError(
-            f"{len(names)} compressed models are too many to look at side by side.",
-            where="variants",
-            remedy=f"Choose at most {SHOWN}; the Grid tab draws with more.",
-        )
-    others = {entry.name: entry.model for entry in desk.workspace.models()}
-    for name in names:
-        if name not in known and name in others:
-            raise UserError(
-                f"it was made of {others[name]}, and this page is about {desk.model}.",
-                where=name[:80],
-                remedy="Open that model first, by the name at the top of the page.",
-            )
-        if name not in known:
-            raise UserError(
-                f'there is no compressed model "{name[:80]}".',
-                where="variants",
-                remedy="Choose one of the list, or compress one first.",
-            )
+    require_variants(desk, names)
     request = CompareRequest.batch(
         model=desk.model,
         variants=names,
