@@ -60,7 +60,11 @@ def test_the_empty_tab_says_what_will_be_here(desk):
 def test_running_failed_and_cancelled_captures_say_so(desk, workspace):
     workspace.submit(request())
     assert "Waiting for its turn" in status_html(desk, INSIDE)
+    assert "before it" not in status_html(desk, INSIDE)
     run = workspace.take()
+    second = workspace.submit(request())
+    assert "1 run before it" in status_html(desk, INSIDE.showing(inspect=second))
+    workspace.delete(second)
     workspace.progress(run.id, Event(stage="draw", done=1, total=3), None)
     assert "step 2 of 3" in status_html(desk, INSIDE)
     error = {"what": "the disk is full.", "where": "runs", "remedy": "Free some space."}

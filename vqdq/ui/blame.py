@@ -199,7 +199,7 @@ def status_html(desk: Desk, session: Session) -> str:
     if run is None or run.state == "done":
         return ""
     if run.state in ("queued", "running"):
-        return header.progress(run)
+        return header.progress(run, desk.ahead(run))
     again = (
         '<div class="vq-actions"><button type="button" class="vq-button" data-act="resume"'
         f' data-run="{escape(run.id)}">Go on</button></div>'
@@ -231,7 +231,7 @@ def made_html(desk: Desk, session: Session) -> str:
         ' data-kind="compress">Show it in Compress</button>'
     )
     if run.state in ("queued", "running"):
-        return header.progress(run)
+        return header.progress(run, desk.ahead(run))
     if run.state == "done":
         return (
             f'<div class="vq-progress" role="status"><p><b>{name}</b> is ready.</p>'

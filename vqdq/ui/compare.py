@@ -308,7 +308,7 @@ def stage_html(desk: Desk, session: Session) -> str:
         return f'<div data-shown-run="{escape(run.id)}">{table}</div>'
     if run.state in ("queued", "running"):
         preview = f"{file_url(run.preview)}?{run.done}" if run.preview else None
-        return viewer.loading(header.progress(run), preview)
+        return viewer.loading(header.progress(run, desk.ahead(run)), preview)
     fault = as_fault(run.error)
     again = (
         f'<button type="button" class="vq-button" data-act="resume"'

@@ -137,7 +137,7 @@ def build(desk: Desk, session: gr.State) -> tuple[Part, Settings, dict[str, Any]
         "table": table,
     }
     regions = [
-        Region("status", status, markup(lambda s: panels.status(shown_run(desk, s)))),
+        Region("status", status, markup(lambda s: _status(desk, s))),
         Region("layers", layers, markup(lambda s: panels.details(shown_run(desk, s)))),
         Region("planned", planned, lambda s: _planned(desk, s)),
     ]
@@ -274,6 +274,11 @@ def shown_run(desk: Desk, session: Session) -> RunRecord | None:
     chosen = _chosen(desk, session.run("compress"))
     run = chosen or next(iter(newest), None)
     return None if run is None or run.id == session.dismissed else run
+
+
+def _status(desk: Desk, session: Session) -> str:
+    run = shown_run(desk, session)
+    return panels.status(run, desk.ahead(run))
 
 
 def _chosen(desk: Desk, run_id: str) -> RunRecord | None:

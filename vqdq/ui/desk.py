@@ -320,6 +320,12 @@ class Desk:
         mine = [run for run in found if getattr(run.request, "model", model) == model]
         return tuple(mine[:limit])
 
+    def ahead(self, run: RunRecord | None) -> int:
+        """Returns how many runs have to end before a queued one begins; 0 for any other."""
+        if run is None or run.state != "queued":
+            return 0
+        return self.workspace.ahead(run.id)
+
     def variants(self) -> list[tuple[str, str]]:
         """Returns (label, name) of the compressed models that can be compared, newest first."""
         mine = [e for e in self.workspace.models() if e.model in (None, self.model)]

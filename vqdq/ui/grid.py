@@ -138,7 +138,7 @@ def status_html(desk: Desk, session: Session) -> str:
         )
     found = shown(desk, session)
     if run.state in ("queued", "running"):
-        return header.progress(run) + _left(desk, found)
+        return header.progress(run, desk.ahead(run)) + _left(desk, found)
     drawn = 0 if found is None else sum(row["error"] is None for row in found.rows.values())
     total = 0 if found is None else len(found.grid.pictures)
     words = "Go on" if run.state != "failed" else "Try again"

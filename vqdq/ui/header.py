@@ -10,7 +10,7 @@ import torch
 
 from vqdq.jobs.requests import BlameRequest, CompressRequest, PlanRequest, Request
 from vqdq.jobs.run import RunRecord
-from vqdq.ui.wording import duration, escape, shorten, size, stage
+from vqdq.ui.wording import count, duration, escape, shorten, size, stage
 
 VERBS = {
     "compress": "Compressing",
@@ -149,14 +149,20 @@ def _whole(seconds: float) -> str:
     return f"{whole} s" if whole < 10 else duration(whole)
 
 
-def progress(run: RunRecord) -> str:
-    """Returns the progress panel of a job: stage, bar, what it works on, Cancel. Fixed height."""
+def progress(run: RunRecord, ahead: int = 0) -> str:
+    """Returns the progress panel of a job: stage, bar, what it works on, Cancel. Fixed height.
+
+    Args:
+        ahead: runs that have to end before a queued one begins.
+    """
     share = 100 * run.done / run.total if run.total else 0
     unknown = str(not run.total).lower()
     heading = (
         "Stopping" if run.cancelling else stage("queued" if run.state == "queued" else run.stage)
     )
     where = position(run) if run.total else ""
+    if run.state == "queued" and ahead:
+        where = f"{count(ahead, 'run')} before it"
     cancel = (
         '<button type="button" class="vq-button vq-button-small" disabled>Stopping</button>'
         if run.cancelling

@@ -35,7 +35,7 @@ def status_html(desk: Desk, session: Session) -> str:
             f" compression changes.</p>{_SKETCH}</div>"
         )
     if run.state in ("queued", "running"):
-        return header.progress(run)
+        return header.progress(run, desk.ahead(run))
     if run.state == "done":
         if "inspect" not in session.opened:
             return ""

@@ -162,14 +162,17 @@ def welcome() -> str:
     )
 
 
-def status(run: RunRecord | None) -> str:
+def status(run: RunRecord | None, ahead: int = 0) -> str:
     """Returns the state of a compression: the words before it, its progress, its fault or its
     result.
+
+    Args:
+        ahead: runs that have to end before a queued one begins.
     """
     if run is None or not isinstance(run.request, CompressRequest | PlanRequest):
         return welcome()
     if run.state in ("queued", "running"):
-        return header.progress(run)
+        return header.progress(run, ahead)
     if run.state == "done":
         planned = isinstance(run.request, PlanRequest)
         return ready(run) if planned else result(run, run.result or {})
