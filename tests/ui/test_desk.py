@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
-from vqdq.ui import page
+from vqdq.ui import live, page
 from vqdq.ui.desk import GOALS, Desk
-from vqdq.ui.live import Received, Session, grown
+from vqdq.ui.live import Page, Session, grown
 
 
 @pytest.fixture
@@ -69,12 +74,38 @@ def test_a_press_that_was_on_its_way_when_the_page_arrived_does_not_undo_the_arr
     assert pressed.page.sent == {}
 
 
+def test_events_that_overlap_do_not_undo_each_other() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(session: Session, tab: str) -> list[object]:
+        begun.set()
+        go_on.wait(60)
+        return ["", session.entering(tab)]
+
+    def press(session: Session) -> Session:
+        return session.showing(blind="run")
+
+    read = Session()  # by both, as they begin
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(live.changing(slowly), read, "blind")
+        begun.wait(60)
+        second = pool.submit(live.changing(press), read)
+        go_on.set()
+        assert first.result(60)[1].opened == {"blind"}
+        assert second.result(60).opened == {"blind"}
+    assert read.latest == Session().entering("blind").showing(blind="run")
+    assert live.changing(lambda _: gr.skip())(read) == gr.skip()
+    assert read.latest.run("blind") == "run"
+    assert copy.deepcopy(read).latest == Session()  # another page begins anew
+    assert list(inspect.signature(live.changing(slowly)).parameters) == ["session", "tab"]
+
+
 def test_choices_stay_while_the_models_grow() -> None:
     one, two = ("three bits", "a"), ("two bits", "b")
-    first = Session(page=Received(sent={}))
+    first = Session(page=Page(sent={}))
     assert grown(first, "variants", [one]) == {"choices": [one], "value": ["a"]}
     assert grown(first, "variants", []) == {"choices": [], "value": []}
-    seen = Session(page=Received(sent={"variants": repr([one])}))
+    seen = Session(page=Page(sent={"variants": repr([one])}))
     assert grown(seen, "variants", [two, one]) == {"choices": [two, one]}  # what is chosen stays
-    both = Session(page=Received(sent={"variants": repr([two, one])}))
+    both = Session(page=Page(sent={"variants": repr([two, one])}))
     assert grown(both, "variants", [one]) == {"choices": [one], "value": ["a"]}

@@ -7,6 +7,8 @@ A reload attaches again by itself, because nothing is remembered that is not in 
 from __future__ import annotations
 
 import ast
+import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -39,18 +41,28 @@ data.
 """
 
 
-@dataclass(kw_only=True, slots=True)
-class Received:
-    """What an open page has received.
+class Page:
+    """One open page, the same for all copies of its session.
+
+    No dataclass: Gradio takes those apart where it describes a state, and a lock cannot be copied.
 
     Attributes:
         arrived: what its address asks for was taken up; until then there is nothing to send, and a
             late answer for a page that has not arrived would empty what it shows by now.
         sent: signature of what each region last received.
+        now: the session as the last event left it; None before the first one.
+        lock: held by an event that changes the session; see `changing`.
     """
 
-    arrived: bool = False
-    sent: dict[str, str] = field(default_factory=dict[str, str])
+    def __init__(self, sent: Mapping[str, str] | None = None) -> None:
+        self.arrived = False
+        self.sent = dict(sent or {})
+        self.now: Session | None = None
+        self.lock = threading.RLock()
+
+    def __deepcopy__(self, _: object) -> Page:
+        """Returns another page: Gradio copies the first session for each page that opens."""
+        return Page()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +74,20 @@ class Session:
         dismissed: a stopped run that a person has put away.
         opened: ids of the tabs that were opened; what is costly to draw waits for that.
         looks: what is looked at, a frozen dataclass of each tab's own by its type.
-        page: what the page has received; one for all copies of a session, and written in place: an
-            answer that takes long must not undo what happened meanwhile.
+        page: one for all copies of a session, and written in place: an answer that takes long must
+            not undo what happened meanwhile.
     """
 
     runs: Mapping[str, str] = field(default_factory=dict[str, str])
     dismissed: str = ""
     opened: frozenset[str] = frozenset()
     looks: Mapping[type, object] = field(default_factory=dict[type, object])
-    page: Received = field(default_factory=Received)
+    page: Page = field(default_factory=Page, compare=False)
+
+    @property
+    def latest(self) -> Session:
+        """The page's session as it is now; this copy may be from before another event."""
+        return self.page.now or self
 
     def showing(self, **runs: str) -> Session:
         """Returns the session with other runs on display, by kind."""
@@ -153,6 +170,25 @@ class Part:
             wires=[*self.wires, *other.wires],
             doors=[*self.doors, *other.doors],
         )
+
+
+def changing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns an event's function that may change the session, its first argument.
+
+    Events of one page overlap: a tab that opens, a press in it. Each would write the session that
+    it had read, and undo the other. So they take turns, each with what the last one left.
+    """
+
+    @functools.wraps(function)
+    def one(state: Session, *values: Any) -> Any:
+        with state.page.lock:
+            answer = function(state.latest, *values)
+            parts = cast(Sequence[Any], answer if isinstance(answer, list | tuple) else [answer])
+            left = next((part for part in parts if isinstance(part, Session)), None)
+            state.page.now = left or state.page.now
+        return answer
+
+    return one
 
 
 def markup(render: Callable[[Session], str]) -> Callable[[Session], tuple[str, Any]]:

@@ -18,7 +18,7 @@ from vqdq.models.glance import glance
 from vqdq.models.sources import DEMO, DEMO_TITLE
 from vqdq.ui import header, model_cards, model_facts
 from vqdq.ui.desk import Desk
-from vqdq.ui.live import ACTION, PRIVATE, Part, Region, Session, clicked, html, markup
+from vqdq.ui.live import ACTION, PRIVATE, Part, Region, Session, changing, clicked, html, markup
 from vqdq.ui.model_open import Openings
 
 PANEL = "model"  # as `Session.opened` knows it
@@ -112,7 +112,7 @@ def build(desk: Desk, identity: Any, session: gr.State) -> ModelPanel:
         field.submit(open_, [field], [outcome, chosen], **long),
         recent.click(open_recent, None, [outcome, chosen], **long),
     ]
-    identity.click(unfold, [session], [session], **ACTION)
+    identity.click(changing(unfold), [session], [session], **ACTION)
     part = Part(
         regions=[
             Region("identity", identity, markup(lambda _: identity_html(desk))),

@@ -38,6 +38,7 @@ from vqdq.ui.live import (
     Region,
     Session,
     changed,
+    changing,
     clicked,
     follow,
     html,
@@ -113,13 +114,16 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         ]
         targets = [region.component for region in regions]
 
-        def refresh(state: Session) -> list[Any]:
+        def bring(state: Session) -> list[Any]:
             if not state.page.arrived:
                 return [gr.skip()] * len(regions)
             try:
                 return follow(regions, state)
             except UserError:  # the index is busy: the clock asks again in a moment
                 return [gr.skip()] * len(regions)
+
+        def refresh(state: Session) -> list[Any]:
+            return bring(state.latest)
 
         def peek(state: Session, told: int) -> int:
             """The clock asks about all regions at once and mostly hears the number that it knows.
@@ -128,7 +132,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
             even where it stays as it is.
             """
             try:
-                return told + int(state.page.arrived and changed(regions, state))
+                return told + int(state.page.arrived and changed(regions, state.latest))
             except UserError:  # the index is busy: the clock asks again in a moment
                 return told
 
@@ -145,7 +149,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                 state, chosen = state.entering(tab), gr.Tabs(selected=tab)
             state.arrive()
             running = gr.Timer(active=True)
-            return [chosen, *restore(asked, *values), *refresh(state), state, running]
+            return [chosen, *restore(asked, *values), *bring(state), state, running]
 
         def switch(state: Session, model: str, *values: Any) -> list[Any]:
             """Another model was opened on this page: everything is about it from now on."""
@@ -153,14 +157,17 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                 return [gr.skip()] * (len(settings) + len(regions) + 1)
             desk.choose(model)
             state = state.anew()
-            return [*restore({}, *values), *refresh(state), state]
+            return [*restore({}, *values), *bring(state), state]
 
         for event in chooser.opened:
             event.then(
-                switch, [session, chooser.chosen, *inputs], [*settings, *targets, session], **ACTION
+                changing(switch),
+                [session, chooser.chosen, *inputs],
+                [*settings, *targets, session],
+                **ACTION,
             )
         outputs = [tabs, *settings, *targets, session, clock]
-        page.load(arrive, [session, *inputs], outputs, **ACTION)
+        page.load(changing(arrive), [session, *inputs], outputs, **ACTION)
         for timer in (clock, quick):
             timer.tick(peek, [session, news], news, trigger_mode="once", **PRIVATE)
         news.change(refresh, session, targets, trigger_mode="multiple", **PRIVATE)
@@ -170,7 +177,7 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
 
         button, start, inputs = made["start"]
         outputs = [session, made["trouble"]]
-        then_refresh(button.click(start, [session, *inputs], outputs, **ACTION))
+        then_refresh(button.click(changing(start), [session, *inputs], outputs, **ACTION))
 
         def act(state: Session, event: gr.EventData, floor: bool, *asked: Any) -> list[Any]:
             return _act(desk, state, clicked(event), bool(floor), asked)
@@ -178,10 +185,14 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
         for component in (pill, made["status"], *parts.doors):
             outputs = [session, tabs, bridge.chosen]
             then_refresh(
-                component.click(act, [session, bridge.floor, *bridge.asked], outputs, **ACTION)
+                component.click(
+                    changing(act), [session, bridge.floor, *bridge.asked], outputs, **ACTION
+                )
             )
         for wire in parts.wires:
-            then_refresh(wire.trigger(wire.function, wire.inputs, wire.outputs, **ACTION))
+            knows = session in wire.inputs[:1]
+            function = changing(wire.function) if knows else wire.function
+            then_refresh(wire.trigger(function, wire.inputs, wire.outputs, **ACTION))
     return page
 
 
