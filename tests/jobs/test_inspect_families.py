@@ -33,6 +33,11 @@ class Told:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_pipe"], name)
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """Without those that a prompt would need: this one does not read it."""
+        return {name: part for name, part in self._pipe.components.items() if part is not None}
+
     def __call__(self, *, prompt: str, output_type: str, **options: Any) -> Any:
         del prompt
         done = self._pipe(**(self._call | options))

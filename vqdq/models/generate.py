@@ -84,7 +84,7 @@ def require_text(pipeline: DiffusionPipeline) -> None:
         raise UserError(
             f"cannot draw from a prompt without {', '.join(empty)}: its model_index.json leaves"
             " them empty.",
-            where=str(getattr(pipeline, "name_or_path", "")),
+            where=str(getattr(pipeline, "name_or_path", "") or ""),
             remedy=f"Copy {words} of the model it was made from into its folder, and name them in"
             " its model_index.json. It can be compressed without.",
         )
