@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.models import tiny
 from vqdq.errors import Cancelled, UserError
+from vqdq.models import generate as module
 from vqdq.models.generate import GenerateResult, check_request, generate
 from vqdq.progress import CancelToken, Event, cancellable, silent
 
@@ -94,6 +96,18 @@ def test_progress_and_cancel_within_a_step(pipe: object) -> None:
         draw(pipe, steps=9, report=cancellable(stop_at_one, token))
     assert seen == [0, 1]
     assert not pipe.unet._forward_pre_hooks  # type: ignore[attr-defined]
+
+
+def test_what_the_first_call_takes_longer_is_told_apart(
+    pipe: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter((0.0, 1.0, 5.0, 6.0, 8.0, 9.0))  # start, four calls, end
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    found = draw(pipe, steps=4)
+    assert (found.seconds, found.once_seconds) == (
+        9.0,
+        2.5,
+    )  # 4 s, else 1 and 2
 
 
 def test_a_capture_is_open_while_it_draws(pipe: object) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
+from vqdq.cli import draw
 from vqdq.errors import UserError
 from vqdq.jobs.store import Workspace
-from vqdq.ui import live, page
+from vqdq.ui import compare_numbers, comparison, live, page
 from vqdq.ui.desk import GOALS, Desk
 from vqdq.ui.live import Page, Session, grown
 
@@ -109,3 +110,24 @@ def test_choices_stay_while_the_models_grow() -> None:
     assert grown(seen, "variants", [two, one]) == {"choices": [two, one]}  # what is chosen stays
     both = Session(page=Page(sent={"variants": repr([two, one])}))
     assert grown(both, "variants", [one]) == {"choices": [one], "value": ["a"]}
+
+
+def test_what_only_a_first_picture_pays_is_a_row_of_its_own() -> None:
+    def shown(once: float) -> str:
+        entries = [
+            comparison.Entry(label=name, image="", seconds=2.6, once_seconds=seconds)
+            for name, seconds in (("FP16", 0.0), ("small", once))
+        ]
+        found = comparison.Comparison(
+            run="", prompt="a", seed=0, steps=4, guidance=1.0,
+            reference=entries[0], variants=(entries[1],),
+        )  # fmt: skip
+        return compare_numbers.numbers(found)
+
+    assert ">2.6 s</td><td" in shown(1.9)
+    assert ">0.7 s</td>" in shown(1.9)
+    assert ">+ 1.9 s</td>" in shown(1.9)
+    assert "Seconds more" in shown(0.0)  # the meaning of every row is at hand
+    assert ">+ " not in shown(0.0)
+    picture = {"seconds": 2.6, "once_seconds": 1.9}
+    assert (draw._time(picture), draw._time({"seconds": 2.6})) == ("0.7 s + 1.9 s once", "2.6 s")

@@ -42,7 +42,7 @@ def generate(options: argparse.Namespace, output: Output) -> int:
         request, folder, report=output.report, cache=cache, name=target.name
     )
     values = result | {"output": str(target)}
-    lines = [str(target), f"  {duration(result['seconds'])}, {_verdict(result)}"]
+    lines = [str(target), f"  {_time(result)}, {_verdict(result)}"]
     lines += [] if result["arithmetic"] is None else [f"  {_inputs(result)}"]
     lines += [f"  {words}" for words in _waited(result)]
     output.result(values, [*lines, *([f"  {result['notice']}"] if result["notice"] else [])])
@@ -155,7 +155,14 @@ def _inputs(picture: Any) -> str:
 
 
 def _costs(picture: Any) -> tuple[str, str, str]:
-    return duration(picture["seconds"]), size(picture["bytes"]), _verdict(picture)
+    return _time(picture), size(picture["bytes"]), _verdict(picture)
+
+
+def _time(picture: Any) -> str:
+    """Seconds of a picture, and those that only the first one of a model pays."""
+    once = picture.get("once_seconds", 0.0)
+    more = f" + {duration(once)} once" if once else ""
+    return f"{duration(picture['seconds'] - once)}{more}"
 
 
 def _verdict(picture: Any) -> str:

@@ -102,6 +102,8 @@ def draw(
         setting=certificate.setting(warm.pipeline, request.steps, request.guidance),
         extras={},
     )
+    if drawn.once_seconds >= drawn.seconds / 10:
+        picture["once_seconds"] = drawn.once_seconds
     if warm.facts:
         picture["mode"] = warm_setting.mode
         if warm_setting.cache_bytes is not None:

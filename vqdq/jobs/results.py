@@ -185,6 +185,8 @@ class Picture(TypedDict):
         variant: what the request calls the model; `label`: for people.
         image: file name of the lossless PNG; its recipe is in the tEXt chunk "vqdq".
         seconds: of drawing, without loading; `load_seconds`: 0 when the model was warm.
+        once_seconds: of `seconds`, what decoding and packing took at the first call; absent where
+            that is less than a tenth.
         peak_memory_bytes: the model's tensors and the growth of the process while it drew.
         verdict: None when it cannot be judged; `verdict_reason` says why.
         bits_per_weight: true bits over the quantized layers; 16 for a model that is not compressed.
@@ -221,6 +223,7 @@ class Picture(TypedDict):
     offload: NotRequired[bool]
     waiting_bytes: NotRequired[int]
     card: NotRequired[CardResult]
+    once_seconds: NotRequired[float]
 
 
 class Distance(TypedDict):

@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import inspect
 import math
+import statistics
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -36,6 +38,9 @@ class GenerateResult:
     Attributes:
         image: PIL, RGB.
         seconds: wall time, text encoding and decoding of the latent included.
+        once_seconds: of these, what the first call of the denoiser took longer than the median one:
+            weights are decoded or packed there, kernels prepared. 0 on a card, which is not waited
+            for, and for fewer than three calls.
         latents: final latent, float32 [1, ...] on the CPU, before the autoencoder.
         initial_latent_sha256: of the noise that the denoiser saw first; equal for equal seeds.
         notice: what a person should know (a cut prompt), or "".
@@ -43,6 +48,7 @@ class GenerateResult:
 
     image: Image
     seconds: float
+    once_seconds: float
     latents: torch.Tensor = field(repr=False)
     initial_latent_sha256: str
     notice: str
@@ -138,6 +144,7 @@ def generate(
     return GenerateResult(
         image=kept.images[0],
         seconds=time.perf_counter() - started,
+        once_seconds=watch.once_seconds if pipeline.device.type == "cpu" else 0.0,
         latents=watch.latents if watch.latents is not None else torch.empty(0),
         initial_latent_sha256=watch.initial,
         notice=notice,
@@ -150,6 +157,7 @@ class _Watch:
     def __init__(self, *, steps: int, report: Report) -> None:
         self._steps, self._report, self._done = steps, report, 0
         self.initial = ""
+        self.starts: list[float] = []
         self.latents: torch.Tensor | None = None
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -159,6 +167,13 @@ class _Watch:
             given = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
             noise = cast(torch.Tensor, given)[:1].detach().float().cpu().contiguous()
             self.initial = hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+        self.starts.append(time.perf_counter())
+
+    @property
+    def once_seconds(self) -> float:
+        """See `GenerateResult`; a call is timed until the next one begins."""
+        taken = [after - before for before, after in pairwise(self.starts)]
+        return max(0.0, taken[0] - statistics.median(taken[1:])) if len(taken) > 1 else 0.0
 
     def callback(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """Returns the keyword that makes the pipeline tell us about its steps, if it can."""

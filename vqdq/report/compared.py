@@ -116,7 +116,10 @@ def _facts(row: Mapping[str, Any]) -> dict[str, object]:
             if row.get(name) is not None:
                 found[words] = digits(row[name])
     found["Weights"] = size(row.get("bytes"))
-    found["Time"] = duration(row.get("seconds"))
+    once = float(row.get("once_seconds") or 0.0)
+    found["Time"] = duration(None if row.get("seconds") is None else row["seconds"] - once)
+    if once:
+        found["Once, at the first picture"] = duration(once)
     found["Memory"] = size(row.get("peak_memory_bytes"))
     if row.get("arithmetic"):
         found["Activations"] = row.get("activations")

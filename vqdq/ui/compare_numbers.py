@@ -27,8 +27,10 @@ MEANINGS = {
     " 4K screen; 0 for none, 1 for the most.",
     "Latent cosine": "How much the last latent, before it becomes pixels, points in the same"
     " direction; 1 for the same.",
-    "Time": "Seconds to draw this picture, without loading the model. Where weights are decoded or"
-    " packed once, the first picture of a model pays for it, and later ones take less.",
+    "Time": "Seconds to draw this picture, without loading the model, and without what only the"
+    " first picture pays, where that is told below.",
+    "Once": "Seconds more that this picture took because it was the model's first: its weights were"
+    " decoded or packed, its kernels prepared. Later ones do not, while the model stays open.",
     "Memory": "The model's tensors and the most that the process took while it drew.",
     "Layers": "In which arithmetic it was computed on this machine, asked of each layer.",
     "Attention": "In which arithmetic attention was computed on this machine.",
@@ -56,7 +58,8 @@ def numbers(found: Comparison) -> str:
         _distance(found, "FLIP", floor, lambda each: digits(each.flip)),
         _distance(found, "Latent cosine", floor, lambda each: _share(each.latent_cosine)),
         *_extras(found),
-        _plain(found, "Time", lambda entry: duration(entry.seconds)),
+        _plain(found, "Time", lambda entry: duration(entry.each_seconds)),
+        *_once(found),
         _plain(found, "Memory", lambda entry: size(entry.peak_memory_bytes)),
         *_computed(found),
         *_judged(found),
@@ -135,6 +138,14 @@ def _share(value: float | None) -> str:
     if value is None:
         return digits(None)
     return f"{value:.3f}" if value < 0.9995 else f"{value:.5f}"
+
+
+def _once(found: Comparison) -> list[str]:
+    def told(entry: Entry) -> str:
+        return f"+ {duration(entry.once_seconds)}" if entry.once_seconds else ""
+
+    known = any(entry.once_seconds for entry in (found.reference, *found.variants))
+    return [_plain(found, "Once", told)] if known else []
 
 
 def _extras(found: Comparison) -> list[str]:

@@ -50,6 +50,8 @@ class Entry:
         apart: from the reference; None on the reference itself.
         verdict: attribute -> whether the picture shows what the prompt asked for.
         verdict_reason: why there is no verdict.
+        seconds: of drawing it; `once_seconds`: of these, what only the first picture of a model
+            pays.
         activations: what its recipe does to activations, in words.
         arithmetic: how its layers are computed; None when nothing but weights is quantized.
         noise: SHA-256 of its initial latent; `setting`: under which it was drawn.
@@ -64,6 +66,7 @@ class Entry:
     bits_per_weight: float | None = None
     bytes: int | None = None
     seconds: float | None = None
+    once_seconds: float = 0.0
     peak_memory_bytes: int | None = None
     verdict: Mapping[str, bool] | None = None
     verdict_reason: str = ""
@@ -72,6 +75,11 @@ class Entry:
     noise: str = ""
     setting: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extras: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def each_seconds(self) -> float | None:
+        """Seconds of a picture without what only the first one pays."""
+        return None if self.seconds is None else self.seconds - self.once_seconds
 
     @property
     def psnr(self) -> float | None:
@@ -253,6 +261,7 @@ def _entry(row: Mapping[str, Any], address: Callable[[str], str]) -> Entry:
         bits_per_weight=row.get("bits_per_weight"),
         bytes=row.get("bytes"),
         seconds=row.get("seconds"),
+        once_seconds=row.get("once_seconds") or 0.0,
         peak_memory_bytes=row.get("peak_memory_bytes"),
         verdict={name: bool(verdict[name]) for name in JUDGED} if verdict else None,
         verdict_reason=row.get("verdict_reason") or "",
