@@ -50,6 +50,8 @@ THIRD_PARTY = (
     # gradio sums up its queue with options that pandas 3 has deprecated
     "ignore:'future.no_silent_downcasting' is deprecated",
     "ignore:The copy keyword is deprecated",
+    # two answers for one list of models that overlap: Gradio checks one against the other's choices
+    "ignore:The value passed into gr.Dropdown",
     # what a browser or a client leaves open when the server is closed under it
     "ignore:unclosed:ResourceWarning",
 )

@@ -123,7 +123,8 @@ def build(workspace: Workspace, model: str, *, desk: Desk | None = None) -> gr.B
                 return [gr.skip()] * len(regions)
 
         def refresh(state: Session) -> list[Any]:
-            return bring(state.latest)
+            with state.page.lock:  # two at once would send the same twice, or the older one last
+                return bring(state.latest)
 
         def peek(state: Session, told: int) -> int:
             """The clock asks about all regions at once and mostly hears the number that it knows.
