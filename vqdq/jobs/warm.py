@@ -95,8 +95,8 @@ class WarmPipelines:
         from vqdq.models import pipelines  # heavy: diffusers
 
         place = self._locate(reference)
-        unet = device == "cuda" and pipelines.describe(place).component == "unet"
-        dtype = placing.computing_dtype(device or "cpu", "unet" if unet else "transformer")
+        component = pipelines.describe(place).component if device == "cuda" else ""
+        dtype = placing.computing_dtype(device or "cpu", component)
         key = (place, _changed(place), dtype)
         if key in self._kept:
             self._kept.move_to_end(key)
