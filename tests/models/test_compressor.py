@@ -360,3 +360,12 @@ def test_shards_are_read(model: Path, result: CompressionResult, tmp_path: Path)
     assert len(list((folder / "unet").glob("*.safetensors"))) > 2
     done = compress_folder(folder, RECIPE, tmp_path / "out")
     assert (done.output / WEIGHTS).read_bytes() == (result.output / WEIGHTS).read_bytes()
+
+
+def test_a_recipe_that_packs_nothing_writes_its_16_bits(tmp_path: Path) -> None:
+    source = tiny.folder(tmp_path / "tiny")
+    recipe = Recipe.from_json({"name": "none", "rules": [{"pattern": "*", "method": None}]})
+    seen: list[Event] = []
+    made = compress_folder(source, recipe, tmp_path / "made", report=seen.append)
+    assert made.measured_bytes == made.plan.total_bytes
+    assert [event.share for event in seen if event.stage == "encode"] == [1.0]

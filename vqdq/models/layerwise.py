@@ -40,8 +40,8 @@ def encoded(
     calibration = plan.recipe.calibration
     total = len(plan.quantized)
     done = total - len(layers)
-    work = sum(planned.layer.shape.count for planned in plan.quantized)
-    finished = work - sum(planned.layer.shape.count for planned in layers)
+    work = _work(plan.quantized)
+    finished = work - _work(layers)
     corrected = calibration is not None and calibration.bias_correction
     most = max((planned.layer.shape.count for planned in plan.quantized), default=0)
     for part, stats in _passes(plan, layers, teacher, report):
@@ -67,7 +67,7 @@ def encoded(
             jobs = (job(planned) for planned in batch)
             yield from zip(batch, encode_layers([*jobs], plan.recipe.seed, told), strict=True)
             done += len(batch)
-            finished += sum(planned.layer.shape.count for planned in batch)
+            finished += _work(batch)
 
 
 def batches(
@@ -141,6 +141,11 @@ def require_finite(plan: Plan, reads: Reads) -> None:
             require_numbers(reads[key](), key)
 
 
+def _work(layers: Iterable[PlannedLayer]) -> int:
+    """Returns the weights of the layers: encoding takes about as long for each."""
+    return sum(planned.layer.shape.count for planned in layers)
+
+
 def counted(report: Report, plans: Sequence[Plan], place: int) -> Report:
     """Returns a report whose stage "encode" counts the layers of all components.
 
@@ -148,12 +153,12 @@ def counted(report: Report, plans: Sequence[Plan], place: int) -> Report:
         plans: of the components, in their order; place: of the one that reports.
     """
     layers = [len(plan.quantized) for plan in plans]
-    works = [sum(planned.layer.shape.count for planned in plan.quantized) for plan in plans]
+    works = [_work(plan.quantized) for plan in plans]
 
     def inner(event: Event, /) -> None:
         if event.stage == "encode":
             share = event.share
-            if share is not None:
+            if share is not None and sum(works):
                 share = (sum(works[:place]) + share * works[place]) / sum(works)
             done = sum(layers[:place]) + event.done
             event = replace(event, done=done, total=sum(layers), share=share)
