@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.spread import Spread, rank
 
@@ -23,6 +24,15 @@ if not Path("/dev/nvidiactl").exists():  # Triton reads it once, when it is impo
     os.environ["TRITON_INTERPRET"] = "1"
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+# The same examples each time, at any pace; `--long` looks for new ones.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("long", deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("--long") else "suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""Names of files that come out of other files: they stay inside their folder, links followed."""
+"""Names of files: those out of other files stay inside their folder; `~` is somebody's home."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 from vqdq.errors import UserError
+
+
+def expanded(path: str | Path) -> Path:
+    """Returns a path with `~` and `~name` as home folders; somebody unknown stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def inside(folder: Path, name: object) -> Path:
@@ -19,8 +24,9 @@ def inside(folder: Path, name: object) -> Path:
         if isinstance(name, str) and name:
             real, home = os.path.realpath(path), os.path.realpath(folder)
             if Path(real).is_relative_to(home) and real != home:
+                path.exists()  # raises for a name that no file can have
                 return path
-    except (OSError, ValueError):  # a loop of links, a zero byte
+    except (OSError, ValueError):  # a loop of links, a zero byte, a name too long
         pass
     raise UserError(
         f"{str(name)[:80]!r} is no file of this folder.",

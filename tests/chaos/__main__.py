@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +24,8 @@ from tests.models import tiny
 
 KINDS = ("vote", "history", *work.RESUMABLE, "ending", "cluster")
 """Of "ending" is a compression between the naming of its model and its end."""
+ROOT = Path(__file__).parents[2]
+DAMAGED = ("tests/chaos/test_hostile.py", "tests/models/test_fuzz.py")
 
 
 class Chaos:
@@ -60,6 +64,20 @@ class Chaos:
         assert work.fingerprint(place) == self._victim(kind).expected
         shutil.rmtree(place)
         self._tell(f"no memory for {kind}", 1)
+
+    def damage(self) -> None:
+        """Runs the tests of damaged files with damage that they have not seen."""
+        seed = f"{self._chance.getrandbits(32):08x}"
+        words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *DAMAGED]
+        told = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env=os.environ | {"VQDQ_CHAOS_SEED": seed, "PYTHONHASHSEED": str(int(seed, 16))},
+            capture_output=True,
+            text=True,
+        )
+        assert told.returncode == 0, f"VQDQ_CHAOS_SEED={seed}\n{told.stdout}"
+        self._tell("rounds of damaged files", 1)
 
     def _way(self, kind: str) -> Callable[[], int]:
         return {
@@ -121,6 +139,7 @@ def main() -> int:
             if kind in work.RESUMABLE:
                 chaos.fill(kind)
                 chaos.starve(kind)
+        chaos.damage()
     shutil.rmtree(scratch)
     found = ", ".join(f"{count} {what}" for what, count in chaos.done.items())
     print("nothing was lost:", found)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 ODD: tuple[Any, ...] = (
@@ -66,6 +68,17 @@ TOKENS = (
     b"\x1b[2J",
     b"\xe2\x80\xae",
 )
+
+
+SEED = os.environ.get("VQDQ_CHAOS_SEED", "")
+"""Empty in the suite, which attacks with the same damage each time; `make chaos` tries others."""
+
+
+def chances(name: str, count: int) -> Iterator[tuple[str, random.Random]]:
+    """Yields what an attack is called, and its source of chance; the same for the same seed."""
+    for number in range(count):
+        case = f"{name} {number}{SEED and f' of {SEED}'}"
+        yield case, random.Random(case)
 
 
 def bytes_of(chance: random.Random, whole: bytes) -> bytes:

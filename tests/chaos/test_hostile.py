@@ -66,9 +66,8 @@ def refused(task, case: object) -> bool:
 def attack(name: str, count: int, made, task) -> int:
     """Returns how many of `count` damaged inputs were refused."""
     found = 0
-    for number in range(count):
-        chance = random.Random(f"{name} {number}")
-        found += refused(lambda chance=chance: task(made(chance)), f"{name} {number}")
+    for case, chance in mutants.chances(name, count):
+        found += refused(lambda chance=chance: task(made(chance)), case)
     assert found > count // 10  # the damage is damage
     return found
 
@@ -255,7 +254,7 @@ def test_a_file_that_would_fill_the_memory(tmp_path, monkeypatch):
 
 
 def test_results_and_requests(tmp_path):
-    row = dict.fromkeys(GridRow.__required_keys__) | {
+    row = dict.fromkeys(sorted(GridRow.__required_keys__)) | {
         "key": "k", "image": "k.png", "label": "l", "prompt": "p", "seed": 1,
     }  # fmt: skip
     asked = CompareRequest(model="demo", variants=("a",), prompt="p")
@@ -272,10 +271,9 @@ def test_results_and_requests(tmp_path):
         (tmp_path / batch.FILE).write_bytes(content)
         batch.read(tmp_path, asked)
 
-    for number in range(100):
-        chance = random.Random(f"rows {number}")
+    for case, chance in mutants.chances("rows", 100):
         content = b"\n".join(mutants.text_of(chance, chance.choice((row, lines))) for _ in "ab")
-        refused(lambda content=content: rows(content), f"rows {number}")
+        refused(lambda content=content: rows(content), case)
 
     def request(values) -> None:
         made = request_from_json(values)
@@ -315,9 +313,9 @@ def test_records_of_measurements(tmp_path):
 def test_a_history_with_damaged_files_opens(tmp_path):
     space = Workspace.open(tmp_path / "space")
     made = [space.submit(draw(seed=number)) for number in range(60)]
-    for number, name in enumerate(made[:-1]):
+    for name, (_, chance) in zip(made[:-1], mutants.chances("history", 59), strict=True):
         path = space.runs_folder / name / "run.json"
-        content = mutants.text_of(random.Random(f"history {number}"), run.read_json(path))
+        content = mutants.text_of(chance, run.read_json(path))
         path.write_bytes(content)
         refused(lambda folder=path.parent: open_run(folder), name)
     space.reindex()

@@ -20,6 +20,7 @@ from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.requests import BlameRequest
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
+from vqdq.places import expanded
 
 SHOWN = 20
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
             worst=options.worst,
         )
     wanted = _wanted(options)
-    recipe = Path(options.save).expanduser().absolute() if options.save else None
+    recipe = expanded(options.save).absolute() if options.save else None
     if recipe is not None:
         in_a_folder(recipe)
     target = new_path(options.output) if options.output else None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vqdq.cli.terminal import WrongUse
 from vqdq.errors import UserError
+from vqdq.places import expanded
 from vqdq.progress import Report, silent
 
 
@@ -35,7 +36,7 @@ def check_models(*models: str, report: Report = silent) -> None:
 
 def new_path(name: str) -> Path:
     """Returns the absolute path of an output that does not exist yet, in a folder that does."""
-    target = Path(name).expanduser().absolute()
+    target = expanded(name).absolute()
     if target.exists() or target.is_symlink():
         raise WrongUse(
             "already exists; nothing was changed.",

@@ -6,6 +6,7 @@ Light: the parser is built before anything heavy is imported, so that help is im
 from __future__ import annotations
 
 import argparse
+import math
 import re
 
 from vqdq.params import Params, describe
@@ -258,9 +259,11 @@ def parse_size(text: str) -> int:
         argparse.ArgumentTypeError: it is none.
     """
     found = _SIZE.fullmatch(text.strip())
-    if found is None or found[2].lower() not in _UNITS:
+    unit = 0 if found is None else _UNITS.get(found[2].lower(), 0)
+    size = float(found[1]) * unit if found else 0.0
+    if not unit or not math.isfinite(size):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 8MB or 1.5GB")
-    return round(float(found[1]) * _UNITS[found[2].lower()])
+    return round(size)
 
 
 def parse_share(text: str) -> float:

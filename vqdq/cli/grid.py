@@ -20,6 +20,7 @@ from vqdq.jobs.grid_cost import Cost
 from vqdq.jobs.requests import Axis, GridRequest
 from vqdq.jobs.run import read_json, write_json
 from vqdq.jobs.warm import WarmPipelines
+from vqdq.places import expanded
 
 FILE = "grid.json"
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
         request = _request(options)
         grid = expand(request, drawing.preset)
     check_models(request.model, *_models(request), report=output.report)
-    target = Path(options.output).expanduser().absolute()
+    target = expanded(options.output).absolute()
     going_on = _is_mine(target, request)
     if not going_on:
         target = new_path(options.output)

@@ -23,6 +23,7 @@ from vqdq.jobs.results import CompressResult, PlanResult
 from vqdq.jobs.run import read_json, write_json
 from vqdq.jobs.variants import require_calibration, variant
 from vqdq.params import describe
+from vqdq.places import expanded
 
 if TYPE_CHECKING:
     from vqdq.recipe import Plan, Recipe
@@ -249,7 +250,7 @@ def _settings_of(folder: str) -> CalibrationParams:
     from vqdq.models.calibration import open_calibration
 
     open_calibration(folder)  # says what is wrong with it
-    values = read_json(Path(folder).expanduser() / "calibration.json") or {}
+    values = read_json(expanded(folder) / "calibration.json") or {}
     return CalibrationParams.from_json(values.get("params", {}), where=folder)
 
 
@@ -341,4 +342,4 @@ def _seconds(model: str, ready: Plan) -> dict[str, float]:
 
 
 def _absolute(name: str) -> Path:
-    return Path(name).expanduser().absolute()
+    return expanded(name).absolute()

@@ -11,6 +11,7 @@ from vqdq.cli.terminal import Output, size
 from vqdq.errors import UserError
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.votes import FOLDER, VoteStore
+from vqdq.places import expanded
 from vqdq.report import card
 from vqdq.report.bundle import Written, write
 from vqdq.report.source import open_run
@@ -47,10 +48,10 @@ def run(options: argparse.Namespace, output: Output) -> int:
 
 def _folder(name: str, workspace: Path) -> Path:
     """The folder of a run by its id in the workspace, or the folder itself."""
-    inside = workspace.expanduser() / "runs" / name
+    inside = expanded(workspace) / "runs" / name
     if "/" not in name and "\\" not in name and inside.is_dir():
         return inside.absolute()
-    return Path(name).expanduser().absolute()
+    return expanded(name).absolute()
 
 
 def _write(found: RunRecord, target: Path) -> Written:
@@ -63,9 +64,9 @@ def _write(found: RunRecord, target: Path) -> Written:
 
 def _card(options: argparse.Namespace, output: Output) -> int:
     """Adds what comparisons in the workspace measured to the model's README.md."""
-    workspace = Path(options.workspace).expanduser().absolute()
+    workspace = expanded(options.workspace).absolute()
     with asking():
-        folder = Path(options.run).expanduser().absolute()
+        folder = expanded(options.run).absolute()
         if not (folder / "vqdq.json").is_file():
             folder = workspace / "models" / options.run
         if not (folder / "vqdq.json").is_file():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vqdq.cli.checks import asking, check_models
@@ -18,6 +17,7 @@ from vqdq.jobs.sweep_file import Sweep, read_sweep
 from vqdq.jobs.sweep_plan import SweepPlan
 from vqdq.jobs.sweep_store import Store
 from vqdq.jobs.sweep_units import Engine
+from vqdq.places import expanded
 
 _KINDS = {
     "record": "recorded calls",
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, output: Output) -> int:
     from vqdq.models.sources import presets_folder  # heavy: diffusers
 
     with asking():
-        wanted = read_sweep(Path(options.file).expanduser(), presets_folder())
+        wanted = read_sweep(expanded(options.file), presets_folder())
         if options.engine == "local" and (options.address or options.workers):
             raise UserError(
                 "--address and --workers are for a cluster.",

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from vqdq.errors import UserError
 from vqdq.jobs.requests import Request
+from vqdq.places import expanded
 
 _MODELS = ("model", "variant", "variants")
 _FILES = ("calibration", "sensitivity", "output", "prompt_file")
@@ -57,10 +58,10 @@ class Permitted:
         path = Path(reference)
         if len(path.parts) == 1 and reference not in (".", "..", "~"):
             path = self._workspace / "models" / reference
-        real = _real(path.expanduser())
+        real = _real(expanded(path))
         places = (*self._folders, self._workspace / "models")
         place = next((place for place in places if real.is_relative_to(place)), None)
-        if place is None or real == place or not real.exists():
+        if place is None or real == place or not os.path.exists(real):
             raise self._refused(reference)
         count = 0
         for folder, _, names in os.walk(real):

@@ -15,6 +15,7 @@ from vqdq.durable import sha256, write_text
 from vqdq.jobs.requests import CompressRequest, Request
 from vqdq.jobs.results import CompressResult
 from vqdq.jobs.run import read_json
+from vqdq.places import expanded
 
 FILE = "made.json"
 
@@ -46,7 +47,7 @@ def kept(folder: Path, request: Request) -> CompressResult | None:
     values = cast(dict[str, Any], result)
     if not CompressResult.__required_keys__ <= values.keys():
         return None  # of an earlier version
-    sums = _sums(Path(request.output).expanduser())
+    sums = _sums(expanded(request.output))
     return cast(CompressResult, values) if sums and sums == note.get("sums") else None
 
 

@@ -6,6 +6,7 @@ An entry whose folder is gone stays listed and says so: the disk may only be unp
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ class Recent:
     @property
     def missing(self) -> bool:
         """True when its files are not where they were."""
-        return not Path(self.folder).exists()
+        return not os.path.exists(self.folder)
 
 
 class Recents:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -87,12 +88,23 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the JSON object in `path`, or None when there is no readable one."""
+    """Returns the JSON object in `path`, or None when there is no readable one.
+
+    A number that is none, or is endless, is not readable: `write_json` writes none.
+    """
     try:
-        values: object = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values: object = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError, RecursionError):  # no JSON, or a number too long
         return None
     return cast(dict[str, Any], values) if isinstance(values, dict) else None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from vqdq.jobs.models import ModelEntry
 from vqdq.jobs.requests import CompressRequest, Request
 from vqdq.jobs.run import RunRecord
 from vqdq.params import nearest
+from vqdq.places import expanded
 
 
 def anything(_model: str) -> None:
@@ -55,7 +56,7 @@ class Workspace(Ledger):
         Raises:
             UserError: the path cannot be written.
         """
-        return cls(Path(path).expanduser().resolve())
+        return cls(expanded(path).resolve())
 
     # What the page and Python callers use
 

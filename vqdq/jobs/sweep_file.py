@@ -34,7 +34,7 @@ from vqdq.jobs.requests.checks import (
 )
 from vqdq.jobs.requests.grid import ORIGINAL
 from vqdq.params import is_text, nearest
-from vqdq.places import inside
+from vqdq.places import expanded, inside
 from vqdq.recipe import Recipe, load_recipe
 
 METRICS = ("psnr", "ssim", "flip")
@@ -220,10 +220,7 @@ def read_sweep(path: Path, presets: Path) -> Sweep:
 
 def _absolute(model: str) -> str:
     """A folder as every worker can name it; anything else as it is."""
-    try:
-        path = Path(_text(model, "models")).expanduser()
-    except RuntimeError:  # the home of somebody who is not known here
-        return model
+    path = expanded(_text(model, "models"))
     return str(path.absolute()) if os.path.isdir(path) else model
 
 

@@ -20,6 +20,7 @@ from vqdq.jobs.ballots import assessor_key, assessor_name
 from vqdq.jobs.database import DamagedFileError, Database, version_of
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.protocol import Protocol
+from vqdq.places import expanded
 
 FOLDER = "votes"
 """Of a workspace, where the votes file lies."""
@@ -103,7 +104,7 @@ class VoteStore(Database):
         Raises:
             UserError: the file is damaged, from a newer version, or cannot be written.
         """
-        return cls(Path(path).expanduser().resolve())
+        return cls(expanded(path).resolve())
 
     @classmethod
     def of(cls, workspace: Path) -> Self:

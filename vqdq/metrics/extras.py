@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vqdq.errors import UserError
+from vqdq.places import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -112,7 +113,7 @@ def _lpips_missing() -> str:
 
 
 def _clip_missing(folder: str) -> str:
-    place = Path(folder).expanduser()
+    place = expanded(folder)
     if folder and (place / "config.json").is_file():
         return ""
     wanted = (

@@ -35,7 +35,7 @@ from vqdq.models.space import full_disk
 from vqdq.models.teacher import Teacher
 from vqdq.models.trajectory import Trajectories
 from vqdq.models.weights import open_weights, unreadable, write_weights
-from vqdq.places import inside
+from vqdq.places import expanded, inside
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Component
 from vqdq.tensors import TensorSpec
@@ -93,7 +93,7 @@ def calibrate_folder(
         UserError: a fault of the model, the settings or the disk, or too little memory allowed.
     """
     started = time.perf_counter()
-    target = Path(output).expanduser().absolute()
+    target = expanded(output).absolute()
     refuse_existing(target)
     source = locate(model)
     if source.is_quantized:
@@ -192,7 +192,7 @@ def open_calibration(
     Raises:
         UserError: no such folder, damaged, or made from another model.
     """
-    place = Path(folder).expanduser()
+    place = expanded(folder)
     path = place / INDEX
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))

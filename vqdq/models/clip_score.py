@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from vqdq.errors import UserError
+from vqdq.places import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +31,7 @@ class ClipScore:
     def __init__(self, folder: str | Path) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        place = Path(folder).expanduser()
+        place = expanded(folder)
         remedy = "Choose a folder saved from transformers, as clip-vit-base-patch32 is."
         if not (place / "config.json").is_file():
             raise UserError("there is no CLIP model.", where=str(place), remedy=remedy)

@@ -50,6 +50,7 @@ from vqdq.models.sources import Source, locate, presets_folder
 from vqdq.models.space import full_disk, needed_bytes, require_space
 from vqdq.models.students import student, with_denoiser
 from vqdq.models.teacher import Teacher
+from vqdq.places import expanded
 from vqdq.progress import Event, Report, silent
 from vqdq.recipe import Plan, Recipe, load_recipe, resolve
 
@@ -129,7 +130,7 @@ def compress_folder(
     """
     started = time.perf_counter()
     reset_peak()
-    target = Path(output).expanduser().absolute()
+    target = expanded(output).absolute()
     refuse_existing(target)
     report(Event(stage="plan", message=str(model)))
     source = locate(model, report=report)

@@ -74,7 +74,13 @@ def skeleton(config: Mapping[str, Any], *, where: str = "config.json") -> nn.Mod
             where=where,
             remedy="Copy the model again.",
         ) from error
-    return cast(nn.Module, model)
+    ghost = cast(nn.Module, model)
+    empty = next((key for key, tensor in ghost.named_parameters() if tensor.numel() == 0), None)
+    if empty is not None:
+        raise UserError(
+            f"makes {empty} empty.", where=where, remedy="A size is zero: copy the model again."
+        )
+    return ghost
 
 
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
@@ -83,10 +89,10 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     Raises:
         UserError: settings that cannot be run together.
     """
-    inputs = dry_inputs(type(model).__name__, getattr(model, "config", None))
-    if inputs is None:
-        return candidates(model)
     try:
+        inputs = dry_inputs(type(model).__name__, getattr(model, "config", None))
+        if inputs is None:
+            return candidates(model)
         with torch.no_grad():
             return candidates(model, lambda: model(**inputs))
     except BAD_CONFIG as error:

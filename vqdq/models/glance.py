@@ -13,6 +13,7 @@ from typing import Literal
 
 from vqdq.models.download import INDEX, is_hub_id
 from vqdq.models.sources import DEMO
+from vqdq.places import expanded
 
 Kind = Literal["empty", "demo", "folder", "file", "hub", "on the way", "fault"]
 SUGGESTIONS = 8
@@ -52,7 +53,7 @@ def glance(text: str) -> Glance:
         seen = glance(f"{file}{_SINGLE}")
         return replace(seen, words=f"{seen.words} {base} completes it.") if seen.ready else seen
     try:
-        path = Path(typed).expanduser()
+        path = expanded(typed)
         there = path.exists()
         if there:
             return _path(path)
@@ -61,7 +62,7 @@ def glance(text: str) -> Glance:
         return _going_on(path, typed)
     except PermissionError as error:
         return _denied(error, typed)
-    except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, no such home
+    except (OSError, ValueError):  # a name too long, a null byte
         return Glance(
             kind="fault", words="This is no path and no hub id.", remedy="Check what you typed."
         )

@@ -26,6 +26,7 @@ from vqdq.models.single_file import SingleFile, open_single_file
 from vqdq.models.sources import DEMO, demo_folder
 from vqdq.models.texts import read_object
 from vqdq.models.weights import unreadable
+from vqdq.places import expanded
 from vqdq.progress import Report, silent
 
 
@@ -60,14 +61,14 @@ def import_file(
     Raises:
         UserError: the output exists, a fault of the file, no base, or one that does not fit.
     """
-    target = Path(output).expanduser().absolute()
+    target = expanded(output).absolute()
     if target.exists() or target.is_symlink():
         raise UserError(
             "already exists; nothing was changed.",
             where=str(target),
             remedy="Remove it or choose another output folder.",
         )
-    file = open_single_file(Path(path).expanduser().absolute())
+    file = open_single_file(expanded(path).absolute())
     chosen = _base(file, "" if base is None else str(base), report)
     kept = import_folder(file, chosen)
     part = target.with_name(f"{target.name}.partial-{kept.name[-25:]}")
@@ -85,10 +86,10 @@ def completed_by(folder: Path) -> str:
 
 def _base(file: SingleFile, given: str, report: Report) -> Base:
     reference = given or file.hub_id
-    local = demo_folder() if reference == DEMO else Path(reference).expanduser()
+    local = demo_folder() if reference == DEMO else expanded(reference)
     revision = ""
     name = reference
-    if is_hub_id(reference) and not (given and local.exists()):
+    if is_hub_id(reference) and not (given and os.path.exists(local)):
         try:
             snapshot = download(reference, weights_of=(), report=report)
         except UserError as error:

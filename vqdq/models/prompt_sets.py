@@ -20,6 +20,7 @@ import torch
 from vqdq.errors import UserError
 from vqdq.models.prompts import built_in
 from vqdq.params import nearest
+from vqdq.places import expanded
 
 MAX_FILE_BYTES = 200_000_000  # COCO's training captions are 92 MB
 MAX_CHARACTERS = 4_000
@@ -107,7 +108,7 @@ def read_prompt_set(path: str | Path) -> PromptSet:
         UserError: unknown ending, no such file, too large, not UTF-8, damaged, without prompts, or
             a prompt of more than 4,000 characters; the line is named where there is one.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     readers: Mapping[str, Callable[[str, str], tuple[list[Prompt], str]]] = {
         ".txt": _read_lines, ".csv": _read_csv, ".tsv": _read_tsv, ".json": _read_json,
     }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 
 from vqdq.errors import UserError
 from vqdq.models.sources import DEMO, demo_folder
+from vqdq.places import expanded
 
 _MAX_FILE_BYTES = 50_000_000
 
@@ -82,4 +83,4 @@ def _cycled(known: tuple[str, ...], count: int, seed: int) -> tuple[str, ...]:
 
 def _is_demo(model: str | Path) -> bool:
     folder = demo_folder()
-    return str(model) == DEMO or Path(model).expanduser().absolute() == folder.absolute()
+    return str(model) == DEMO or expanded(model).absolute() == folder.absolute()

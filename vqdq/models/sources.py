@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from vqdq.models.download import download, is_hub_id
 from vqdq.models.texts import read_object
 from vqdq.models.weight_sets import PICKLES, open_component, weight_paths
 from vqdq.models.weights import WeightFile, open_weights, pickled, unreadable
+from vqdq.places import expanded
 from vqdq.progress import Report, silent
 
 DEMO = "demo"
@@ -169,7 +171,7 @@ def locate(model: str | Path, *, base: str | Path | None = None, report: Report 
 
         folder, completed_by = imported(file, given, report)
     else:
-        folder = Path(model).expanduser()
+        folder = expanded(model)
         if is_hub_id(reference) and not _is_there(folder):
             snapshot = download(reference, report=report)
             folder, hub_name, revision = snapshot.folder, snapshot.name, snapshot.revision
@@ -201,12 +203,12 @@ def locate(model: str | Path, *, base: str | Path | None = None, report: Report 
 def _single(reference: str, base: str | Path | None) -> tuple[Path | None, str]:
     """Returns the single file that a reference names, or None, and what shall complete it."""
     given = "" if base is None else str(base)
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     head, at, tail = reference.partition(".safetensors@")
-    named = Path(f"{head}.safetensors").expanduser()
-    if at and not _is_there(path) and named.is_file():
+    named = expanded(f"{head}.safetensors")
+    if at and not _is_there(path) and os.path.isfile(named):
         path, given = named, given or tail
-    if _is_there(path) and path.suffix.lower() == ".safetensors" and path.is_file():
+    if _is_there(path) and path.suffix.lower() == ".safetensors" and os.path.isfile(path):
         return path.absolute(), given
     if given:
         raise UserError(

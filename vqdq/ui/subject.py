@@ -6,7 +6,6 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic
@@ -18,6 +17,7 @@ from vqdq.models.fit_options import FitOption
 from vqdq.models.inventory import Inventory, inventory
 from vqdq.models.parts import asked, part_component
 from vqdq.models.sources import locate
+from vqdq.places import expanded
 from vqdq.recipe import Component, Plan, Recipe, resolve
 from vqdq.ui.model_cards import Counting
 
@@ -71,7 +71,7 @@ class Subject:
     def stays_here(self) -> bool:
         """True when nothing has to be looked up elsewhere: the demo, or what is on the disk."""
         file = self.model.partition(".safetensors@")[0]
-        local = self.is_demo or Path(self.model).expanduser().exists() or file != self.model
+        local = self.is_demo or os.path.exists(expanded(self.model)) or file != self.model
         return local or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
 
     @cached_property

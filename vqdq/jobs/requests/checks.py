@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -61,6 +63,22 @@ def check_whole(value: object, where: str, low: int, high: int, allowed: str = "
         raise UserError(f"{value!r} is not a whole number.", where=where, remedy=remedy)
     if not low <= value <= high:
         raise UserError(f"{value} is out of range.", where=where, remedy=remedy)
+
+
+def check_text(value: object, where: str) -> None:
+    """Raises `UserError` unless `value` is a text that a file can hold."""
+    if not isinstance(value, str):
+        raise UserError(f"{str(value)[:80]} is not a text.", where=where, remedy="Use a text.")
+    if "\0" in value or any(0xD800 <= ord(mark) <= 0xDFFF for mark in value):
+        raise UserError("holds characters that are no text.", where=where, remedy="Type it again.")
+
+
+def check_json(value: object, where: str) -> None:
+    """Raises `UserError` unless `value` can be written as JSON, and is read back as it is."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise UserError(f"{error}.", where=where, remedy="Leave it out.") from error
 
 
 def check_model(model: object, where: str) -> None:
@@ -132,6 +150,9 @@ def build(kind: type[R], **fields: Any) -> R:
     Raises:
         UserError: a field is missing or has a bad value.
     """
+    for each in dataclasses.fields(cast(Any, kind)):
+        if each.type == "str" and each.name in fields and each.name != "prompt":
+            check_text(fields[each.name], each.name)
     try:
         return kind(**fields)
     except TypeError as error:  # a required field is missing

@@ -10,6 +10,7 @@ from vqdq.errors import UserError
 from vqdq.jobs.requests.checks import (
     NAME,
     build,
+    check_json,
     check_model,
     check_number,
     check_whole,
@@ -75,6 +76,7 @@ class CompressRequest:
         fields = fields_of(values, known)
         if not isinstance(fields.get("forecast", {}), dict | None):
             raise UserError("the forecast is not a JSON object.", where="forecast")
+        check_json(fields.get("forecast"), "forecast")
         return build(cls, recipe=recipe_in(fields), **fields)
 
 

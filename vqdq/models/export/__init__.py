@@ -17,6 +17,7 @@ from vqdq.models.export.original import original
 from vqdq.models.partial import refuse_existing
 from vqdq.models.sources import locate
 from vqdq.params import nearest
+from vqdq.places import expanded
 from vqdq.progress import Report, silent
 
 FOLDER, SINGLE, GGUF = "diffusers-fp16", "single-file", "gguf-"
@@ -61,7 +62,7 @@ def export_folder(
         UserError: no compressed folder, a damaged one, a format that its family does not have, an
             output that exists or has another ending, or a full disk.
     """
-    target = Path(output).expanduser().absolute()
+    target = expanded(output).absolute()
     refuse_existing(target)
     source = locate(folder)
     packed_config(source)
