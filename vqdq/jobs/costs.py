@@ -160,13 +160,27 @@ def calibrate_seconds(
     calls = params.prompts * params.steps * (2 if params.guidance > 1 else 1)
     once = calls * call_seconds(plan.component, pixels, measured)
     widths = [layer.layer.shape.in_features for layer in plan.quantized]
-    side = _latent_side(pixels)
-    tokens = [min(params.tokens_per_channel * width, calls * side**2) for width in widths]
+    wanted = [params.tokens_per_channel * width for width in widths]
+    seen = [calls * each for each in _positions(plan, pixels)]
+    tokens = map(min, wanted, seen)
     operations = sum(2 * each * width**2 for each, width in zip(tokens, widths, strict=True))
     products = operations * _product_seconds(measured)
     held = 4 * sum(width**2 for width in widths)
     passes = math.ceil(held / (params.memory_gb * 1e9)) if held else 0
     return {"record": _START + once, "calibrate": passes * once + products}
+
+
+def _positions(plan: Plan, pixels: int) -> list[float]:
+    """Returns the positions that each compressed layer sees of a picture of `pixels` by `pixels`.
+
+    What a component says of itself is for its own size; its widest map are the latents.
+    """
+    all_of_them = float(_latent_side(pixels) ** 2)
+    own = max((layer.positions for layer in plan.component.layers), default=0)
+    return [
+        all_of_them * item.layer.positions / own if item.layer.positions else all_of_them
+        for item in plan.quantized
+    ]
 
 
 def finetune_seconds(
