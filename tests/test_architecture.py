@@ -22,6 +22,7 @@ FLOORS = {
     "vqdq.waiting": 0,
     "vqdq.durable": 0,
     "vqdq.places": 0,
+    "vqdq.quantities": 0,
     "vqdq.spreadsheet": 0,
     "vqdq.kernels": 1,
     "vqdq.codecs": 2,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import tiny
 from vqdq.cli import main
-from vqdq.cli.terminal import bar, duration, size
+from vqdq.cli.terminal import bar
 from vqdq.jobs import compress
 from vqdq.progress import Event
 
@@ -347,22 +347,6 @@ def test_doctor(capsys, here):
 
 
 # The terminal
-
-
-def test_words_for_numbers():
-    assert [duration(s) for s in (0.4242, 9.6, 17.2, 125, 7260)] == [
-        "0.42 s",
-        "9.6 s",
-        "17 s",
-        "2 min 05 s",
-        "2 h 01 min",
-    ]
-    assert [size(n) for n in (12, 999, 13_405_416, 5e9)] == [
-        "12 bytes",
-        "999 bytes",
-        "13.4 MB",
-        "5 GB",
-    ]
 
 
 def test_bar():

@@ -226,8 +226,8 @@ def test_waves_say_what_they_need() -> None:
     assert group.bytes == Moments.bytes(10_000) == 4 * 10_000 * 10_512
     waves = plan_waves([group, group, group], 1_000_000_000)
     assert [len(wave.groups) for wave in waves] == [2, 1]
-    assert waves_in_words(waves) == "2 passes, at most 0.8 GB of statistics"
-    assert waves_in_words(()) == "0 passes, at most 0.0 MB of statistics"
+    assert waves_in_words(waves) == "2 passes, at most 841 MB of statistics"
+    assert waves_in_words(()) == "0 passes, at most 0 B of statistics"
     with pytest.raises(UserError, match=r"wide.*10,000 inputs take 0\.42 GB.*0\.43 GB") as caught:
         plan_waves([group], 400_000_000)
     assert caught.value.where == "wide"

@@ -21,10 +21,11 @@ from vqdq.jobs.store import Workspace
 from vqdq.models.fit import fit
 from vqdq.models.glance import glance
 from vqdq.models.sources import demo_folder
+from vqdq.quantities import size
 from vqdq.ui import compare, drawn_on, fit_panel, model_cards, model_facts, model_panel, panels
 from vqdq.ui.desk import Desk
 from vqdq.ui.model_open import Opening
-from vqdq.ui.wording import escape, size
+from vqdq.ui.wording import escape
 
 __all__ = ["hub"]
 

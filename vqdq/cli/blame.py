@@ -11,7 +11,7 @@ from typing import Any
 
 from vqdq.cli.checks import asking, check_models, in_a_folder, new_path
 from vqdq.cli.recipes import Stopped
-from vqdq.cli.terminal import Output, WrongUse, duration, size, table
+from vqdq.cli.terminal import Output, WrongUse, table
 from vqdq.durable import publish
 from vqdq.errors import UserError
 from vqdq.jobs import blame
@@ -21,6 +21,7 @@ from vqdq.jobs.requests import BlameRequest
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.places import expanded
+from vqdq.quantities import duration, size
 
 SHOWN = 20
 

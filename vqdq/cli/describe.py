@@ -7,7 +7,8 @@ import shlex
 from typing import TYPE_CHECKING
 
 from vqdq.cli.checks import asking
-from vqdq.cli.terminal import Output, size, table
+from vqdq.cli.terminal import Output, table
+from vqdq.quantities import size
 
 if TYPE_CHECKING:
     from vqdq.models.fit_options import FitOption

@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 
 from vqdq.cli.checks import new_path
-from vqdq.cli.terminal import Output, duration, size
+from vqdq.cli.terminal import Output
 from vqdq.errors import UserError
 from vqdq.jobs import diagnosis
 from vqdq.jobs import run as runs
+from vqdq.quantities import duration, size
 
 
 def run(options: argparse.Namespace, output: Output) -> int:

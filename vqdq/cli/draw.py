@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from vqdq.cli.checks import asking, check_models, new_path
-from vqdq.cli.terminal import Output, duration, size, table
+from vqdq.cli.terminal import Output, table
 from vqdq.durable import publish
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic
@@ -23,6 +23,7 @@ from vqdq.jobs.requests import CompareRequest, GenerateRequest
 from vqdq.jobs.results import CompareResult, Distance, Picture, PictureSet
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
+from vqdq.quantities import duration, size
 from vqdq.report import bundle
 from vqdq.report.source import open_run
 

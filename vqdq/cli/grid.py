@@ -10,7 +10,7 @@ from typing import Any
 
 from vqdq.cli.checks import asking, check_models, new_path
 from vqdq.cli.recipes import Stopped
-from vqdq.cli.terminal import Output, duration, size
+from vqdq.cli.terminal import Output
 from vqdq.errors import UserError
 from vqdq.jobs import costs, grid_axes, grid_cost, grid_records, grid_sheet
 from vqdq.jobs import grid as drawing
@@ -21,6 +21,7 @@ from vqdq.jobs.requests import Axis, GridRequest
 from vqdq.jobs.run import read_json, write_json
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.places import expanded
+from vqdq.quantities import duration, size
 
 FILE = "grid.json"
 

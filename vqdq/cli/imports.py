@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from vqdq.cli.checks import asking, new_path
-from vqdq.cli.terminal import Output, size
+from vqdq.cli.terminal import Output
+from vqdq.quantities import size
 
 
 def run(options: argparse.Namespace, output: Output) -> int:

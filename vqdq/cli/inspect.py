@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vqdq.cli.checks import asking, check_models, new_path
-from vqdq.cli.terminal import Output, duration, table
+from vqdq.cli.terminal import Output, table
 from vqdq.durable import publish
 from vqdq.errors import UserError
 from vqdq.jobs import inspect as inspecting
@@ -20,6 +20,7 @@ from vqdq.jobs.results import InspectResult
 from vqdq.jobs.run import write_json
 from vqdq.jobs.warm import WarmPipelines
 from vqdq.progress import Event
+from vqdq.quantities import duration
 
 FIGURES = "figures"
 

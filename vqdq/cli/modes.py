@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vqdq.cli.terminal import duration, size, table
+from vqdq.cli.terminal import table
+from vqdq.quantities import duration, size
 
 if TYPE_CHECKING:
     from vqdq.models.modes import ModeEstimate

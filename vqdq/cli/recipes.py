@@ -14,7 +14,7 @@ from vqdq.calibration import CalibrationParams, FinetuneParams
 from vqdq.cli import inputs as input_words
 from vqdq.cli import modes as mode_words
 from vqdq.cli.checks import asking, check_models, in_a_folder, new_path
-from vqdq.cli.terminal import Output, duration, size, table
+from vqdq.cli.terminal import Output, table
 from vqdq.errors import UserError
 from vqdq.jobs import arithmetic, compress, costs, inputs
 from vqdq.jobs import plan as planning
@@ -24,6 +24,7 @@ from vqdq.jobs.run import read_json, write_json
 from vqdq.jobs.variants import require_calibration, variant
 from vqdq.params import describe
 from vqdq.places import expanded
+from vqdq.quantities import duration, size
 
 if TYPE_CHECKING:
     from vqdq.recipe import Plan, Recipe

@@ -7,11 +7,12 @@ from contextlib import closing
 from pathlib import Path
 
 from vqdq.cli.checks import asking, new_path
-from vqdq.cli.terminal import Output, size
+from vqdq.cli.terminal import Output
 from vqdq.errors import UserError
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.votes import FOLDER, VoteStore
 from vqdq.places import expanded
+from vqdq.quantities import size
 from vqdq.report import card
 from vqdq.report.bundle import Written, write
 from vqdq.report.source import open_run

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqdq.cli.checks import asking, check_models
 from vqdq.cli.recipes import Stopped
-from vqdq.cli.terminal import Output, duration, size, table
+from vqdq.cli.terminal import Output, table
 from vqdq.errors import UserError
 from vqdq.jobs import sweep as driving
 from vqdq.jobs import sweep_run
@@ -18,6 +18,7 @@ from vqdq.jobs.sweep_plan import SweepPlan
 from vqdq.jobs.sweep_store import Store
 from vqdq.jobs.sweep_units import Engine
 from vqdq.places import expanded
+from vqdq.quantities import duration, size
 
 _KINDS = {
     "record": "recorded calls",

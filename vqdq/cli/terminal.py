@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from vqdq.errors import UserError
 from vqdq.progress import Event
+from vqdq.quantities import roughly
 
 REFRESH_SECONDS = 0.1
 LOG_SECONDS = 5.0  # between lines where nobody watches
@@ -141,33 +142,10 @@ def bar(event: Event, eta_seconds: float | None) -> str:
     full = round(_BAR * min(1.0, event.done / event.total))
     width = len(str(event.total))
     left = (
-        ""
-        if eta_seconds is None or event.done >= event.total
-        else f"  {duration(eta_seconds)} left"
+        "" if eta_seconds is None or event.done >= event.total else f"  {roughly(eta_seconds)} left"
     )
     drawn = "#" * full + "." * (_BAR - full)
     return f"{event.stage:<11} [{drawn}] {event.done:>{width}}/{event.total}{left}  {event.message}"
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds in words: "0.42 s", "17 s", "2 min 05 s"."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: float) -> str:
-    """Returns bytes in words, three digits: "13.4 MB"."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

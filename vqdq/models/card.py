@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vqdq.models.checkpoint import LayerResult, Learnt
 from vqdq.models.sources import Source
+from vqdq.quantities import size
 from vqdq.recipe import Plan
 
 _LICENCE = re.compile(r"^license(?:_name|_link)?:[ \t]*\S.*$", re.MULTILINE)
@@ -35,15 +36,15 @@ def card(source: Source, plan: Plan, layers: Sequence[LayerResult], learnt: Lear
         "",
         "| | |",
         "| --- | --- |",
-        f"| Weight file | {_size(plan.predicted_bytes)} instead of "
-        f"{_size(plan.reference_bytes)} in 16 bits ({ratio:.3g} times smaller) |",
+        f"| Weight file | {size(plan.predicted_bytes)} instead of "
+        f"{size(plan.reference_bytes)} in 16 bits ({ratio:.3g} times smaller) |",
         f"| Method | {', '.join(methods) or 'none'} |",
         f"| Layers | {len(layers) - kept} packed, {kept} kept in 16 bits |",
         f"| Bits per weight | {plan.bits_per_weight:.4g} over the packed layers, "
         "codes, scales and codebooks counted |",
         *(
-            f"| Also compressed | {other.component.name}: {_size(other.predicted_bytes)} "
-            f"instead of {_size(other.reference_bytes)}, {other.bits_per_weight:.4g} bits each |"
+            f"| Also compressed | {other.component.name}: {size(other.predicted_bytes)} "
+            f"instead of {size(other.reference_bytes)}, {other.bits_per_weight:.4g} bits each |"
             for other in plan.others
         ),
         f"| Activations | {_activations(layers)} |",
@@ -128,7 +129,3 @@ def _licence(path: Path) -> list[str]:
         return []
     front = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
     return [line.rstrip() for line in _LICENCE.findall(front)]
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"

@@ -66,10 +66,10 @@ def with_reasons(
 
 
 def duration(seconds: float) -> str:
-    """Returns seconds for people: "3.1 s", "under 0.1 s"."""
+    """Returns estimated seconds, as coarse as they are known: "3.1 s", "under 0.1 s"."""
     return f"{seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
 
 
 def size(count: float) -> str:
-    """Returns bytes for people, in GB or MB of powers of ten."""
+    """Returns estimated bytes with one decimal, as in the sums: "2.6 GB", "80.0 MB"."""
     return f"{count / 1e9:.1f} GB" if count >= SMALL else f"{count / 1e6:.1f} MB"

@@ -15,6 +15,7 @@ from vqdq.capture.moments import Moments
 from vqdq.errors import UserError
 from vqdq.layers.matrix import kind_of, weight_shape
 from vqdq.models.trajectory import Call, replay
+from vqdq.quantities import size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +109,7 @@ def waves_in_words(waves: Sequence[Wave]) -> str:
     """Returns the plan as a sentence: "2 passes, at most 3.9 GB of statistics"."""
     most = max((wave.bytes for wave in waves), default=0)
     passes = "1 pass" if len(waves) == 1 else f"{len(waves)} passes"
-    size = f"{most / 1e9:.1f} GB" if most >= 5e7 else f"{most / 1e6:.1f} MB"
-    return f"{passes}, at most {size} of statistics"
+    return f"{passes}, at most {size(most)} of statistics"
 
 
 def candidate_layers(module: nn.Module) -> tuple[str, ...]:

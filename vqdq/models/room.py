@@ -20,6 +20,7 @@ from vqdq.layers.card_memory import CardState
 from vqdq.layers.residency import Held, ModeSetting
 from vqdq.models.denoisers import denoiser
 from vqdq.models.footprint import config_of, decoding_bytes, drawing_bytes
+from vqdq.quantities import size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -109,12 +110,12 @@ class CardWatch:
 def way_of(pipeline: DiffusionPipeline) -> Way:
     """Returns how a pipeline is run now, at the size that it draws unless it is told another."""
     module = denoiser(pipeline)[1]
-    size = config_of(module).get("sample_size")
+    side = config_of(module).get("sample_size")
     scale = int(getattr(pipeline, "vae_scale_factor", 8))
     first = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     return Way(
         setting=residency.setting_of(module),
-        resolution=size * scale if isinstance(size, int) else _USUAL_SIZE,
+        resolution=side * scale if isinstance(side, int) else _USUAL_SIZE,
         alone=bool(getattr(pipeline, "_all_hooks", None)),
         dtype=first,
     )
@@ -149,7 +150,7 @@ def card_use(pipeline: DiffusionPipeline, way: Way) -> CardUse:
     phases += [("reading", key, 0) for key in parts if key not in (name, "vae")]
     found: list[CardUse] = []
     for phase, key, working in phases:
-        others = 0 if way.alone else sum(size for other, size in resting.items() if other != key)
+        others = 0 if way.alone else sum(held for other, held in resting.items() if other != key)
         weights = running[key] + others
         found.append(CardUse(phase=phase, weight_bytes=weights, working_bytes=working))
     return max(found, key=lambda use: use.total_bytes)
@@ -173,11 +174,11 @@ def smallest_change(pipeline: DiffusionPipeline, card: CardState, asked_bytes: i
         for way, words in _changes(pipeline, now, room):
             total = card_use(pipeline, way).total_bytes
             if total <= room:
-                least = f"{_words(total + needed - planned)} of {_words(card.available_bytes)}"
+                least = f"{size(total + needed - planned)} of {size(card.available_bytes)}"
                 return f"{words[0].upper()}{words[1:]}: that is planned to take {least}."
     except UserError:  # a pipeline that cannot be counted
         return "Draw fewer pixels, or choose a mode that keeps fewer decoded weights."
-    least = f"a card with {_words(needed)} free"
+    least = f"a card with {size(needed)} free"
     if residency.packed_layers(denoiser(pipeline)[1]):
         return f"Nothing smaller fits: choose a recipe with fewer bits, or {least}."
     return f"Compress the model (vqdq fit names the recipes that fit a card), or use {least}."
@@ -194,7 +195,7 @@ def _changes(
             cache = _cache(pipeline, streaming, room)
             if cache:
                 hybrid = ModeSetting(mode="hybrid", cache_bytes=cache, offload=setting.offload)
-                words = f"use the mode hybrid with a cache of {_words(cache)}"
+                words = f"use the mode hybrid with a cache of {size(cache)}"
                 yield replace(now, setting=hybrid), words
             yield streaming, "use the mode streaming, which keeps no decoded weights"
         smaller = replace(now, setting=ModeSetting(mode="streaming", offload=True))
@@ -282,7 +283,3 @@ def _narrower(own: torch.dtype, asked: torch.dtype) -> torch.dtype:
 def _wide(half: int, dtype: torch.dtype) -> int:
     """Returns the bytes in another dtype of what takes `half` in 16 bits."""
     return half * dtype.itemsize // 2
-
-
-def _words(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -12,8 +12,9 @@ from vqdq.jobs import frontier, models
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.frontier import COSTS, QUALITIES, Sample
 from vqdq.jobs.models import ModelEntry
+from vqdq.quantities import digits
 from vqdq.report.source import open_run
-from vqdq.ui.wording import decibels, digits
+from vqdq.ui.wording import decibels
 
 START, END = "<!-- measured by vqdq -->", "<!-- end of what was measured -->"
 _BLOCK = re.compile(re.escape(START) + r".*?" + re.escape(END) + r"\n?", re.DOTALL)

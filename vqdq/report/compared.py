@@ -15,9 +15,10 @@ from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.metrics.medians import median_interval
 from vqdq.places import inside
+from vqdq.quantities import digits, duration, size
 from vqdq.report.content import Content, certificate, passed, recipe_text
 from vqdq.report.document import Album, facts, fold, plot, section, table, text
-from vqdq.ui.wording import decibels, digits, duration, size
+from vqdq.ui.wording import decibels
 from vqdq.views import frontier as plots
 from vqdq.views.style import PAGE
 

@@ -12,9 +12,10 @@ from vqdq.jobs.grid_records import GridRow
 from vqdq.jobs.requests import GridRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.places import inside
+from vqdq.quantities import digits, duration, size
 from vqdq.report.content import Content, passed
 from vqdq.report.document import Album, facts, section, table
-from vqdq.ui.wording import decibels, digits, duration, size
+from vqdq.ui.wording import decibels
 
 
 def content(run: RunRecord, request: GridRequest, album: Album) -> Content:

@@ -17,8 +17,8 @@ from vqdq.jobs.sweep_run import Written
 from vqdq.jobs.sweep_store import Store
 from vqdq.jobs.sweep_table import Found, Summary
 from vqdq.metrics.proportions import Interval
+from vqdq.quantities import digits, duration, size
 from vqdq.report.document import Album, document, facts, plot, section, table
-from vqdq.ui.wording import digits, duration, size
 from vqdq.views import frontier as drawing
 from vqdq.views.style import LIGHT, PAGE
 

@@ -13,11 +13,11 @@ from vqdq.jobs.protocol import Protocol
 from vqdq.jobs.requests import BlindRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.votes import VoteStore
+from vqdq.quantities import digits
 from vqdq.report.content import Content
 from vqdq.report.document import Album, fold, plot, section, table, text
 from vqdq.ui import blind_results
 from vqdq.ui.blind_words import in_words
-from vqdq.ui.wording import digits
 from vqdq.views.style import PAGE
 
 

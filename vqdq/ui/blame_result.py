@@ -14,12 +14,13 @@ from vqdq.jobs.blame_result import BlamedLayer, BlameResult, Offer, brief
 from vqdq.jobs.faults import disk_faults
 from vqdq.jobs.run import RunRecord, read_json
 from vqdq.models.blame_report import REGION, WHOLE, BlameReport
+from vqdq.quantities import digits, duration, size
 from vqdq.recipe import Recipe
 from vqdq.ui import links
 from vqdq.ui.blame_look import RANKS, BlameLook
 from vqdq.ui.desk import Desk
 from vqdq.ui.settings import Wish
-from vqdq.ui.wording import chip, count, digits, duration, escape, size
+from vqdq.ui.wording import chip, count, escape
 from vqdq.views import blame as views
 from vqdq.views.style import DARK, LIGHT, PAGE, PEN, Style, View, share
 

@@ -12,11 +12,12 @@ from vqdq.errors import UserError
 from vqdq.jobs import costs
 from vqdq.jobs.requests import BlameRequest
 from vqdq.jobs.run import RunRecord
+from vqdq.quantities import roughly
 from vqdq.ui.blame_look import BlameLook
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import Session
 from vqdq.ui.viewer import swatch
-from vqdq.ui.wording import chip, escape, file_url, roughly
+from vqdq.ui.wording import chip, escape, file_url
 
 CALLS, WORST = 6, 20
 _SPARED = 0.5  # of a call, where a layer is put back: what differs is computed (`models.memo`)

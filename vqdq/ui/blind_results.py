@@ -20,11 +20,12 @@ from vqdq.jobs.protocol import Protocol
 from vqdq.jobs.run import write_json
 from vqdq.jobs.votes import Vote, VoteStore
 from vqdq.metrics.proportions import Interval
+from vqdq.quantities import UNKNOWN, digits
 from vqdq.spreadsheet import cell
 from vqdq.ui.blind_tests import BACK, Sitting, hash_html
 from vqdq.ui.blind_words import SHORT, in_words
 from vqdq.ui.viewer import swatch
-from vqdq.ui.wording import UNKNOWN, chip, count, digits, escape, file_url, shorten
+from vqdq.ui.wording import chip, count, escape, file_url, shorten
 
 if TYPE_CHECKING:
     from vqdq.views.style import Style, View

@@ -13,10 +13,11 @@ from vqdq.jobs import costs, pairs
 from vqdq.jobs import plan as planning
 from vqdq.jobs.protocol import QUESTIONS, Entrant, Mode, Protocol
 from vqdq.jobs.requests.checks import MAX_SEED, check_number, check_whole
+from vqdq.quantities import digits, roughly
 from vqdq.ui.blind_words import answers, in_words, power_words
 from vqdq.ui.desk import Desk
 from vqdq.ui.settings import whole
-from vqdq.ui.wording import chip, count, digits, escape, roughly, shorten
+from vqdq.ui.wording import chip, count, escape, shorten
 
 REFERENCE = "FP16"
 OBVIOUS_BITS = 2.6  # a model of at most so many is plainly worse than full precision

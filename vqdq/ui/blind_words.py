@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from vqdq.jobs.protocol import Mode, Protocol
 from vqdq.metrics.power import detectable_rate, detectable_share, pairs_for_equivalence
 from vqdq.metrics.verdict import ALPHA
-from vqdq.ui.wording import count, digits
+from vqdq.quantities import digits
+from vqdq.ui.wording import count
 
 MODES: tuple[tuple[str, Mode], ...] = (
     ("Which is better?", "preference"),

@@ -17,6 +17,7 @@ from vqdq.demo.scenes import EXAMPLE_PROMPTS
 from vqdq.errors import UserError
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.run import RunRecord
+from vqdq.quantities import roughly
 from vqdq.ui import compare_extras, comparison, drawn_on, header, settings, viewer
 from vqdq.ui.compare_batch import CompareLook, board, drawn
 from vqdq.ui.compare_choice import SHOWN, require_variants
@@ -26,7 +27,7 @@ from vqdq.ui.comparison import Comparison
 from vqdq.ui.desk import ASSETS, Desk, as_fault
 from vqdq.ui.fit_panel import PRESENT, FitLook
 from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
-from vqdq.ui.wording import escape, file_url, roughly
+from vqdq.ui.wording import escape, file_url
 
 FIRST_LOOK = ASSETS / "first-look"
 STEPS, GUIDANCE = 20, 3.0

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.results import ComparedPicture, Distance, PictureSet
 from vqdq.jobs.run import FINISHED, RunRecord
+from vqdq.quantities import digits
 from vqdq.ui import comparison, header
 from vqdq.ui.viewer import swatch
-from vqdq.ui.wording import count, digits, escape, file_url, shorten
+from vqdq.ui.wording import count, escape, file_url, shorten
 
 ORDERS = (
     ("flip", "FLIP"),

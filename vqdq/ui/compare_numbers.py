@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vqdq.jobs import arithmetic
+from vqdq.quantities import digits, duration, size
 from vqdq.ui.comparison import Apart, Comparison, Entry, Proof
 from vqdq.ui.viewer import swatch
-from vqdq.ui.wording import chip, count, digits, duration, escape, shorten, size
+from vqdq.ui.wording import chip, count, escape, shorten
 
 VERDICT_WORDS = {
     "count": "number of things",

@@ -17,8 +17,9 @@ from vqdq.jobs import batch, certificate
 from vqdq.jobs.requests import CompareRequest
 from vqdq.jobs.results import ArithmeticResult, Distance, PictureSet
 from vqdq.jobs.run import RunRecord
+from vqdq.quantities import digits
 from vqdq.ui.viewer import Picture, viewer
-from vqdq.ui.wording import digits, escape, file_url
+from vqdq.ui.wording import escape, file_url
 
 JUDGED = ("count", "shapes", "colours", "sizes", "relation", "background")
 

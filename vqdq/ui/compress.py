@@ -13,12 +13,13 @@ from vqdq.errors import UserError
 from vqdq.jobs.requests import CompressRequest
 from vqdq.jobs.run import RunRecord
 from vqdq.jobs.variants import plain, require_calibration
+from vqdq.quantities import roughly, size
 from vqdq.recipe import Plan, Recipe
 from vqdq.ui import fit_panel, header, inputs, links, panels, recipes, rules, settings, targets
 from vqdq.ui.desk import DEFAULT_GOAL, GOALS, Desk
 from vqdq.ui.live import ACTION, PRIVATE, Part, Region, Session, clicked, html, markup
 from vqdq.ui.settings import Settings, Wish
-from vqdq.ui.wording import escape, roughly, size
+from vqdq.ui.wording import escape
 
 
 def build(desk: Desk, session: gr.State) -> tuple[Part, Settings, dict[str, Any]]:

@@ -12,10 +12,11 @@ from vqdq.errors import UserError
 from vqdq.models import fit as fits
 from vqdq.models.fit import CARDS
 from vqdq.models.fit_options import FitOption
+from vqdq.quantities import size
 from vqdq.ui import drawn_on, header
 from vqdq.ui.desk import Desk
 from vqdq.ui.live import Part, Region, Session, Wire, html, markup
-from vqdq.ui.wording import chip, count, escape, size
+from vqdq.ui.wording import chip, count, escape
 
 PRESENT, USUAL = "", "8 GB"
 OWN = "Its own size"

@@ -12,13 +12,14 @@ import gradio as gr
 
 from vqdq.jobs import frontier
 from vqdq.jobs.frontier import COSTS, QUALITIES, Frontier, Scale, scale
+from vqdq.quantities import digits
 from vqdq.ui import frontier_panel, settings
 from vqdq.ui.desk import Desk
 from vqdq.ui.frontier_data import Known, Shelf
 from vqdq.ui.live import Part, Region, Session, Wire, clicked, html, markup
 from vqdq.ui.runs_look import FrontierLook, RunsLook
 from vqdq.ui.runs_reveal import reveal
-from vqdq.ui.wording import digits, escape
+from vqdq.ui.wording import escape
 from vqdq.views import frontier as plots
 from vqdq.views.style import LIGHT, PAGE, PEN
 

@@ -8,11 +8,12 @@ from vqdq.jobs import frontier
 from vqdq.jobs.frontier import QUALITIES, Sample, Scale
 from vqdq.jobs.models import ModelEntry
 from vqdq.metrics.proportions import Interval
+from vqdq.quantities import digits, size
 from vqdq.ui import rules
 from vqdq.ui.desk import Desk
 from vqdq.ui.frontier_data import recipe_of
 from vqdq.ui.runs_reveal import opener_command
-from vqdq.ui.wording import chip, decibels, digits, escape, file_url, shorten, size
+from vqdq.ui.wording import chip, decibels, escape, file_url, shorten
 
 MOST_CARDS = 8
 NO_MODELS = (

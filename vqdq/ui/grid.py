@@ -12,13 +12,14 @@ from vqdq.errors import UserError
 from vqdq.jobs import grid_sheet
 from vqdq.jobs.grid_cost import Cost
 from vqdq.jobs.requests import GridRequest
+from vqdq.quantities import roughly, size
 from vqdq.ui import grid_form, grid_state, grid_table, header
 from vqdq.ui.desk import Desk, as_fault
 from vqdq.ui.grid_form import GridForm
 from vqdq.ui.grid_state import cost_of, shown, shown_run, submit
 from vqdq.ui.grid_table import Shown
 from vqdq.ui.live import ACTION, PRIVATE, Part, Region, Session, Wire, clicked, html, markup
-from vqdq.ui.wording import chip, count, escape, file_url, moment, roughly, shorten, size
+from vqdq.ui.wording import chip, count, escape, file_url, moment, shorten
 
 EARLIER = 8
 

@@ -16,7 +16,8 @@ from vqdq.jobs.grid_records import GridRow, lost
 from vqdq.jobs.grid_sheet import distance, fixed
 from vqdq.jobs.requests import GridRequest
 from vqdq.jobs.requests.grid import Axis, Value
-from vqdq.ui.wording import count, digits, duration, escape, file_url, shorten, size
+from vqdq.quantities import digits, duration, size
+from vqdq.ui.wording import count, escape, file_url, shorten
 
 ARRIVALS = 60  # rows that travel at once; far more than a moment brings
 VERDICT = {

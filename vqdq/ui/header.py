@@ -10,7 +10,8 @@ import torch
 
 from vqdq.jobs.requests import BlameRequest, CompressRequest, PlanRequest, Request
 from vqdq.jobs.run import RunRecord
-from vqdq.ui.wording import count, duration, escape, shorten, size, stage
+from vqdq.quantities import duration, size
+from vqdq.ui.wording import count, escape, shorten, stage
 
 VERBS = {
     "compress": "Compressing",

@@ -9,12 +9,13 @@ import numpy as np
 
 from vqdq.capture import ActivationRecord
 from vqdq.errors import UserError
+from vqdq.quantities import digits
 from vqdq.ui.inspect_figures import Plot, drawn, figure, picks
 from vqdq.ui.inspection import Capture
 from vqdq.ui.look import HALVES, Look
 from vqdq.ui.wording import escape
 from vqdq.views.layer_map import QUANTITIES, MapValues, Scale, layer_map, map_values
-from vqdq.views.style import Style, View, digits
+from vqdq.views.style import Style, View
 
 OF_VARIANTS = ("paired_sqnr_db", "sqnr_db", "clipped", "empty")
 """Quantities that a 16-bit model does not have."""

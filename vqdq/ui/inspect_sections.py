@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqdq.errors import UserError
+from vqdq.quantities import digits
 from vqdq.ui import (
     header,
     inspect_layer,
@@ -19,7 +20,7 @@ from vqdq.ui.inspect_figures import Plot, save
 from vqdq.ui.inspection import Capture, settled
 from vqdq.ui.look import SECTIONS, Look, Screen
 from vqdq.ui.theme import variant_colour
-from vqdq.ui.wording import chip, digits, escape
+from vqdq.ui.wording import chip, escape
 
 Body = Callable[..., str]
 

@@ -13,7 +13,8 @@ from vqdq.errors import UserError
 from vqdq.models import fit as fits
 from vqdq.models.fit_options import FitOption
 from vqdq.models.inventory import Inventory
-from vqdq.ui.wording import chip, escape, size
+from vqdq.quantities import size
+from vqdq.ui.wording import chip, escape
 
 CARDS = (6, 8, 12, 16, 24)  # GB, of 10^9 bytes
 SIDE = 512  # of a model that says no size

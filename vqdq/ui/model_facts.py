@@ -9,8 +9,9 @@ from vqdq.jobs.recents import Recent
 from vqdq.models.glance import Glance
 from vqdq.models.inventory import Inventory, Part
 from vqdq.progress import Event
+from vqdq.quantities import digits, size
 from vqdq.ui import header
-from vqdq.ui.wording import chip, digits, escape, moment, shorten, size
+from vqdq.ui.wording import chip, escape, moment, shorten
 
 _STORED = {"float32": "32 bits", "float16": "16 bits", "bfloat16": "16 bits (bf16)"}
 

@@ -10,12 +10,13 @@ from vqdq.jobs import arithmetic, inputs
 from vqdq.jobs.requests import CompressRequest, PlanRequest
 from vqdq.jobs.results import ArithmeticResult
 from vqdq.jobs.run import RunRecord
+from vqdq.quantities import digits, duration, size
 from vqdq.recipe import Plan, Recipe
 from vqdq.ui import header, targets
 from vqdq.ui.desk import GOALS, Estimate, as_fault
 from vqdq.ui.settings import Aim
 from vqdq.ui.viewer import swatch
-from vqdq.ui.wording import chip, count, decibels, digits, duration, escape, size, stage
+from vqdq.ui.wording import chip, count, decibels, escape, stage
 
 FIRST_ROWS = 8
 

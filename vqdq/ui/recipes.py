@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from vqdq.calibration import CalibrationParams, FinetuneParams
+from vqdq.quantities import size
 from vqdq.recipe import Recipe
 from vqdq.ui import rules
-from vqdq.ui.wording import escape, size
+from vqdq.ui.wording import escape
 
 INPUTS = "activations"
 GROUPS = (

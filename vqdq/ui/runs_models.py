@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vqdq.jobs.models import ModelEntry
+from vqdq.quantities import digits, size
 from vqdq.ui.runs_reveal import opener_command
-from vqdq.ui.wording import digits, escape, moment, size
+from vqdq.ui.wording import escape, moment
 
 EMPTY = (
     '<div class="vq-history-empty"><h3>No compressed model yet</h3><p class="vq-muted">A'

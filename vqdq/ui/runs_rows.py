@@ -13,11 +13,12 @@ from vqdq.jobs import arithmetic
 from vqdq.jobs.history import Usage
 from vqdq.jobs.requests import CompressRequest, GenerateRequest, GridRequest, PlanRequest
 from vqdq.jobs.run import RunRecord
+from vqdq.quantities import duration, size
 from vqdq.report.bundle import REPORTED
 from vqdq.ui import header
 from vqdq.ui.desk import as_fault
 from vqdq.ui.runs_reveal import opener_command
-from vqdq.ui.wording import count, decibels, duration, escape, file_url, moment, shorten, size
+from vqdq.ui.wording import count, decibels, escape, file_url, moment, shorten
 
 EVENTS = 12
 KIND_WORDS = {

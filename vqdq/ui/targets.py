@@ -9,11 +9,12 @@ from vqdq.jobs.plan import concrete
 from vqdq.jobs.requests import PlanRequest
 from vqdq.jobs.results import PlannedRow, PlanResult
 from vqdq.jobs.run import RunRecord
+from vqdq.quantities import digits, size
 from vqdq.recipe import Recipe
 from vqdq.ui.desk import Desk
 from vqdq.ui.settings import Aim, Wish
 from vqdq.ui.viewer import swatch
-from vqdq.ui.wording import chip, count, digits, escape, size
+from vqdq.ui.wording import chip, count, escape
 
 WIDEST = 8.0  # bits that fill a bar
 RECENT = 40

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 
 from vqdq.capture.records import LayerRecord
 from vqdq.capture.streams import OUTLIER, bin_edges
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
 from vqdq.views.layer_map import layer_map
 from vqdq.views.overview import detailed, outlier_share
-from vqdq.views.style import DIVERGING, SEQUENTIAL, Style, View, digits, share
+from vqdq.views.style import DIVERGING, SEQUENTIAL, Style, View, share
 
 __all__ = ["Named", "channel_strip", "layer_map", "outliers", "position_map"]
 

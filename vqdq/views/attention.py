@@ -13,9 +13,10 @@ from matplotlib.colors import Normalize
 
 from vqdq.capture.attention_record import FLOOR_OCTAVES, AttentionRecord, score_edges
 from vqdq.capture.tokens import GROUPS, PromptTokens
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import DIVERGING, ROLES, SEQUENTIAL, Style, View, digits, share
+from vqdq.views.style import DIVERGING, ROLES, SEQUENTIAL, Style, View, share
 
 Named = tuple[str, AttentionRecord]
 Picture = npt.NDArray[np.generic]

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from vqdq.activations.scores import Scheme, Spread, score_levels
 from vqdq.capture.attention_record import AttentionRecord, score_edges
 from vqdq.capture.tokens import GROUPS
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import DIVERGING, ROLES, SEQUENTIAL, Style, View, digits, share
+from vqdq.views.style import DIVERGING, ROLES, SEQUENTIAL, Style, View, share
 
 Named = tuple[str, AttentionRecord]
 Floats = npt.NDArray[np.float64]

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from vqdq.jobs.blame_result import brief
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import DIVERGING, Style, View, digits, share
+from vqdq.views.style import DIVERGING, Style, View, share
 
 if TYPE_CHECKING:
     from vqdq.jobs.blame_result import Offer

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vqdq.jobs.frontier import Frontier, Point, Scale
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import Style, View, digits
+from vqdq.views.style import Style, View
 
 _NAMED = 8
 """Points up to which each is named; of more only those on the front are."""

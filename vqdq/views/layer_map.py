@@ -13,9 +13,10 @@ from vqdq.capture.records import ActivationRecord
 from vqdq.capture.scalars import Scalars
 from vqdq.errors import UserError
 from vqdq.params import nearest
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import DIVERGING, SEQUENTIAL, Style, View, digits, share
+from vqdq.views.style import DIVERGING, SEQUENTIAL, Style, View, share
 
 Floats = npt.NDArray[np.float64]
 _PLENTY_DB = 60.0  # from here on an output counts as the same: 0.1 % of its size

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from vqdq.quantities import digits
 from vqdq.views.data import Plotted
 
 # Text stays text: the page's own typeface, selectable, and a third of the size of outlines.
@@ -309,16 +310,6 @@ def drawable(text: str) -> str:
     font = get_font(findfont("DejaVu Sans"))
     known = "".join(sign if font.get_char_index(ord(sign)) else "□" for sign in text)
     return known.replace("$", r"\$")
-
-
-def digits(value: float) -> str:
-    """Returns three significant digits, with a true minus sign: 31.2, 0.76, −4.05, 1,240."""
-    if not np.isfinite(value):
-        return "∞" if value > 0 else "−∞" if value < 0 else "–"
-    if value == 0:
-        return "0"
-    places = max(0, 2 - int(np.floor(np.log10(abs(value)))))
-    return f"{value:,.{min(places, 6)}f}".replace("-", "−")
 
 
 def share(value: float) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from vqdq.capture.along import TrajectoryRecord
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import Style, View, digits
+from vqdq.views.style import Style, View
 
 
 def trajectory(records: Sequence[TrajectoryRecord], style: Style) -> View:

@@ -14,9 +14,10 @@ from vqdq.capture.codes import CodesRecord
 from vqdq.capture.kept import KeptTensor
 from vqdq.capture.records import LayerRecord
 from vqdq.capture.streams import bin_edges
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import SEQUENTIAL, Style, View, digits, share
+from vqdq.views.style import SEQUENTIAL, Style, View, share
 
 Floats = npt.NDArray[np.float64]
 _CELLS = 320

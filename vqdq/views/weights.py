@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from vqdq.capture.weights import WeightRecord
+from vqdq.quantities import digits
 from vqdq.views import data
 from vqdq.views import style as look
-from vqdq.views.style import Style, View, digits, share
+from vqdq.views.style import Style, View, share
 
 
 def weight_histogram(record: WeightRecord, style: Style) -> View:
