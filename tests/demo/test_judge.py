@@ -42,15 +42,16 @@ def wrong_in_one_attribute(scene: scenes.Scene, index: int) -> tuple[str, scenes
     return kind, dataclasses.replace(scene, objects=(item, *rest))
 
 
-def test_right_on_true_and_wrong_captions() -> None:
-    """At least 99.5 % of 1 000 true captions pass, and of 1 000 wrong ones fail."""
+@pytest.mark.parametrize("count", [400, pytest.param(1000, marks=pytest.mark.long)])
+def test_right_on_true_and_wrong_captions(count: int) -> None:
+    """At least 99.5 % of the true captions pass, and of the wrong ones fail."""
     passed = failed = 0
-    for index, (scene, generator) in enumerate(drawn(1000, seed=11)):
+    for index, (scene, generator) in enumerate(drawn(count, seed=11)):
         picture = scenes.render(scene, generator)
         passed += judge(picture, scene).passed
         failed += not judge(picture, wrong_in_one_attribute(scene, index)[1]).passed
-    assert passed >= 995
-    assert failed >= 995
+    assert passed >= 0.995 * count
+    assert failed >= 0.995 * count
 
 
 @pytest.mark.parametrize("size", [64, 96, 192])
