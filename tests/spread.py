@@ -16,7 +16,12 @@ BROWSERS = (
     ("test_reliability", "test_runs", "test_compare", "test_targets", "test_inputs", "test_blame"),
 )
 """Files of about as many seconds each; one that is missing here gets a browser of its own."""
-LONG = ("test_cluster", "test_worker", "test_kills", "test_executors", "test_full", "test_readme")
+LONG = (
+    "test_cluster", "test_worker", "test_kills", "test_executors", "test_full",
+    "test_readme", "test_model_panel", "test_api", "test_plugin", "test_activations",
+    "test_at_home", "test_compressor", "test_sweep", "test_additive", "test_inspect_views",
+    "test_people",
+)  # fmt: skip
 """Begun early, so that at the end nobody waits for one of them."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -83,12 +84,16 @@ def _imports(tree: ast.AST, *, top_level_only: bool) -> set[str]:
 
 
 SOURCES = {_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(SOURCES[module].read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_imports_go_down_and_walls_hold(module: str) -> None:
-    for name in _imports(TREES[module], top_level_only=False):
+    for name in _imports(_tree(module), top_level_only=False):
         if name in SOURCES and name != "vqdq":
             assert _floor(name) <= _floor(module), f"{module} imports {name} from a higher floor"
         library = name.partition(".")[0]
@@ -108,10 +113,10 @@ def test_there_are_no_circles() -> None:
     graph = {
         name: {
             target
-            for target in _imports(tree, top_level_only=True)
+            for target in _imports(_tree(name), top_level_only=True)
             if target in SOURCES and target not in (name, "vqdq")
         }
-        for name, tree in TREES.items()
+        for name in SOURCES
     }
     done: set[str] = set()
 
