@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import pytest
 import torch
 
 from vqdq.jobs import faults
@@ -40,3 +41,15 @@ def test_what_the_failed_work_held_is_let_go() -> None:
         assert kept[0]() is None
         assert told is not None
         assert told.what == "there was not enough memory."
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_full_memory_is_told_where_no_module_can_be_read(error, monkeypatch):
+    def full(*asked, **more):
+        raise MemoryError(asked, more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.__import__", full)
+        told = faults.as_user_error(error, "compress")
+    assert told is not None
+    assert told.what == "there was not enough memory."

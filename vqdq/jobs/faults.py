@@ -111,10 +111,12 @@ _FEWER = (
 
 def _is_full(error: BaseException) -> bool:
     """Whether a card was full; without loading torch, which then had nothing to do with it."""
-    if "torch" not in sys.modules:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
         return False
-    from vqdq.layers import card_memory
-
+    try:
+        from vqdq.layers import card_memory
+    except MemoryError:  # the computer's memory is full: there is no room to read a module
+        return False
     return card_memory.is_full(error)
 
 
