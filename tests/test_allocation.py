@@ -39,7 +39,7 @@ def _best_of_all(options: dict[str, list[Option]], budget: int) -> float:
 
 
 @given(options=_instance, extra=st.integers(0, 120))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_it_finds_the_best_of_all_choices(options: dict[str, list[Option]], extra: int) -> None:
     budget = smallest_bytes(options) + extra
     chosen = allocate(options, budget)
@@ -51,7 +51,7 @@ def test_it_finds_the_best_of_all_choices(options: dict[str, list[Option]], extr
 
 
 @given(options=_instance, extra=st.integers(0, 100), more=st.integers(0, 30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_bytes_never_lose_more(
     options: dict[str, list[Option]], extra: int, more: int
 ) -> None:

@@ -11,7 +11,7 @@ from vqdq import packing
 from vqdq.errors import UserError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bits=st.integers(1, 16), data=st.data())
 def test_unpack_inverts_pack(bits: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=200))
@@ -22,7 +22,7 @@ def test_unpack_inverts_pack(bits: int, data: st.DataObject) -> None:
     assert packing.unpack(stream, bits, len(values)).tolist() == values
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(bits=st.integers(1, 16), data=st.data())
 def test_the_stream_is_one_large_integer(bits: int, data: st.DataObject) -> None:
     """Independent definition: value i times 2^(i*bits), summed, in little-endian bytes."""

@@ -38,7 +38,7 @@ convolutions = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(convolutions, st.integers(0, 2**31))
 def test_rows_are_those_of_the_input_matrix(conv: nn.Conv2d, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -132,7 +132,7 @@ def test_nothing_seen_is_zero() -> None:
     assert torch.equal(moments.mean(), torch.zeros(3))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 500), st.integers(1, 600), st.integers(0, 2**31))
 def test_sampled_rows_are_different_and_spread(total: int, count: int, seed: int) -> None:
     index = sample_index(total, count, torch.Generator().manual_seed(seed))

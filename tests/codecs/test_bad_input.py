@@ -72,7 +72,7 @@ def test_a_method_that_is_not_installed_says_how_to_install_it() -> None:
         assert "pip install" in fault.value.remedy
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", USABLE)
 def test_odd_weights_are_encoded_or_refused_with_a_remedy(name: str, data: st.DataObject) -> None:

@@ -105,7 +105,7 @@ def test_every_setting_keeps_the_promises(name: str, values: dict[str, object]) 
     assert_promises(codecs.create(name, **values), weight, 9)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", codecs.available())
 def test_every_shape_keeps_the_promises(name: str, data: st.DataObject) -> None:

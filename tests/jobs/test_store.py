@@ -327,7 +327,7 @@ def test_eta_of_unequal_layers_is_by_their_work():
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 3)), min_size=4, max_size=30))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_eta_is_never_negative(steps):
     eta, now, done = Eta(), 0.0, 0
     for wait, more in steps:

@@ -14,7 +14,7 @@ from vqdq.activations.base import Grid, quantize, ranged
 from vqdq.kernels import int8, int8_cpu, int8_reference
 from vqdq.kernels.int8 import NO_BORDER, Border, Lines
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 2**31)
 
 

@@ -14,7 +14,7 @@ from vqdq.kernels import statistics_cpu as compiled
 from vqdq.kernels import statistics_reference as plain
 from vqdq.kernels.statistics import BINS, SCORE_BINS, SIDE
 
-QUICK = settings(max_examples=25, deadline=None)
+QUICK = settings(max_examples=25)
 
 
 @pytest.fixture(autouse=True)

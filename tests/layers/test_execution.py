@@ -23,7 +23,7 @@ from vqdq.layers.inputs import LayerInput, NoiseLevel
 from vqdq.layers.matrix import from_matrix, weight_matrix
 from vqdq.layers.quantized import QuantizedConv2d, QuantizedLinear, pack
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 
 def no_step(*_: object) -> None:

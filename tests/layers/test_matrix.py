@@ -33,7 +33,7 @@ convolutions = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(convolutions)
 def test_convolution_weight_round_trips(conv: nn.Conv2d) -> None:
     matrix, taps = weight_matrix(conv)
@@ -46,7 +46,7 @@ def test_convolution_weight_round_trips(conv: nn.Conv2d) -> None:
     assert torch.equal(matrix[:, column], conv.weight[:, 0, kh - 1, kw - 1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(convolutions, st.integers(0, 2**31))
 def test_convolution_is_matrix_times_patches(conv: nn.Conv2d, seed: int) -> None:
     if conv.groups > 1:

@@ -52,7 +52,7 @@ def test_no_trial_says_nothing():
 
 
 @given(wins=st.integers(0, 300), losses=st.integers(0, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_sign_test_is_scipys(wins, losses):
     ours = proportions.sign_test(wins, losses)
     if wins + losses == 0:
@@ -71,7 +71,7 @@ def test_the_sign_test_in_fractions():
 
 
 @given(data=st.data(), trials=st.integers(1, 400), chance=st.floats(0.01, 0.99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_binomial_tails_are_scipys(data, trials, chance):
     wins = data.draw(st.integers(0, trials))
     upper = stats.binom.sf(wins - 1, trials, chance)
@@ -81,7 +81,7 @@ def test_binomial_tails_are_scipys(data, trials, chance):
 
 
 @given(st.lists(st.integers(-6, 6), max_size=10))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_turning_prompts_over_is_all_sign_patterns(leads):
     sums = [
         abs(sum(sign * lead for sign, lead in zip(signs, leads, strict=True)))
@@ -100,7 +100,7 @@ def test_turning_prompts_over_is_scipys_permutation_test():
 
 
 @given(wins=st.integers(0, 200), losses=st.integers(0, 200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_pair_a_prompt_is_the_sign_test(wins, losses):
     ours = proportions.flip_test([1] * wins + [-1] * losses + [0] * 3)
     assert ours == pytest.approx(proportions.sign_test(wins, losses), rel=1e-11)
@@ -120,7 +120,7 @@ def test_equivalence_is_two_one_sided_binomial_tests(wins, losses, margin):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_holm_is_that_of_statsmodels(values):
     with mock.patch("gc.collect"):  # which theirs calls each time: a second among many objects
         theirs = multipletests(values, method="holm")[1]

@@ -156,7 +156,7 @@ def test_files_that_are_not_there(tmp_path):
 
 
 @given(content=st.binary(max_size=200), ending=st.sampled_from([".txt", ".csv", ".tsv", ".json"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_bytes_are_prompts_or_a_plain_message(tmp_path_factory, content, ending):
     path = tmp_path_factory.getbasetemp() / f"any{ending}"
     path.write_bytes(content)

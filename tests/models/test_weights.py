@@ -33,7 +33,7 @@ def write(path: Path, content: dict[str, torch.Tensor]) -> int:
     return write_weights(path, specs, METADATA, lambda spec: content[spec.name])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tensors)
 def test_bytes_are_those_of_the_library(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, torch.Tensor]

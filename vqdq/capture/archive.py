@@ -76,9 +76,7 @@ def reading(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except _DAMAGE as error:
-        raise UserError(
-            "The record is missing or damaged.", where=str(path), remedy="Capture it again."
-        ) from error
+        raise _damaged(path) from error
 
 
 def load(path: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -97,9 +95,7 @@ def load(path: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[s
     except (UserError, MemoryError):
         raise
     except Exception as error:  # zipfile, its decoders and NumPy's parser raise a dozen kinds
-        raise UserError(
-            "The record is missing or damaged.", where=str(path), remedy="Capture it again."
-        ) from error
+        raise _damaged(path) from error
     if not known:
         raise _refused(path, header, kind, version)
     return header, arrays
@@ -125,6 +121,12 @@ def _refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
             shape, _, dtype = read(file, max_header_size=_MOST_HEADER)
         if math.prod(shape) * dtype.itemsize > member.file_size or dtype.hasobject:
             raise ValueError(member.filename)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        "The record is missing or damaged.", where=str(path), remedy="Capture it again."
+    )
 
 
 def _refused(path: Path, header: Mapping[str, Any], kind: str, version: int) -> UserError:

@@ -19,7 +19,7 @@ import torch
 
 from vqdq.errors import UserError
 from vqdq.models.prompts import built_in
-from vqdq.params import nearest
+from vqdq.params import is_text, nearest
 from vqdq.places import expanded
 
 MAX_FILE_BYTES = 200_000_000  # COCO's training captions are 92 MB
@@ -307,7 +307,7 @@ def _prompt(text: str, where: str, category: str = "", challenge: str = "") -> P
     words = " ".join(text.split())
     if not words:
         raise UserError("the prompt is empty.", where=where, remedy="Write one, or remove it.")
-    if any("\ud800" <= letter <= "\udfff" for letter in words):
+    if not is_text(words):
         raise UserError("the prompt holds half a character.", where=where, remedy="Correct it.")
     if len(words) > MAX_CHARACTERS:
         raise UserError(

@@ -208,7 +208,7 @@ def _single(reference: str, base: str | Path | None) -> tuple[Path | None, str]:
     named = expanded(f"{head}.safetensors")
     if at and not _is_there(path) and os.path.isfile(named):
         path, given = named, given or tail
-    if _is_there(path) and path.suffix.lower() == ".safetensors" and os.path.isfile(path):
+    if path.suffix.lower() == ".safetensors" and os.path.isfile(path):
         return path.absolute(), given
     if given:
         raise UserError(

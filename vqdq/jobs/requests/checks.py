@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from vqdq.errors import UserError
-from vqdq.params import nearest
+from vqdq.params import is_text, nearest
 from vqdq.recipe import Recipe
 
 MAX_PROMPT_CHARACTERS = 2000  # CLIP reads 77 tokens; a text beyond this is a mistake, not a prompt
@@ -35,10 +35,7 @@ def check_sampling(prompt: object, seed: object, steps: object, guidance: object
             where="prompt",
             remedy=f"Use at most {MAX_PROMPT_CHARACTERS:,}; text encoders read about 77 tokens.",
         )
-    if any(
-        (ord(mark) < 32 and mark not in "\t\n\r") or 0xD800 <= ord(mark) <= 0xDFFF
-        for mark in prompt
-    ):
+    if not is_text(prompt) or any(ord(mark) < 32 and mark not in "\t\n\r" for mark in prompt):
         raise UserError(
             "the prompt holds characters that are no text.", where="prompt", remedy="Type it again."
         )
@@ -69,7 +66,7 @@ def check_text(value: object, where: str) -> None:
     """Raises `UserError` unless `value` is a text that a file can hold."""
     if not isinstance(value, str):
         raise UserError(f"{str(value)[:80]} is not a text.", where=where, remedy="Use a text.")
-    if "\0" in value or any(0xD800 <= ord(mark) <= 0xDFFF for mark in value):
+    if "\0" in value or not is_text(value):
         raise UserError("holds characters that are no text.", where=where, remedy="Type it again.")
 
 
@@ -150,7 +147,7 @@ def build(kind: type[R], **fields: Any) -> R:
     Raises:
         UserError: a field is missing or has a bad value.
     """
-    for each in dataclasses.fields(cast(Any, kind)):
+    for each in dataclasses.fields(cast(Any, kind)):  # `check_sampling` looks at the prompt
         if each.type == "str" and each.name in fields and each.name != "prompt":
             check_text(fields[each.name], each.name)
     try:
