@@ -34,7 +34,7 @@ SIDES = (("columns", "Columns"), ("rows", "Rows"), ("pages", "Pages"))
 FIRST = {"columns": "bits", "rows": "prompt", "pages": ""}
 FIRST_TEXT = {"bits": "16, 4, 3, 2", "seed": "1-4", "steps": "5, 10, 20, 40", "guidance": "1, 3, 6"}
 HINTS = {
-    "bits": "16 is the original. A list or a range: 16, 4, 3, 2 · 2-4",
+    "bits": "16 is the original. A range or a list: 2-4 · 16, 4, 2",
     "seed": "A list or a range: 1, 5, 9 · 1-8",
     "steps": "A list or a range: 5, 10, 20 · 10..50:10",
     "guidance": "A list or a range: 1, 3, 6 · 1..7:1.5",
